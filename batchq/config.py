@@ -1,0 +1,291 @@
+"""The typed configuration: one dataclass a Hydra group, checked once, before anything starts.
+
+Not frozen, because Hydra's overrides assign to them; treat them as read-only after `check`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from batchq.errors import ConfigError
+
+MISSING = "???"
+
+
+class Scheme(Enum):
+    auto = "auto"
+    none = "none"
+    int8 = "int8"
+    fp8 = "fp8"
+
+
+class InputFormat(Enum):
+    auto = "auto"
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+    text = "text"
+    dataset = "dataset"
+
+
+class TaskKind(Enum):
+    classify = "classify"
+    generate = "generate"
+
+
+class EngineKind(Enum):
+    vllm = "vllm"
+    fake = "fake"
+
+
+@dataclass
+class JobConfig:
+    """conf/job: a name, and the words that a person reads in reports."""
+
+    name: str = MISSING
+    description: str = ""
+
+
+@dataclass
+class TaskConfig:
+    """What is asked of a row.
+
+    prompt: Jinja, sandboxed; the row's columns by name, `row` for all of them, `choices` for the
+        answer space in words.
+    system: an optional system message; plain text, never rendered with row columns.
+    labels: the closed answer space (kind=classify).
+    codes: answer by letter (A, B, ...) instead of by the label's own words; null decides by
+        whether the labels' first tokens collide.
+    name: prefix of the output columns: label, label_probability, label_distribution, label_mass.
+    gold: a column with the right answer, for accuracy; rows without a value are not counted.
+    max_tokens, temperature, stop, seed: how text is generated (kind=generate).
+    """
+
+    kind: TaskKind = TaskKind.classify
+    prompt: str = MISSING
+    system: str = ""
+    labels: list[str] = field(default_factory=list)
+    codes: bool | None = None
+    name: str = "label"
+    gold: str | None = None
+    max_tokens: int = 128
+    temperature: float = 0.0
+    stop: list[str] = field(default_factory=list)
+    seed: int = 0
+
+
+@dataclass
+class ModelConfig:
+    """conf/model: where the model comes from.
+
+    path: hf://owner/name (with `revision`), a local folder, s3:// (or az://, gs://) prefix, or
+        wheel://distribution/path/in/it.gguf for a model carried by an installed wheel.
+    revision: the commit, 40 hexadecimal digits, of a hub model; required for hf://.
+    """
+
+    path: str = MISSING
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class QuantizationConfig:
+    """conf/quantization: scheme and calibration.
+
+    scheme: auto, none, int8 (SmoothQuant and GPTQ, W8A8) or fp8 (dynamic).
+    samples: calibration prompts, taken from the job's own rows; max_tokens: each cut to this.
+    smoothing: SmoothQuant's migration strength, 0 to 1.
+    ignore: layers left as they are.
+    cache: folder or object-store prefix that keeps quantized checkpoints by content.
+    python: another interpreter that has llm-compressor; null for this one.
+    """
+
+    scheme: Scheme = Scheme.auto
+    samples: int = 128
+    max_tokens: int = 512
+    seed: int = 0
+    smoothing: float = 0.8
+    ignore: list[str] = field(default_factory=lambda: ["lm_head"])
+    cache: str = "~/.cache/batchq/checkpoints"
+    python: str | None = None
+
+
+@dataclass
+class EngineConfig:
+    """conf/engine: vLLM's limits; null means chosen from the hardware, and said.
+
+    max_model_len: tokens of prompt and answer together; longer rows become failures.
+    max_num_batched_tokens, max_num_seqs: tokens and sequences a step.
+    in_flight: rows handed to the engine and not yet answered; null for twice max_num_seqs.
+    start_timeout_s: an engine not ready by then has failed.
+    options: any other of vLLM's engine arguments, under its own name.
+    """
+
+    kind: EngineKind = EngineKind.vllm
+    max_model_len: int = 2048
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    in_flight: int | None = None
+    start_timeout_s: float = 900.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ClusterConfig:
+    """conf/cluster: where replicas run.
+
+    address: null starts Ray on this machine; "auto" or host:port joins a running cluster.
+    replicas: engines side by side; null for as many as the machine has room for.
+    tensor_parallel_size: accelerators each engine spans.
+    cpus_per_replica: cores bound to each engine; null for an equal share of the machine's.
+    max_attempts: how often a shard whose actor was lost is handed out before the run gives up.
+    spill_seconds: how often answered rows of an unfinished shard are saved.
+    """
+
+    address: str | None = None
+    replicas: int | None = None
+    tensor_parallel_size: int = 1
+    cpus_per_replica: int | None = None
+    max_attempts: int = 4
+    spill_seconds: float = 60.0
+
+
+@dataclass
+class InputConfig:
+    """conf/input: the corpus.
+
+    path: a file, a folder, a glob, or a list of them separated by commas; local or s3://.
+    format: auto goes by the name (.jsonl .csv .parquet .txt, with .gz .zst .bz2).
+    columns: what is read; null for all. text lines come as one column, `text`.
+    id: a user's own id column; its duplicates are counted and reported.
+    limit: rows at most, from the start of the corpus; null for all.
+    """
+
+    path: str = MISSING
+    format: InputFormat = InputFormat.auto
+    columns: list[str] | None = None
+    id: str | None = None
+    limit: int | None = None
+
+
+@dataclass
+class OutputConfig:
+    """conf/output: where the answers go.
+
+    path: a folder or object-store prefix; data/ and meta/ are made below it.
+    columns: input columns that come along; null for all.
+    rows_per_shard: about how many rows one committed object holds.
+    max_error_rate: above this share of failures the run ends in exit code 4.
+    """
+
+    path: str = MISSING
+    columns: list[str] | None = None
+    rows_per_shard: int = 4096
+    max_error_rate: float = 0.05
+
+
+@dataclass
+class PricingConfig:
+    """conf/pricing: what an hour costs; the file is the user's own.
+
+    per_hour: price by accelerator name as NVML gives it ("NVIDIA H100 80GB HBM3"), matched by its
+    longest contained key; "cpu_core" prices a core where there is no accelerator.
+    """
+
+    currency: str = "USD"
+    as_of: str = ""
+    source: str = ""
+    per_hour: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Config:
+    job: JobConfig = field(default_factory=JobConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    pricing: PricingConfig = field(default_factory=PricingConfig)
+
+
+def conf_dir() -> Path:
+    """The shipped Hydra groups: beside the package in a wheel, beside its folder in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def user_conf_dir() -> Path | None:
+    """A user's own groups: $BATCHQ_CONF, or ./conf if it holds job/ (an unrelated conf/ is left alone).
+
+    Raises ConfigError if BATCHQ_CONF names no folder.
+    """
+    if named := os.environ.get("BATCHQ_CONF"):
+        if not Path(named).is_dir():
+            raise ConfigError(f"BATCHQ_CONF={named}: no such folder")
+        return Path(named).resolve()
+    local = Path.cwd() / "conf"
+    return local.resolve() if (local / "job").is_dir() else None
+
+
+def check(config: Config) -> Config:
+    """Refuse missing values and impossible combinations; returns the same object.
+
+    Raises ConfigError naming the field, its value and what it may be.
+    """
+    required = {
+        "job.name": config.job.name,
+        "task.prompt": config.task.prompt,
+        "model.path": config.model.path,
+        "input.path": config.input.path,
+        "output.path": config.output.path,
+    }
+    for name, value in required.items():
+        if value in (MISSING, "", None):
+            raise ConfigError(f"{name} is missing: give it in the job's file or as {name}=VALUE")
+    task, engine, cluster = config.task, config.engine, config.cluster
+    if task.kind is TaskKind.classify:
+        if len(task.labels) < 2:
+            raise ConfigError(f"task.labels={task.labels}: classify needs at least two labels")
+        if len(set(task.labels)) < len(task.labels):
+            raise ConfigError(f"task.labels={task.labels}: each label once")
+        if any(not label.strip() for label in task.labels):
+            raise ConfigError(f"task.labels={task.labels}: a label can't be empty")
+    elif task.labels:
+        raise ConfigError("task.labels goes with task.kind=classify, not generate")
+    if not task.name.isidentifier():
+        raise ConfigError(f"task.name={task.name}: letters, digits and _ only, it prefixes column names")
+    for name, number in {
+        "task.max_tokens": task.max_tokens,
+        "engine.max_model_len": engine.max_model_len,
+        "engine.max_num_batched_tokens": engine.max_num_batched_tokens,
+        "engine.max_num_seqs": engine.max_num_seqs,
+        "engine.in_flight": engine.in_flight,
+        "cluster.replicas": cluster.replicas,
+        "cluster.tensor_parallel_size": cluster.tensor_parallel_size,
+        "cluster.cpus_per_replica": cluster.cpus_per_replica,
+        "cluster.max_attempts": cluster.max_attempts,
+        "cluster.spill_seconds": cluster.spill_seconds,
+        "quantization.samples": config.quantization.samples,
+        "quantization.max_tokens": config.quantization.max_tokens,
+        "output.rows_per_shard": config.output.rows_per_shard,
+        "input.limit": config.input.limit,
+    }.items():
+        if number is not None and number <= 0:
+            raise ConfigError(f"{name}={number}: must be above 0")
+    if not 0 <= config.quantization.smoothing <= 1:
+        raise ConfigError(f"quantization.smoothing={config.quantization.smoothing}: between 0 and 1")
+    if not 0 <= config.output.max_error_rate <= 1:
+        raise ConfigError(f"output.max_error_rate={config.output.max_error_rate}: between 0 and 1")
+    for name, price in config.pricing.per_hour.items():
+        if price < 0:
+            raise ConfigError(f"pricing.per_hour.{name}={price}: a price can't be negative")
+    if config.model.trust_remote_code:
+        raise ConfigError("model.trust_remote_code=true: not supported; convert the model to safetensors without code")
+    return config

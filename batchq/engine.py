@@ -1,0 +1,75 @@
+"""The Engine protocol: token ids in, token ids or label log-probabilities out.
+
+Two things speak it: `vllm_engine` and `fake_engine`. A worker knows only this page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to answer. With `score_ids` the engine runs the prefill only and returns their
+    log-probabilities; otherwise it generates up to `max_tokens` tokens."""
+
+    score_ids: tuple[int, ...] = ()
+    max_tokens: int = 1
+    temperature: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """`logprobs` stand in the order of `Sampling.score_ids` (natural log, over the whole
+    vocabulary); `text` is empty when scoring."""
+
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is started with, the same for the real one and the fake.
+
+    `cores` are the CPU cores this engine may use (empty: all it was given); `options` go to vLLM
+    under vLLM's own names.
+    """
+
+    kind: str  # "vllm" or "fake"
+    model: str  # a local folder
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    device: str = "cpu"  # "cpu" or "cuda"
+    tensor_parallel_size: int = 1
+    cores: tuple[int, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """One model on one replica's devices. All methods run on one event loop."""
+
+    async def start(self) -> dict[str, float]:
+        """Load and warm up; returns seconds by phase ("load", "compile").
+
+        Raises EngineError with one line that says why it could not start.
+        """
+        ...
+
+    async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
+        """Answer one prompt; any number may be under way at once.
+
+        Raises RowError when this prompt can't be answered and EngineError when the engine died.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free the devices. Safe to call twice."""
+        ...

@@ -1,0 +1,94 @@
+"""Everything batchq raises on purpose, and the exit code each ends in.
+
+    BatchqError                 exit 1   the run failed; one line says why and what to do
+    ├── UserError               exit 2   bad configuration or input; nothing was started
+    │   ├── ConfigError                  a field, its value, and what it may be
+    │   ├── InputError                   a file or folder that can't be read as asked
+    │   ├── ModelError                   a model that can't be found, pinned or loaded
+    │   └── OutputTaken                  the output belongs to another run (drift)
+    ├── StorageError            exit 1   a store that failed after its retries
+    │   ├── AlreadyExists                a create-only put lost, or won with a lost reply
+    │   ├── NotFound                     no such object
+    │   ├── Changed                      the object is no longer the one that was planned
+    │   └── NoConditionalWrites exit 2   the store would let the last writer win
+    ├── EngineError             exit 1   the engine could not start, died, or stalled
+    ├── QuantizeError           exit 1   llm-compressor failed; its log is named
+    └── Stopped                 exit 3   stopped early on purpose; the same command resumes
+
+`RowError` is apart: it concerns one row, becomes a failure in the output, and never ends a run.
+"""
+
+from __future__ import annotations
+
+
+class BatchqError(Exception):
+    """A failure with a message fit for a person: one line, what is wrong, what to do."""
+
+    exit_code = 1
+
+
+class UserError(BatchqError):
+    """The configuration or the input has to change before a run can succeed."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration field is missing, unknown, or impossible; the message names it."""
+
+
+class InputError(UserError):
+    """An input can't be read as asked; the message names the file and never quotes its rows."""
+
+
+class ModelError(UserError):
+    """A model can't be found, isn't pinned, or isn't one that batchq can serve."""
+
+
+class OutputTaken(UserError):
+    """The output folder holds another run's plan; the message names what differs."""
+
+
+class StorageError(BatchqError):
+    """A store failed for good; transient faults were retried before this is raised."""
+
+
+class AlreadyExists(StorageError):
+    """A create-only put found the name taken. Read it back: the writer may have been us."""
+
+
+class NotFound(StorageError):
+    """No object at that URI."""
+
+
+class Changed(StorageError):
+    """The object's etag is not the planned one: somebody replaced it."""
+
+
+class NoConditionalWrites(StorageError):
+    """The store accepted two creates of one name, so two runs could overwrite each other."""
+
+    exit_code = 2
+
+
+class EngineError(BatchqError):
+    """The engine could not start, died or stalled; the message names its log file."""
+
+
+class QuantizeError(BatchqError):
+    """The quantizing process failed; the message names its log file."""
+
+
+class Stopped(BatchqError):
+    """Stopped early on purpose (SIGINT, SIGTERM); the same command goes on from here."""
+
+    exit_code = 3
+
+
+class RowError(Exception):
+    """One row can't be answered. `code` is a stable word, `message` says why without the text."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message

@@ -1,0 +1,128 @@
+"""The plain data that moves between rooms: frozen, slotted, without behaviour beyond JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class InputObject:
+    """One input file as it was when the plan was made."""
+
+    uri: str
+    name: str  # relative to the input's root; the first half of every batchq_id
+    size: int  # bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A piece of one input object that one worker labels.
+
+    `unit` says how `start` and `stop` count: "bytes" (of plain JSONL or text, a row belongs to
+    the shard in which its first byte lies), "rows" (of a Parquet row group range or a dataset,
+    by row ordinal), or "stream" (the whole of an object that can't be split; it commits one part
+    per `rows_per_part` rows).
+    """
+
+    index: int
+    object: int  # position in Plan.objects
+    unit: str
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input row: where it stands, its columns, or why it could not be read.
+
+    `position` is the row's ordinal in its object, or the byte offset of its first byte where the
+    object is split by bytes. `error` is (code, message) for a row that can't be parsed; `raw`
+    then keeps its text, as far as it can be decoded.
+    """
+
+    id: str
+    position: int
+    columns: dict[str, Any]
+    error: tuple[str, str] | None = None
+    raw: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said of a row: the task's own columns and what it cost in tokens."""
+
+    columns: dict[str, Any]
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row has no answer: a stable code and a message without the row's text."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Counts that add up. Tokens are the engine's own counts; seconds are wall clock."""
+
+    rows: int = 0
+    answers: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    correct: int = 0  # answers equal to the gold label
+    gold: int = 0  # answers whose row had a gold label
+    mass: float = 0.0  # sum of label_mass over answers
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(values(self), values(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a committed part says of itself, in its Parquet footer.
+
+    `shard` and `part` give its place, `last` whether the shard ends here, `attempt` the id of the
+    attempt that wrote it, `fingerprint` the plan's. `labels` counts the answers by label.
+    """
+
+    shard: int
+    part: int
+    last: bool
+    attempt: str
+    fingerprint: str
+    usage: Usage
+    labels: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)  # by code
+    next_position: int = 0  # where the shard's next part begins
+    reused: int = 0  # rows taken over from an earlier attempt's spill, not asked again
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is fixed before a worker starts; stored create-only as meta/plan.json."""
+
+    fingerprint: str
+    ingredients: dict[str, str]  # what decides an answer, by name -> digest; their hash is the fingerprint
+    job: str
+    objects: tuple[InputObject, ...]
+    shards: tuple[Shard, ...]
+    format: str
+    schema: str  # the Arrow schema of every output object, base64 of its IPC form
+    rows_per_part: int
+    quantization: str  # the scheme that `auto` settled on
+    model: str  # content digest of the model as named
+    checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
+
+
+def values(record: Any) -> list[Any]:
+    """A record's fields, in order, not descending into nested records."""
+    return [getattr(record, f.name) for f in dataclasses.fields(record)]
