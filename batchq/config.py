@@ -85,11 +85,13 @@ class ModelConfig:
     path: hf://owner/name (with `revision`), a local folder, s3:// (or az://, gs://) prefix, or
         wheel://distribution/path/in/it.gguf for a model carried by an installed wheel.
     revision: the commit, 40 hexadecimal digits, of a hub model; required for hf://.
+    chat_template: arguments of the model's own chat template, such as {enable_thinking: false}.
     """
 
     path: str = MISSING
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

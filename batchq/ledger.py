@@ -1,0 +1,55 @@
+"""One record an invocation, meta/runs/<id>.json, rewritten by its only owner while it works.
+
+A driver that was killed leaves its last rewrite behind, so what it cost is not forgotten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import uuid
+from datetime import UTC, datetime
+
+from batchq import storage
+from batchq.account import ReplicaAccount, RunAccount, account_from_json
+
+REWRITE_SECONDS = 15.0
+
+
+class Invocation:
+    """This invocation's record. `update` may be called often; it writes only when a rewrite is due."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+        self._began = time.monotonic()
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._written = float("-inf")
+        self._replicas: tuple[ReplicaAccount, ...] = ()
+        self._extra: tuple[ReplicaAccount, ...] = ()
+        self._lost = 0
+
+    def spent(self, account: ReplicaAccount) -> None:
+        """Devices held by something that is no replica, such as quantization."""
+        self._extra += (account,)
+
+    def update(self, replicas: tuple[ReplicaAccount, ...], lost: int) -> None:
+        self._replicas, self._lost = replicas, lost
+        if time.monotonic() - self._written > REWRITE_SECONDS:
+            self.close("running")
+
+    def close(self, state: str) -> None:
+        account = self.account(state)
+        storage.put(storage.join(self.output, f"meta/runs/{self.id}.json"), json.dumps(dataclasses.asdict(account)).encode())
+        self._written = time.monotonic()
+
+    def account(self, state: str) -> RunAccount:
+        wall = round(time.monotonic() - self._began, 3)
+        return RunAccount(self.id, state, self._started, wall, self._extra + self._replicas, self._lost)
+
+
+def read_runs(output: str) -> list[RunAccount]:
+    """All invocations' records of one output, oldest first."""
+    uris = sorted(s.uri for s in storage.list_objects(storage.join(output, "meta/runs")))
+    return [account_from_json(json.loads(storage.read(uri))) for uri in uris]

