@@ -22,18 +22,18 @@ class PhaseClock:
         self._now = now
         self._phase = phase
         self._since = now()
-        self._seconds: Counter[str] = Counter()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
 
     def enter(self, phase: str) -> None:
         now = self._now()
-        self._seconds[self._phase] += now - self._since  # type: ignore[assignment]
+        self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Reassign seconds that a later measurement showed to be another phase's."""
         seconds = min(seconds, self._seconds[source])
-        self._seconds[source] -= seconds  # type: ignore[assignment]
-        self._seconds[target] += seconds  # type: ignore[assignment]
+        self._seconds[source] -= seconds
+        self._seconds[target] += seconds
 
     @property
     def phase(self) -> str:
@@ -42,8 +42,8 @@ class PhaseClock:
     def seconds(self) -> dict[str, float]:
         """Seconds by phase up to now, the current one included."""
         total = dict(self._seconds)
-        total[self._phase] = total.get(self._phase, 0.0) + self._now() - self._since
-        return {phase: round(total.get(phase, 0.0), 3) for phase in PHASES}
+        total[self._phase] += self._now() - self._since
+        return {phase: round(seconds, 3) for phase, seconds in total.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +101,13 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
     replicas = [replica for run in runs for replica in run.replicas]
     phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}
     engine = {p: sum(r.phases.get(p, 0.0) for r in replicas) for p in PHASES}
-    cpu: Counter[str] = Counter()
+    cpu: dict[str, float] = {}
+    held: dict[str, float] = {}
     for replica in replicas:
-        cpu.update(replica.cpu)  # type: ignore[arg-type]
-    held: Counter[str] = Counter()
-    for replica in replicas:
-        held[replica.accelerator] += replica.devices * sum(replica.phases.values())  # type: ignore[assignment]
+        for what, seconds in replica.cpu.items():
+            cpu[what] = cpu.get(what, 0.0) + seconds
+        seconds = replica.devices * sum(replica.phases.values())
+        held[replica.accelerator] = held.get(replica.accelerator, 0.0) + seconds
     prices = {name: price(name, pricing) for name in held}
     unpriced = sorted(name for name, per_hour in prices.items() if per_hour is None)
     cost = None if unpriced else sum(s / 3600 * (prices[name] or 0.0) for name, s in held.items())
@@ -130,7 +131,7 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "wall_seconds": round(sum(r.wall_seconds for r in runs), 3),
         "device_seconds": phases,
         "cpu_seconds": {k: round(v, 3) for k, v in cpu.items()},
-        "devices": dict(Counter({r.accelerator: max(x.devices for x in replicas) for r in replicas})),
+        "devices": {r.accelerator: max(x.devices for x in replicas) for r in replicas},
         "infer_seconds": round(engine["infer"], 3),
         "busy_share": _ratio(engine["infer"], engine["infer"] + engine["idle"]),
         "tokens_per_second": _ratio(tokens, engine["infer"]),

@@ -26,12 +26,15 @@ OVERHEAD = {"cpu": 2 * GIB, "cuda": 2 * GIB}  # libraries, activations, CUDA con
 KV_SHARE = 0.5  # of the memory that is left on a CPU; the rest is for reading, writing and the page cache
 GPU_SHARE = 0.9  # what vLLM takes of a GPU unless told otherwise
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
+FP8_SINCE = (8, 9)  # compute capability: Ada, Hopper and later
+INT8_UNTIL = (10, 0)  # vLLM's INT8 matrix kernels stop before Blackwell
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("BF16", "F16", "I16", "U16"), 16),
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"), 8),
-    **dict.fromkeys(("F4", "F6_E2M3", "F6_E3M2"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
 # Kept as they are whatever the scheme: not Linear layers, or Linear layers that llm-compressor is told to leave.
 KEPT = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?|\w*norm\w*|ln_\w+)\.")
@@ -83,11 +86,17 @@ def read_tensors(folder: str | Path) -> tuple[Tensor, ...]:
                 if length > path.stat().st_size:
                     raise ValueError("header longer than the file")
                 header = json.loads(file.read(length))
-                end = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+                end = (
+                    8
+                    + length
+                    + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+                )
         except (struct.error, ValueError, KeyError) as error:
             raise ModelError(f"{path}: not a safetensors file") from error
         if end != path.stat().st_size:
-            raise ModelError(f"{path}: {path.stat().st_size} bytes where its header says {end}: a copy that was cut short")
+            raise ModelError(
+                f"{path}: {path.stat().st_size} bytes where its header says {end}: a copy that was cut short"
+            )
         found += [Tensor(k, v["dtype"], tuple(v["shape"])) for k, v in header.items() if k != "__metadata__"]
     return tuple(found)
 
@@ -126,8 +135,9 @@ def predicted_bytes(
 def is_quantized(tensor: Tensor, ignore: Iterable[str] = ("lm_head",)) -> bool:
     """Whether llm-compressor would quantize it: the matrix of a Linear layer, or a stack of experts' matrices."""
     layer = tensor.name.removesuffix(".weight")
-    linear = tensor.name.endswith(".weight") and len(tensor.shape) == 2 or ".experts." in layer and len(tensor.shape) == 3
-    if not linear or KEPT.search(tensor.name) or BITS[tensor.dtype] < 16:
+    matrix = len(tensor.shape) == 2 and layer != tensor.name
+    experts = len(tensor.shape) == 3 and ".experts." in layer
+    if not (matrix or experts) or KEPT.search(tensor.name) or BITS[tensor.dtype] < 16:
         return False
     return not any(re.match(name[3:], layer) if name.startswith("re:") else name == layer for name in ignore)
 
@@ -236,43 +246,40 @@ def require_memory(
 def choose(scheme: Scheme, hardware: Hardware, model: Model) -> tuple[Scheme, str]:
     """The scheme to quantize to, never `auto`, and one sentence that says why.
 
-    Raises ConfigError for a scheme that vLLM can't serve on this hardware.
+    Raises ConfigError for a scheme, or a model's own quantization, that vLLM can't serve on this hardware.
     """
     if model.quantized:
+        _require_served(model.quantized.rpartition(" ")[2], f"{model.name} is stored in", hardware, stored=True)
         return Scheme.none, f"{model.name} is already quantized ({model.quantized}) and is used as it is"
-    capability, name = hardware.capability, hardware.accelerator
-    if scheme is Scheme.none:
-        return scheme, "no quantization, as asked"
-    if capability is None:
-        return _choose_cpu(scheme, hardware)
-    version = "{}.{}".format(*capability)
-    if scheme is Scheme.fp8 and capability < (8, 9):
-        raise ConfigError(
-            f"quantization.scheme=fp8: {name} (compute capability {version}) has no FP8, it needs 8.9; use int8, none or auto"
-        )
-    if scheme is Scheme.int8 and capability >= (10, 0):
-        raise ConfigError(
-            f"quantization.scheme=int8: vLLM has no INT8 kernel for {name} (compute capability {version}); "
-            "use fp8, none or auto"
-        )
+    _require_served(scheme.value, "quantization.scheme =", hardware)
     if scheme is not Scheme.auto:
         return scheme, f"{scheme.value}, as asked"
-    if capability >= (8, 9):
-        return Scheme.fp8, f"{name} (compute capability {version}) computes in FP8, which needs no calibration"
+    if not hardware.gpus:
+        if fast := sorted(INT8_FLAGS & hardware.flags):
+            return Scheme.int8, f"no GPU here, and this CPU computes in INT8 ({', '.join(fast)})"
+        return Scheme.none, "no GPU here, and this CPU has no INT8 instructions (avx512_vnni, amx_int8)"
+    capability, name = hardware.capability or (0, 0), _named(hardware)
+    if capability >= FP8_SINCE:
+        return Scheme.fp8, f"{name} computes in FP8, which needs no calibration"
     if capability >= (8, 0):
-        return Scheme.int8, f"{name} (compute capability {version}) computes in INT8 but not in FP8"
-    return Scheme.none, f"{name} (compute capability {version}) gains nothing from FP8 or INT8"
+        return Scheme.int8, f"{name} computes in INT8 but not in FP8"
+    return Scheme.none, f"{name} gains nothing from FP8 or INT8"
 
 
-def _choose_cpu(scheme: Scheme, hardware: Hardware) -> tuple[Scheme, str]:
-    if scheme is Scheme.fp8:
-        raise ConfigError("quantization.scheme=fp8: vLLM doesn't serve FP8 on a CPU; use int8, none or auto")
-    fast = sorted(INT8_FLAGS & hardware.flags)
-    if scheme is Scheme.int8:
-        return scheme, "int8, as asked" + ("" if fast else "; this CPU has no INT8 instructions, so don't expect speed")
-    if fast:
-        return Scheme.int8, f"no GPU here, and this CPU computes in INT8 ({', '.join(fast)})"
-    return Scheme.none, "no GPU here, and this CPU has no INT8 instructions (avx512_vnni, amx_int8)"
+def _require_served(kind: str, what: str, hardware: Hardware, stored: bool = False) -> None:
+    """Raise ConfigError if vLLM can't compute in `kind` here. A stored FP8 model runs on older GPUs as weights only."""
+    capability = hardware.capability
+    if kind == "fp8" and capability is None:
+        raise ConfigError(f"{what} fp8: vLLM doesn't serve FP8 on a CPU; choose int8, none or auto")
+    if kind == "fp8" and capability and capability < FP8_SINCE and not stored:
+        raise ConfigError(f"{what} fp8: {_named(hardware)} has no FP8, it takes 8.9; choose int8, none or auto")
+    if kind == "int8" and capability and capability >= INT8_UNTIL:
+        raise ConfigError(f"{what} int8: vLLM has no INT8 kernel for {_named(hardware)}; choose fp8, none or auto")
+
+
+def _named(hardware: Hardware) -> str:
+    major, minor = hardware.capability or (0, 0)
+    return f"{hardware.accelerator} (compute capability {major}.{minor})"
 
 
 def is_tied(config: dict[str, Any]) -> bool:

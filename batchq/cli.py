@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BatchqError as error:
         print(f"batchq: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except KeyboardInterrupt:
         print("batchq: interrupted; what is committed stays, the same command goes on", file=sys.stderr)
         return 3
@@ -92,21 +95,21 @@ def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     from batchq import preview
-    from batchq import run as runs
+    from batchq.run import checkpoint_only, compose_report, run, status
 
     if verb == "plan":
         print(preview.describe(config))
     elif verb == "preview":
         print(preview.preview(config))
     elif verb == "quantize":
-        print(runs.checkpoint_only(config))
+        print(checkpoint_only(config))
     elif verb == "doctor":
         return _doctor(config)
     else:
         action: dict[str, Callable[[], Any]] = {
-            "run": lambda: runs.run(config, _stop_on_signals()),
-            "status": lambda: runs.status(config),
-            "report": lambda: runs.compose_report(config),
+            "run": lambda: run(config, _stop_on_signals()),
+            "status": lambda: status(config),
+            "report": lambda: compose_report(config),
         }
         result = action[verb]()
         print(result.text)
@@ -180,7 +183,7 @@ def _register() -> None:
         Plugins.instance().register(UserConf)
 
 
-class _hydra_errors:  # noqa: N801 - a context manager
+class _hydra_errors:
     """Turn Hydra's and OmegaConf's many-line errors into one line that names the field and the choices."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
@@ -207,9 +210,12 @@ class _hydra_errors:  # noqa: N801 - a context manager
         cause = error.__cause__
         if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
             key = text.split("'")[1] if "'" in text else text
-            bad = next((o.split("=")[0].lstrip("+~") for o in self.overrides if o.split("=")[0].lstrip("+~").endswith(key)), key)
+            bad = next(
+                (o.split("=")[0].lstrip("+~") for o in self.overrides if o.split("=")[0].lstrip("+~").endswith(key)),
+                key,
+            )
             return f"{bad}: no such field; {_siblings(bad)}"
-        return f"{getattr(error, 'full_key', '') or 'configuration'}: {_one_line(error)}"
+        return f"{getattr(error, 'full_key', '') or 'configuration'}: {text.splitlines()[0]}"
 
 
 def _group(text: str) -> tuple[str, str] | None:
@@ -246,5 +252,3 @@ def _one_line(error: BaseException) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

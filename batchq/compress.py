@@ -3,20 +3,20 @@
 Run by path, `python compress.py < request.json`, so that an interpreter without batchq can do it;
 hence nothing of batchq is imported here. The request comes on stdin, not in a file, because its
 token ids are the user's rows. Keys: `model` and `output` (folders), `scheme` ("int8" or "fp8"),
-`ignore`, `seed`, and for int8 `smoothing` and `calibration` (lists of token ids).
+`ignore`, `seed`, `threads`, and for int8 `smoothing` and `calibration` (lists of token ids).
 
-Lines that start with "progress: " are for a person; everything else is chatter for a log.
+Lines with "batchq progress: " or "batchq error: " are for a person; everything else is chatter for a log.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def main() -> None:
     source, output = Path(request["model"]), Path(request["output"])
     compress(request, source, output)
     copy_companions(source, output)
-    say("checkpoint written")
+    for path in output.iterdir():
+        path.chmod(0o644)  # safetensors come out as 0600
 
 
 def compress(request: dict[str, Any], source: Path, output: Path) -> None:
@@ -40,11 +41,11 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
     say("loading llm-compressor")
     import torch
     from datasets import Dataset
-    from llmcompressor import oneshot
+    from llmcompressor.entrypoints.oneshot import oneshot
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(request["seed"])
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(request["threads"])
     say("loading the model")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     watch_layers(model.config.get_text_config().num_hidden_layers)
@@ -62,6 +63,7 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
         oneshot(model=model, tokenizer=tokenizer, recipe=[modifier], pipeline=pipeline, **calibration)
     say("saving")
     model.save_pretrained(output, save_compressed=True)
+    (output / "recipe.yaml").unlink(missing_ok=True)  # names the last step only; the card has the whole recipe
 
 
 def steps(request: dict[str, Any], on_gpu: bool) -> list[tuple[Any, str]]:
@@ -73,7 +75,7 @@ def steps(request: dict[str, Any], on_gpu: bool) -> list[tuple[Any, str]]:
     """
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform import SmoothQuantModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     scheme, ignore = request["scheme"], request["ignore"]
     if scheme == "int8":
@@ -112,7 +114,7 @@ def watch_layers(layers: int) -> None:
 
 
 def say(text: str) -> None:
-    print(f"progress: {text}", flush=True)
+    print(f"batchq progress: {text}", flush=True)
 
 
 def die_with_parent() -> None:
@@ -123,4 +125,9 @@ def die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        traceback.print_exc()
+        print(f"batchq error: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", flush=True)
+        sys.exit(1)

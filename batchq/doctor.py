@@ -97,5 +97,3 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
     attempt("input", inputs)
     attempt("output", output)
     return lines
-
-

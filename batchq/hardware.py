@@ -11,7 +11,9 @@ from pathlib import Path
 from batchq.errors import ConfigError
 
 # Instructions that decide how vLLM computes on a CPU; the rest of /proc/cpuinfo's flags don't matter here.
-CPU_FLAGS = frozenset({"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16"})
+CPU_FLAGS = frozenset(
+    {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """"cuda" or "cpu"."""
+        """ "cuda" or "cpu"."""
         return "cuda" if self.gpus else "cpu"
 
     @property
@@ -111,7 +113,7 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves: indices or UUID prefixes, up to the first that names none (CUDA's rule)."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves: indices or UUID prefixes, up to the first that names none."""
     if selection is None:
         return gpus
     chosen: list[Gpu] = []
@@ -148,7 +150,7 @@ def usable_cores(affinity: set[int], quota: float | None) -> tuple[int, ...]:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time that the cgroups above this process allow; None without a limit. `root` holds proc/ and sys/."""
+    """How many cores' time the cgroups above this process allow; None without a limit. `root` holds proc/ and sys/."""
     quotas = []
     for folder in _cgroups(root, "cpu"):
         if (text := _text(folder / "cpu.max")) is not None:  # version 2: "150000 100000" or "max 100000"
@@ -175,8 +177,8 @@ def memory_room(root: Path = Path("/")) -> int:
     """Bytes that the cgroups above this process still allow, page cache counted as free; 2**62 without a
     limit. `root` holds proc/ and sys/."""
     room = 1 << 62
-    names = (("memory.max", "memory.current", "inactive_file"),)
-    names += (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),)
+    names = [("memory.max", "memory.current", "inactive_file")]
+    names += [("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]
     for folder in _cgroups(root, "memory"):
         for limit_name, usage_name, cache_name in names:
             limit, usage = _text(folder / limit_name), _text(folder / usage_name)

@@ -41,7 +41,9 @@ class Invocation:
 
     def close(self, state: str) -> None:
         account = self.account(state)
-        storage.put(storage.join(self.output, f"meta/runs/{self.id}.json"), json.dumps(dataclasses.asdict(account)).encode())
+        storage.put(
+            storage.join(self.output, f"meta/runs/{self.id}.json"), json.dumps(dataclasses.asdict(account)).encode()
+        )
         self._written = time.monotonic()
 
     def account(self, state: str) -> RunAccount:

@@ -122,7 +122,7 @@ def open_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no tokenizer that can be read ({_last_line(str(error))})") from error
+        raise ModelError(f"{path}: no tokenizer that can be read ({last_line(str(error))})") from error
     return tokenizer
 
 
@@ -211,7 +211,12 @@ def _convert(source: Path, target: Path, where: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     home = str(Path(__file__).parent.parent)
     search = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-P", "-c", "import sys; from batchq.models import convert_gguf; convert_gguf(*sys.argv[1:])"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "import sys; from batchq.models import convert_gguf; convert_gguf(*sys.argv[1:])",
+    ]
     with log.open("wb") as chatter:
         done = subprocess.run(
             [*command, str(source), str(target)],
@@ -221,7 +226,7 @@ def _convert(source: Path, target: Path, where: str) -> None:
             env={**os.environ, "PYTHONPATH": search, "HF_HUB_OFFLINE": "1"},
         )
     if done.returncode:
-        said = _last_line(log.read_text(errors="replace")) or f"exit code {done.returncode}"
+        said = last_line(log.read_text(errors="replace")) or f"exit code {done.returncode}"
         raise ModelError(f"{where}: converting it failed ({said}); see {log}")
 
 
@@ -387,6 +392,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""

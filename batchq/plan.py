@@ -24,7 +24,8 @@ TAPERED = 8  # shards at the end of a large plan that are cut smaller
 # What a person changed when this ingredient differs.
 FIELDS = {
     "model": "model.path (or the model's files)",
-    "quantization": "quantization",
+    "engine": "engine.kind",
+    "quantization": "quantization.scheme, samples, max_tokens, seed, smoothing or ignore",
     "prompt": "task.prompt or task.system",
     "labels": "task.labels, task.kind, task.codes or task.name",
     "sampling": "task.max_tokens, task.temperature, task.stop or task.seed",
@@ -45,11 +46,14 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
         recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.smoothing]
     return {
         "model": model,
+        "engine": config.engine.kind.value,
         "quantization": json.dumps(recipe),
         **task.ingredients(config.task),
         "template": json.dumps(config.model.chat_template, sort_keys=True),
         "length": str(config.engine.max_model_len),
-        "columns": json.dumps([config.input.columns, config.output.columns, config.input.format.value, config.task.gold]),
+        "columns": json.dumps(
+            [config.input.columns, config.output.columns, config.input.format.value, config.task.gold]
+        ),
         "inputs": json.dumps([config.input.path, config.input.limit]),
     }
 
@@ -74,7 +78,9 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
             raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}")
     chosen = list(schema.names) if config.output.columns is None else config.output.columns
     if unknown := sorted(set(chosen) - set(schema.names)):
-        raise InputError(f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}")
+        raise InputError(
+            f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}"
+        )
     everything = config.input.columns is None and config.output.columns is None
     output = write.output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
     parts = ingredients(config, model, scheme)

@@ -151,17 +151,15 @@ class Pool:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        nodes = [n for n in ray.nodes() if n["Alive"]]
+        nodes = _nodes()
         nodes.sort(key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
         there = NodeAffinitySchedulingStrategy(nodes[0]["NodeID"], soft=False)
         return ray.get(ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=there).remote())  # type: ignore[no-any-return]
 
     def slots(self, here: Hardware) -> list[Slot]:
         """Where replicas go. Raises ConfigError if the cluster has no room for what is asked."""
-        import ray
-
         cluster, slots = self.cluster, []
-        for node in sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: str(n["NodeID"])):
+        for node in _nodes():
             if here.device == "cuda":
                 count = int(node["Resources"].get("GPU", 0)) // cluster.tensor_parallel_size
                 slots += [Slot(node["NodeID"], ())] * count
@@ -250,7 +248,6 @@ class _Labelling:
     # -- members -------------------------------------------------------------------------------
 
     def _open(self, slot: Slot) -> None:
-        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         cuda = self.here.device == "cuda"
@@ -258,7 +255,7 @@ class _Labelling:
         log = str(self.pool.logs / f"replica-{number}.log")
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
         actor = (
-            ray.remote(Replica)
+            _actor_class()
             .options(
                 num_cpus=0 if cuda else len(slot.cores),
                 num_gpus=spec.engine.tensor_parallel_size if cuda else 0,
@@ -376,7 +373,22 @@ class _Labelling:
             live_tokens=sum(s.tokens for s in seen),
             phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],
             accounts=tuple(
-                ReplicaAccount(name, len(m.slot.cores) or devices, m.snapshot.phases, m.snapshot.cpu) for m in everyone if m.snapshot
+                ReplicaAccount(name, len(m.slot.cores) or devices, m.snapshot.phases, m.snapshot.cpu)
+                for m in everyone
+                if m.snapshot
             ),
             lost_replicas=self.lost,
         )
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return sorted((n for n in nodes if n["Alive"]), key=lambda n: str(n["NodeID"]))
+
+
+def _actor_class() -> Any:
+    import ray
+
+    return ray.remote(Replica)

@@ -6,14 +6,15 @@ import asyncio
 import json
 from typing import Any
 
-from batchq import capacity, models, plan, read, run, storage
+from batchq import capacity, models, plan, read, storage
 from batchq.config import Config, Scheme, check
 from batchq.errors import RowError
 from batchq.hardware import Hardware, detect
 from batchq.models import Model
 from batchq.pool import Pool
 from batchq.quantize import quantize
-from batchq.records import Failure, Plan
+from batchq.records import Failure, Plan, Row
+from batchq.run import choose, limited, resumable, sample_messages, worker_spec
 from batchq.task import Task
 from batchq.worker import Worker
 
@@ -27,10 +28,10 @@ def describe(config: Config) -> str:
     output = storage.normalize(config.output.path)
     model = models.resolve(config.model)
     stored = plan.load(output)
-    new = run.resumable(stored, config, model, output) if stored else []
+    new = resumable(stored, config, model, output) if stored else []
     with Pool(config.cluster, models.cache_dir() / "logs") as pool:
         here = pool.hardware()
-    scheme, why = run.choose(config, stored, model, here)
+    scheme, why = choose(config, stored, model, here)
     draft = stored or plan.make(config, model.digest, scheme, "")
     lines = [
         f"batchq · plan of {config.job.name}",
@@ -44,26 +45,32 @@ def describe(config: Config) -> str:
         f"  output     {state(draft, stored, output)}",
     ]
     if new:
-        lines.append(f"  note       {len(new)} input files appeared since the plan and are not part of it: {', '.join(new[:3])}")
+        lines.append(
+            f"  note       {len(new)} input files appeared since the plan and are not part of it: {', '.join(new[:3])}"
+        )
     return "\n".join(lines)
 
 
 def hardware_words(here: Hardware) -> str:
     if here.gpus:
-        kinds = {f"{g.name} ({g.memory / 2**30:.0f} GiB, capability {g.capability[0]}.{g.capability[1]})" for g in here.gpus}
-        return f"{len(here.gpus)} x {', '.join(sorted(kinds))} · {len(here.cores)} cores · {here.memory / 2**30:.0f} GiB"
+        kinds = {
+            f"{g.name} ({g.memory / 2**30:.0f} GiB, capability {g.capability[0]}.{g.capability[1]})" for g in here.gpus
+        }
+        return (
+            f"{len(here.gpus)} x {', '.join(sorted(kinds))} · {len(here.cores)} cores · {here.memory / 2**30:.0f} GiB"
+        )
     return f"no GPU · {len(here.cores)} cores of {here.cpu} · {here.memory / 2**30:.1f} GiB free"
 
 
 def weights(model: Model) -> str:
-    size = capacity.stored_bytes(model.path)
+    size = capacity.stored_bytes(capacity.read_tensors(model.path))
     return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
 
 
 def tokens(config: Config, draft: Plan, model: Model) -> str:
     """Mean prompt length, measured on the first rows, and what that makes for the corpus where rows can be counted."""
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
-    lengths = [len(ids) for ids in task.encode(run.sample_messages(task, draft, 0, SAMPLE))]
+    lengths = [len(ids) for ids in task.encode(sample_messages(task, draft, 0, SAMPLE))]
     if not lengths:
         return "none of the first rows can be asked; see `preview`"
     mean = sum(lengths) / len(lengths)
@@ -86,9 +93,9 @@ def preview(config: Config) -> str:
     Shows row text, because that is what was asked for.
     """
     check(config)
-    config = run.limited(config, config.input.limit or ROWS)
+    config = limited(config, config.input.limit or ROWS)
     model, here = models.resolve(config.model), detect()
-    scheme, _ = run.choose(config, None, model, here)
+    scheme, _ = choose(config, None, model, here)
     draft = plan.make(config, model.digest, scheme, "")
     log = models.cache_dir() / "logs" / config.job.name / "preview.log"
     checkpoint = quantize(
@@ -99,7 +106,7 @@ def preview(config: Config) -> str:
         log,
         on_progress=lambda _: None,
     )
-    spec = run.worker_spec(config, draft, checkpoint, here)
+    spec = worker_spec(config, draft, checkpoint, here)
     return asyncio.run(_answers(config, draft, Worker(spec)))
 
 
@@ -111,16 +118,18 @@ async def _answers(config: Config, draft: Plan, worker: Worker) -> str:
         await worker.close()
 
 
-def _rows(draft: Plan) -> list[read.Row]:
+def _rows(draft: Plan) -> list[Row]:
     found = []
     for shard in draft.shards:
         source = draft.objects[shard.object]
-        rows = read.read_rows(source, draft.format, shard.unit, shard.start, shard.stop or 2**62, columns=list(draft.columns))
+        rows = read.read_rows(
+            source, draft.format, shard.unit, shard.start, shard.stop or 2**62, columns=list(draft.columns)
+        )
         found += [row for row in rows if shard.unit != "stream" or not shard.stop or row.position < shard.stop]
     return found
 
 
-async def _answered(worker: Worker, row: read.Row) -> str:
+async def _answered(worker: Worker, row: Row) -> str:
     head = f"── {row.id} " + "─" * max(3, 76 - len(row.id))
     try:
         if row.error:

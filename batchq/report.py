@@ -14,28 +14,56 @@ def terminal(summary: Mapping[str, Any]) -> str:
     lines = [
         f"batchq · {s['job']} · {s['state']}",
         _line("model", f"{s['model']} · {s['quantization']}: {s['why']}"),
-        _line("rows", f"{s['rows']:,} = {s['answers']:,} answers + {s['failures']:,} failures{_codes(s['failures_by_code'])}"),
+        _line(
+            "rows",
+            f"{s['rows']:,} = {s['answers']:,} answers + {s['failures']:,} failures{_codes(s['failures_by_code'])}",
+        ),
     ]
     if s["labels"]:
-        lines.append(_line("labels", " · ".join(f"{k} {v:,}" for k, v in sorted(s["labels"].items(), key=lambda kv: -kv[1]))))
+        lines.append(
+            _line("labels", " · ".join(f"{k} {v:,}" for k, v in sorted(s["labels"].items(), key=lambda kv: -kv[1])))
+        )
     if s["accuracy"] is not None:
         lines.append(_line("accuracy", f"{s['accuracy']:.3f} against gold on {s['gold_rows']:,} rows"))
     if s["mean_label_mass"] is not None:
         warning = "  LOW: the model isn't following the prompt" if s["mean_label_mass"] < LOW_MASS else ""
-        lines.append(_line("label mass", f"{s['mean_label_mass']:.3f} of the model's probability was on the labels{warning}"))
+        lines.append(
+            _line("label mass", f"{s['mean_label_mass']:.3f} of the model's probability was on the labels{warning}")
+        )
     lines += [
-        _line("tokens", f"{s['prompt_tokens']:,} prompt ({s['cached_tokens']:,} cached) + {s['output_tokens']:,} generated"),
-        _line("speed", f"{_number(s['tokens_per_second'])} tokens/s · {_number(s['rows_per_second'], 1)} rows/s while inferring"
-              f" · engine busy {_share(s['busy_share'])} of the time after start-up"),
-        _line("seconds", " · ".join(f"{k} {v:,.1f}" for k, v in s["device_seconds"].items()) + f" (device-seconds on {_devices(s)})"),
+        _line(
+            "tokens",
+            f"{s['prompt_tokens']:,} prompt ({s['cached_tokens']:,} cached) + {s['output_tokens']:,} generated",
+        ),
+        _line(
+            "speed",
+            f"{_number(s['tokens_per_second'])} tokens/s · {_number(s['rows_per_second'], 1)} rows/s while inferring"
+            f" · engine busy {_share(s['busy_share'])} of the time after start-up",
+        ),
+        _line(
+            "seconds",
+            " · ".join(f"{k} {v:,.1f}" for k, v in s["device_seconds"].items()) + f" (device-seconds on {_devices(s)})",
+        ),
         _line("cost", cost(s)),
     ]
     if s["duplicate_ids"]:
-        lines.append(_line("note", f"{s['duplicate_ids']:,} values of {s['id_column']} stand more than once in the input"))
+        lines.append(
+            _line("note", f"{s['duplicate_ids']:,} values of {s['id_column']} stand more than once in the input")
+        )
     if s["new_inputs"]:
-        lines.append(_line("note", f"{len(s['new_inputs'])} input files appeared since the plan and are not part of it: {', '.join(s['new_inputs'][:3])}"))
+        lines.append(
+            _line(
+                "note",
+                f"{len(s['new_inputs'])} input files appeared since the plan and are not part of it: {', '.join(s['new_inputs'][:3])}",
+            )
+        )
     if s["invocations"] > 1 or s["lost_replicas"] or s["reused_rows"]:
-        lines.append(_line("resumed", f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost, {s['reused_rows']:,} answers taken over"))
+        lines.append(
+            _line(
+                "resumed",
+                f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost, {s['reused_rows']:,} answers taken over",
+            )
+        )
     lines.append(_line("output", f"{s['output']}/data · {s['parts']} objects · {s['output']}/meta/report.json"))
     return "\n".join(lines)
 

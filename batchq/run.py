@@ -82,11 +82,28 @@ def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) ->
         return Scheme(stored.quantization), "as this run was planned"
     if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
         return Scheme.none, "the fake engine reads no weights"
-    return capacity.choose(config.quantization.scheme, here, model)
+    scheme, why = capacity.choose(config.quantization.scheme, here, model)
+    if config.engine.kind is EngineKind.vllm:
+        capacity.require_memory(
+            *capacity.shape_of(model),
+            scheme,
+            here,
+            max_model_len=config.engine.max_model_len,
+            replicas=config.cluster.replicas or 1,
+            tensor_parallel_size=config.cluster.tensor_parallel_size,
+            ignore=config.quantization.ignore,
+        )
+    return scheme, why
 
 
 def quantized(
-    config: Config, draft: Plan, model: Model, scheme: Scheme, here: Hardware, invocation: ledger.Invocation | None, show: Progress
+    config: Config,
+    draft: Plan,
+    model: Model,
+    scheme: Scheme,
+    here: Hardware,
+    invocation: ledger.Invocation | None,
+    show: Progress,
 ) -> Checkpoint:
     """The checkpoint that is served: quantized now, taken from the cache, or the model as it is."""
     began = time.monotonic()
@@ -144,7 +161,12 @@ def engine_spec(config: Config, checkpoint: Checkpoint, here: Hardware) -> Engin
     options: dict[str, Any] = {}
     if engine.kind is EngineKind.vllm and not cuda:
         options["kv_cache_memory_bytes"] = capacity.kv_cache_bytes(
-            models.read_config(checkpoint.path), here, max_num_seqs=sequences, max_model_len=engine.max_model_len
+            models.read_config(checkpoint.path),
+            here,
+            weights=checkpoint.bytes,
+            max_model_len=engine.max_model_len,
+            max_num_seqs=sequences,
+            replicas=config.cluster.replicas or 1,
         )
     return EngineSpec(
         kind=engine.kind.value,
@@ -214,8 +236,13 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
     standing = plan.standing(fixed, output)
     summary = summarise(config, fixed, model.name, state, output, new_inputs, standing)
     if not standing.remaining:
-        manifest = {"fingerprint": fixed.fingerprint, "rows": summary["rows"], "answers": summary["answers"],
-                    "failures": summary["failures"], "parts": summary["parts"]}
+        manifest = {
+            "fingerprint": fixed.fingerprint,
+            "rows": summary["rows"],
+            "answers": summary["answers"],
+            "failures": summary["failures"],
+            "parts": summary["parts"],
+        }
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
     storage.put(storage.join(output, "meta/report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
@@ -291,7 +318,7 @@ def checkpoint_only(config: Config) -> str:
     draft = plan.make(config, model.digest, scheme, checkpoint="")
     made = quantized(config, draft, model, scheme, here, None, show)
     show.clear()
-    before, after = (capacity.stored_bytes(path) for path in (model.path, made.path))
+    before, after = capacity.stored_bytes(capacity.read_tensors(model.path)), made.bytes
     how = "as it is" if scheme is Scheme.none else "from the cache" if made.cached else f"made in {made.seconds:.0f} s"
     return f"{scheme.value}: {why}\n{model.name}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {how}\n{made.path}"
 

@@ -55,7 +55,7 @@ STAGING = ".tmp"  # this module's own folder for local files under way; listings
 NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}  # what link() says on FAT, FUSE and others
 
 _MAGIC = re.compile(r"[*?\[]")
-_METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider's chain looks last for credentials
+_METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
 _VISIBLE = r"(?![._])[^/]+"  # a path component that a wildcard may stand for: Spark's rule
 
 

@@ -129,7 +129,9 @@ class Task:
         if values and all(v is None or (isinstance(v, str) and not v.strip()) for v in values):
             raise RowError("empty", "every column that the prompt reads is empty in this row")
         try:
-            return self._template.render({**columns, "row": columns, "choices": self.choices, "labels": self.config.labels})
+            return self._template.render(
+                {**columns, "row": columns, "choices": self.choices, "labels": self.config.labels}
+            )
         except jinja2.UndefinedError as error:
             raise RowError("missing_value", "the prompt reads something that this row lacks") from error
         except jinja2.TemplateError as error:
@@ -216,7 +218,9 @@ class Task:
                 )
         letters = list(string.ascii_uppercase[: len(config.labels)])
         if len(letters) < len(config.labels):
-            raise ConfigError(f"task.labels: {len(config.labels)} labels that collide; at most 26 can be coded by letter")
+            raise ConfigError(
+                f"task.labels: {len(config.labels)} labels that collide; at most 26 can be coded by letter"
+            )
         if "choices" not in jinja2.meta.find_undeclared_variables(_environment().parse(config.prompt)):
             raise ConfigError(
                 "task.prompt: labels are answered by letter here (they begin with the same token, or task.codes=true), "

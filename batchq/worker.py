@@ -14,7 +14,6 @@ import json
 import math
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -112,7 +111,7 @@ class Worker:
         self.intake = asyncio.Lock()
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
         self.stopping = False
-        self.cpu: Counter[str] = Counter()
+        self.cpu: dict[str, float] = dict.fromkeys(("read", "render", "tokenize", "write"), 0.0)
         self._under_way = 0
         self._rows = 0
         self._tokens = 0
@@ -137,7 +136,13 @@ class Worker:
         self.threads.shutdown(wait=False)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.clock.phase, self.clock.seconds(), {k: round(v, 3) for k, v in self.cpu.items()}, self._rows, self._tokens)
+        return Snapshot(
+            self.clock.phase,
+            self.clock.seconds(),
+            {k: round(v, 3) for k, v in self.cpu.items()},
+            self._rows,
+            self._tokens,
+        )
 
     # -- a shard -------------------------------------------------------------------------------
 
@@ -151,7 +156,7 @@ class Worker:
         attempt = uuid.uuid4().hex
         await self._thread(write.mark_attempt, output, shard, attempt)
         known = await self._thread(write.read_spills, output, shard, plan.fingerprint, self.spec.task)
-        standing = await self._thread(self._standing_parts, shard)
+        standing: list[Receipt] = await self._thread(self._standing_parts, shard)
         if standing and (standing[-1].last or shard.unit != "stream"):
             return standing
         open_parts: list[Part] = []
@@ -213,7 +218,15 @@ class Worker:
                 asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
         self._seal(part, True, shard, attempt, open_parts, commits)
 
-    def _seal(self, part: Part, last: bool, shard: Shard, attempt: str, open_parts: list[Part], commits: list[asyncio.Task[Receipt]]) -> None:
+    def _seal(
+        self,
+        part: Part,
+        last: bool,
+        shard: Shard,
+        attempt: str,
+        open_parts: list[Part],
+        commits: list[asyncio.Task[Receipt]],
+    ) -> None:
         part.sealed, part.last = True, last
         part.settle()
         commits.append(asyncio.create_task(self._commit(part, shard, attempt, open_parts)))
@@ -239,7 +252,7 @@ class Worker:
         await part.done.wait()
         if part.error:
             raise part.error
-        receipt = await self._thread(self._write, part, shard, attempt)
+        receipt: Receipt = await self._thread(self._write, part, shard, attempt)
         open_parts.remove(part)
         return receipt
 
@@ -268,7 +281,7 @@ class Worker:
         try:
             yield
         finally:
-            self.cpu[what] += time.thread_time() - began  # type: ignore[assignment]
+            self.cpu[what] += time.thread_time() - began
 
     def _standing_parts(self, shard: Shard) -> list[Receipt]:
         """Receipts of this shard's parts that are committed already, in order and without a gap."""
@@ -281,12 +294,16 @@ class Worker:
             if found[-1].last:
                 return found
 
-    def _batches(self, shard: Shard, part: int, skip: int, known: dict[str, tuple[str | None, Answer]]) -> Iterator[Batch]:
+    def _batches(
+        self, shard: Shard, part: int, skip: int, known: dict[str, tuple[str | None, Answer]]
+    ) -> Iterator[Batch]:
         """The shard's rows in batches; none straddles two parts."""
         source = self.spec.plan.objects[shard.object]
         # Where unknown keys are kept, all are read.
         columns = None if self.extra else list(self.spec.plan.columns)
-        rows = read.read_rows(source, self.spec.plan.format, shard.unit, shard.start, shard.stop, columns=columns, skip_until=skip)
+        rows = read.read_rows(
+            source, self.spec.plan.format, shard.unit, shard.start, shard.stop, columns=columns, skip_until=skip
+        )
         if shard.unit == "stream":
             if shard.stop:
                 rows = itertools.takewhile(lambda row: row.position < shard.stop, rows)
@@ -303,7 +320,9 @@ class Worker:
         while (batch := self._batch(part, rows, BATCH, known)) is not None:
             yield batch
 
-    def _batch(self, part: int, rows: Iterator[Row], size: int, known: dict[str, tuple[str | None, Answer]]) -> Batch | None:
+    def _batch(
+        self, part: int, rows: Iterator[Row], size: int, known: dict[str, tuple[str | None, Answer]]
+    ) -> Batch | None:
         with self._timed("read"):
             taken = list(itertools.islice(rows, size))
         if not taken:
@@ -328,7 +347,9 @@ class Worker:
             encoded = self.task.encode(messages) if messages else []
         for i, ids in zip(asked, encoded, strict=True):
             if len(ids) > room:
-                outcomes[i] = Failure("too_long", f"{len(ids)} prompt tokens; engine.max_model_len leaves room for {room}")
+                outcomes[i] = Failure(
+                    "too_long", f"{len(ids)} prompt tokens; engine.max_model_len leaves room for {room}"
+                )
                 continue
             keys[i] = self.task.key(ids, self.spec.plan.checkpoint)
             kept = known.get(taken[i].id)
@@ -372,7 +393,9 @@ class Worker:
         if self.extra:
             known = set(self.columns.names)
             extras = [{k: v for k, v in row.columns.items() if k not in known} for row in rows]
-            arrays[write.EXTRA.name] = pa.array([json.dumps(e, ensure_ascii=False) if e else None for e in extras], pa.string())
+            arrays[write.EXTRA.name] = pa.array(
+                [json.dumps(e, ensure_ascii=False) if e else None for e in extras], pa.string()
+            )
         if not arrays:
             return pa.RecordBatch.from_pylist([{} for _ in rows], schema=pa.schema([])), outcomes
         return pa.RecordBatch.from_pydict(arrays), outcomes

@@ -28,7 +28,11 @@ from batchq.task import answer_fields
 RECEIPT = b"batchq.receipt"
 IDENTITY = [pa.field("batchq_id", pa.string(), nullable=False), pa.field("batchq_key", pa.string())]
 COUNTS = [pa.field(f"batchq_{kind}_tokens", pa.int32()) for kind in ("prompt", "cached", "output")]
-FAILURE = [pa.field("batchq_error", pa.string()), pa.field("batchq_message", pa.string()), pa.field("batchq_raw", pa.string())]
+FAILURE = [
+    pa.field("batchq_error", pa.string()),
+    pa.field("batchq_message", pa.string()),
+    pa.field("batchq_raw", pa.string()),
+]
 EXTRA = pa.field("batchq_extra", pa.string())  # JSON of keys that the frozen schema doesn't have
 TAIL = 4096  # bytes read first for a footer; most fit
 
@@ -72,7 +76,11 @@ Outcome = Answer | Failure
 
 
 def outcome_columns(
-    task: TaskConfig, ids: Sequence[str], keys: Sequence[str | None], outcomes: Sequence[Outcome], raws: Sequence[str | None]
+    task: TaskConfig,
+    ids: Sequence[str],
+    keys: Sequence[str | None],
+    outcomes: Sequence[Outcome],
+    raws: Sequence[str | None],
 ) -> dict[str, pa.Array]:
     """The columns that batchq adds, one row an outcome."""
     answers = [o if isinstance(o, Answer) else None for o in outcomes]
@@ -92,7 +100,9 @@ def outcome_columns(
     return columns
 
 
-def usage_of(outcomes: Sequence[Outcome], golds: Sequence[str | None], task: TaskConfig) -> tuple[Usage, dict[str, int], dict[str, int]]:
+def usage_of(
+    outcomes: Sequence[Outcome], golds: Sequence[str | None], task: TaskConfig
+) -> tuple[Usage, dict[str, int], dict[str, int]]:
     """(usage, answers by label, failures by code) of one part."""
     answers = [(o, g) for o, g in zip(outcomes, golds, strict=True) if isinstance(o, Answer)]
     labels: Counter[str] = Counter(o.columns[task.name] for o, _ in answers) if task.labels else Counter()
@@ -215,7 +225,11 @@ def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
     number = sum(1 for _ in storage.list_objects(folder)) + 1
     while True:
         try:
-            storage.create(storage.join(folder, f"{number:04d}.json"), json.dumps({"attempt": attempt}).encode(), staging=storage.join(output, "meta/tmp"))
+            storage.create(
+                storage.join(folder, f"{number:04d}.json"),
+                json.dumps({"attempt": attempt}).encode(),
+                staging=storage.join(output, "meta/tmp"),
+            )
             return number
         except AlreadyExists:
             number += 1
@@ -225,9 +239,7 @@ def spill_folder(output: str, shard: Shard) -> str:
     return storage.join(output, f"meta/partial/{shard.index:05d}")
 
 
-def spill(
-    output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]
-) -> None:
+def spill(output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]) -> None:
     """Save answered rows of a shard under way, for the attempt that may come after this one."""
     data = serialize(pa.table(columns), {b"batchq.fingerprint": fingerprint.encode()})
     uri = storage.join(spill_folder(output, shard), f"{attempt}-{number:04d}.parquet")
@@ -270,10 +282,17 @@ def count_duplicates(output: str, column: str) -> int:
         with storage.open_read(stat.uri) as file:
             table = pq.read_table(file, columns=[column])
         values: Iterable[Any] = table.column(0).to_pylist()
-        hashes.append(np.array([int.from_bytes(hashlib.blake2b(repr(v).encode(), digest_size=8).digest(), "little") for v in values if v is not None], dtype=np.uint64))
+        hashes.append(
+            np.array(
+                [
+                    int.from_bytes(hashlib.blake2b(repr(v).encode(), digest_size=8).digest(), "little")
+                    for v in values
+                    if v is not None
+                ],
+                dtype=np.uint64,
+            )
+        )
     if not hashes:
         return 0
     _, counts = np.unique(np.concatenate(hashes), return_counts=True)
     return int((counts > 1).sum())
-
-

@@ -30,10 +30,11 @@ SETS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets")
 LABELS = ("positive", "neutral", "negative")
 # Raters answered in whole numbers from -4 to 4: a mean nearer to 0 than to -1 or 1 is neutral.
 THRESHOLD = 0.5
-# A planted sentence has words enough to carry an opinion, and all of a call's leave room for the rest.
-MIN_WORDS, MAX_SENTENCE_CHARS, MAX_PLANTED_CHARS = 3, 260, 420
+# A planted sentence has words enough to carry an opinion; together they are the larger part of what is said.
+MIN_WORDS, MAX_SENTENCE_CHARS = 3, 260
+MIN_OPINION_CHARS, MAX_OPINION_CHARS = 360, 620
 # A call is filled up to a length drawn from here: 150 to 400 tokens of SmolLM2 come of it, by test.
-MIN_CHARS, MAX_CHARS = 680, 1080
+MIN_CHARS, MAX_CHARS = 640, 900
 BATCH_ROWS = 8192  # rows held in memory at a time
 MARKER = ".corpus.json"  # inside the folder; its leading dot keeps readers away
 
@@ -286,11 +287,14 @@ def compose(seed: int, index: int) -> dict[str, Any]:
         next_exchange = (next_exchange + stride) % len(EXCHANGES)
 
     call.exchange((call.pick(GREETINGS), call.pick(OPENINGS[set_name])))
-    for _ in range(call.below(4)):
+    for _ in range(call.below(2)):
         fill()
-    for i, sentence in enumerate(planted):
-        call.say("Agent", call.pick(FOLLOW_UPS if i else QUESTIONS).format_map(call.slots))
-        call.say("Customer", sentence.text)
+    questions, spoken = QUESTIONS, 0
+    while spoken < len(planted):
+        call.say("Agent", call.pick(questions).format_map(call.slots))
+        turn = planted[spoken : spoken + 1 + call.below(3)]
+        call.say("Customer", " ".join(sentence.text for sentence in turn))
+        questions, spoken = FOLLOW_UPS, spoken + len(turn)
     while call.size < target:
         fill()
     call.exchange(call.pick(CLOSINGS))
@@ -307,14 +311,17 @@ def compose(seed: int, index: int) -> dict[str, Any]:
 
 
 def _planted(call: Call, sentences: Sequence[Rated]) -> list[Rated]:
-    """One to three sentences of one set and label, together short enough for a call."""
-    planted = [call.pick(sentences)]
-    room = MAX_PLANTED_CHARS - len(planted[0].text)
-    for _ in range(call.below(3)):
-        more = call.pick(sentences)
-        if len(more.text) <= room and more not in planted:
-            planted.append(more)
-            room -= len(more.text)
+    """Several sentences of one set and label, together an opinion's length."""
+    enough = MIN_OPINION_CHARS + call.below(MAX_OPINION_CHARS - MIN_OPINION_CHARS)
+    planted: list[Rated] = []
+    size = 0
+    while size < enough:
+        sentence = call.pick(sentences)
+        if sentence not in planted and (size == 0 or size + len(sentence.text) <= MAX_OPINION_CHARS):
+            planted.append(sentence)
+            size += len(sentence.text)
+        elif size >= MIN_OPINION_CHARS:
+            break
     return planted
 
 

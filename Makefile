@@ -1,0 +1,44 @@
+# make demo   the main job, for real: real model, real vLLM on this CPU, real Ray, real text
+# make test   the tests            make check   format, lint, types and tests
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+ROWS ?= 600
+
+.PHONY: demo test check format lint lock wheel clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.cpu
+	$(PYTHON) jobs/sentiment_transcripts/corpus.py data/sentiment_transcripts --rows $(ROWS)
+	$(PYTHON) -m batchq job=sentiment_transcripts
+
+test: $(VENV)/.dev
+	$(PYTHON) -m pytest -q
+
+check: $(VENV)/.dev lint
+	$(PYTHON) -m pytest -q
+
+lint: $(VENV)/.dev
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format: $(VENV)/.dev
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+$(VENV)/.cpu: requirements/setup.txt requirements/cpu.txt requirements/demo.txt requirements/install.sh pyproject.toml
+	bash requirements/install.sh $(abspath $(VENV)) cpu.txt demo.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.cpu requirements/dev.txt
+	bash requirements/install.sh $(abspath $(VENV)) dev.txt
+	@touch $@
+
+lock: $(VENV)/.cpu
+	UV=$(abspath $(VENV))/bin/uv bash requirements/lock.sh
+
+wheel: $(VENV)/.dev
+	$(PYTHON) -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) dist build out data .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,297 @@
+"""Recipe -> a quantized checkpoint at a content-addressed place; llm-compressor runs in its own process.
+
+A checkpoint is a folder <cache>/<key>/ with a card, batchq.json, that lists its files with sizes and digests. On a
+disk the folder appears by one rename. In an object store its files stand under <cache>/<key>/<build>/ and the card
+<cache>/<key>/batchq.json, created once, is the commit and names the build; this machine keeps a copy of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from batchq import hardware, models, storage
+from batchq.capacity import GIB, gib, is_tied, predicted_bytes, read_tensors, stored_bytes
+from batchq.config import QuantizationConfig, Scheme
+from batchq.errors import AlreadyExists, ConfigError, NotFound, QuantizeError
+from batchq.models import Model, digest_of, last_line
+
+CARD = "batchq.json"
+COMPRESS = Path(__file__).with_name("compress.py")
+LIBRARIES = ("llmcompressor", "compressed-tensors", "transformers")  # they decide a checkpoint's bytes
+CALIBRATED = frozenset({Scheme.int8})
+PROGRESS, ERROR = "batchq progress: ", "batchq error: "  # how compress.py's lines for a person begin
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is served. `key` stands for its content; `seconds` is what getting it took, this time."""
+
+    path: str  # a local folder
+    key: str
+    bytes: int  # of tensors
+    seconds: float
+    cached: bool
+
+
+def quantize(
+    model: Model,
+    scheme: Scheme,
+    config: QuantizationConfig,
+    calibration: Callable[[], list[list[int]]],
+    log_path: Path,
+    on_progress: Callable[[str], None],
+) -> Checkpoint:
+    """The model under the scheme, from the cache or made now; for `none` the model itself.
+
+    `calibration` gives prompts as token ids; it is called only for schemes that need them. Raises ConfigError when
+    `quantization.python` lacks llm-compressor, prompts are missing or there is too little room, and QuantizeError
+    with one line and the log's path when llm-compressor fails.
+    """
+    if scheme is Scheme.none or model.quantized:
+        return Checkpoint(model.path, model.digest, stored_bytes(read_tensors(model.path)), 0.0, cached=True)
+    started = time.monotonic()
+    prompts = _prompts(calibration(), config) if scheme in CALIBRATED else []
+    steps, versions = recipe(scheme, config), library_versions(config.python)
+    key = checkpoint_key(model, steps, prompts, versions)
+
+    def build(folder: Path) -> None:
+        _require_room(model, scheme, config, folder)
+        on_progress(f"quantizing {model.name} to {scheme.value}")
+        request = {**steps, "calibration": prompts, "model": model.path, "output": str(folder)}
+        run_compress(config.python or sys.executable, request, log_path, on_progress)
+        made_with = {"recipe": steps, "versions": versions}
+        made_on = {"prompts": len(prompts), "tokens": sum(map(len, prompts))}
+        write_card(folder, model, {"key": key, **made_with, "calibration": made_on})
+
+    cache = cache_of(config)
+    keep = _keep_in_store if storage.is_remote(cache) else _keep_on_disk
+    folder, made = keep(cache, key, build, on_progress)
+    seconds = time.monotonic() - started
+    return Checkpoint(str(folder), key, stored_bytes(read_tensors(folder)), seconds, cached=not made)
+
+
+def recipe(scheme: Scheme, config: QuantizationConfig) -> dict[str, Any]:
+    """What compress.py is told to do, beside the model and the prompts; part of the key."""
+    steps: dict[str, Any] = {"scheme": scheme.value, "ignore": list(config.ignore), "seed": config.seed}
+    if scheme is Scheme.int8:
+        steps["smoothing"] = config.smoothing
+    return steps
+
+
+def checkpoint_key(model: Model, steps: dict[str, Any], calibration: list[list[int]], versions: dict[str, str]) -> str:
+    """A digest of all that decides a checkpoint's bytes."""
+    return digest_of([model.digest, steps, digest_of(calibration), versions])
+
+
+def library_versions(python: str | None) -> dict[str, str]:
+    """Versions of llm-compressor and its companions in the interpreter that will run it; None is this one.
+
+    Raises ConfigError when there is no such interpreter or it lacks llm-compressor.
+    """
+    if python is None:
+        try:
+            return {name: version(name) for name in LIBRARIES}
+        except PackageNotFoundError as error:
+            raise ConfigError(
+                f"{error.name} isn't installed here: pip install llmcompressor, or name an interpreter that has it as "
+                "quantization.python"
+            ) from error
+    ask = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    try:
+        answer = subprocess.run([python, "-c", ask, *LIBRARIES], capture_output=True, text=True, check=True)
+        found: dict[str, str] = json.loads(answer.stdout)
+    except OSError as error:
+        raise ConfigError(f"quantization.python={python}: no such interpreter ({error.strerror})") from error
+    except subprocess.CalledProcessError as error:
+        why = last_line(error.stderr)
+        raise ConfigError(
+            f"quantization.python={python}: it lacks llm-compressor ({why}); pip install llmcompressor"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"quantization.python={python}: not a Python interpreter") from error
+    return found
+
+
+def cache_of(config: QuantizationConfig) -> str:
+    """Where checkpoints are kept, normalized; the default follows $BATCHQ_CACHE."""
+    default = config.cache == QuantizationConfig.cache
+    return storage.normalize(str(models.cache_dir() / "checkpoints") if default else config.cache)
+
+
+def _prompts(prompts: list[list[int]], config: QuantizationConfig) -> list[list[int]]:
+    prompts = [prompt[: config.max_tokens] for prompt in prompts if prompt][: config.samples]
+    if not prompts:
+        raise ConfigError("quantization.scheme=int8 needs prompts to calibrate on and the input gave none")
+    return prompts
+
+
+def _require_room(model: Model, scheme: Scheme, config: QuantizationConfig, folder: Path) -> None:
+    """Raise ConfigError before anything is loaded if it can't fit in memory or on the disk."""
+    tensors = read_tensors(model.path)
+    tied = is_tied(models.read_config(model.path))
+    before, after = stored_bytes(tensors), predicted_bytes(tensors, scheme, tied=tied, ignore=config.ignore)
+    if (have := hardware.detect().memory) < before + GIB:
+        raise ConfigError(f"quantizing {model.name} takes {gib(before + GIB)} of memory, {gib(have)} are free")
+    if (have := hardware.free_disk(folder)) < after:
+        raise ConfigError(
+            f"quantization.cache: {model.name} in {scheme.value} takes {gib(after)}, {gib(have)} are free"
+        )
+
+
+# ---- llm-compressor's process ----
+
+
+def run_compress(python: str, request: dict[str, Any], log_path: Path, on_progress: Callable[[str], None]) -> None:
+    """Run compress.py on a request, its chatter to the log. The process ends with this call, whatever happens.
+
+    Raises QuantizeError with what it said last.
+    """
+    request = {**request, "threads": len(hardware.detect().cores)}
+    environment = {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log_path.open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [python, str(COMPRESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            text=True,
+            errors="replace",
+        ) as child,
+    ):
+        try:
+            why = _follow(child, request, log, on_progress)
+        finally:
+            child.kill()  # does nothing to one that has ended
+    if child.returncode:
+        cause = f"killed by signal {-child.returncode}" if child.returncode < 0 else why
+        raise QuantizeError(f"quantizing to {request['scheme']} failed: {cause}; see {log_path}")
+
+
+def _follow(child: subprocess.Popen[str], request: dict[str, Any], log: Any, on_progress: Callable[[str], None]) -> str:
+    """Hand over the request, pass on progress, log the rest, wait. Returns why it failed, if it did."""
+    assert child.stdin is not None and child.stdout is not None
+    with suppress(BrokenPipeError), child.stdin as stdin:  # one that died early says why on stdout
+        json.dump(request, stdin)
+    said = error = ""
+    for line in child.stdout:
+        log.write(line)
+        if PROGRESS in line:
+            on_progress(line.rpartition(PROGRESS)[2].strip())
+        elif ERROR in line:
+            error = line.rpartition(ERROR)[2].strip()
+        elif line.strip():
+            said = line.strip()
+    child.wait()
+    return error or said or f"exit code {child.returncode}"
+
+
+# ---- the card ----
+
+
+def write_card(folder: Path, base: Model, facts: dict[str, Any]) -> None:
+    """List a finished checkpoint's files in its card, the last file to be written."""
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": models.file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    card = {
+        **facts,
+        "base": {"name": base.name, "digest": base.digest, "bytes": stored_bytes(read_tensors(base.path))},
+        "bytes": stored_bytes(read_tensors(folder)),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": files,
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is there as its card describes it, each file in size and content."""
+    try:
+        files = json.loads((folder / CARD).read_text())["files"]
+        return bool(files) and all(
+            (folder / name).stat().st_size == told["size"] and models.file_digest(folder / name) == told["sha256"]
+            for name, told in files.items()
+        )
+    except (OSError, ValueError, LookupError, TypeError):  # a file or the card is missing, cut short or altered
+        return False
+
+
+# ---- the cache ----
+
+
+def _keep_on_disk(
+    cache: str, key: str, build: Callable[[Path], None], on_progress: Callable[[str], None]
+) -> tuple[Path, bool]:
+    """The checkpoint's folder, and whether it was made now."""
+    folder = Path(cache) / key
+    if folder.exists() and not is_whole(folder):
+        on_progress(f"the checkpoint in {folder} is damaged and is made again")
+    return folder, models.build_once(folder, build, is_whole)
+
+
+def _keep_in_store(
+    cache: str, key: str, build: Callable[[Path], None], on_progress: Callable[[str], None]
+) -> tuple[Path, bool]:
+    """Likewise for an object store: the folder is this machine's copy of the build that the store's card names."""
+    place, copy = storage.join(cache, key), models.cache_dir() / "checkpoints" / key
+    made = False
+
+    def fetch_or_build(folder: Path) -> None:
+        nonlocal made
+        if stored := _stored_build(place):
+            on_progress(f"fetching the checkpoint from {place}")
+            with suppress(NotFound):
+                storage.fetch_tree(storage.join(place, stored), folder)
+            if is_whole(folder):
+                return
+            on_progress(f"the checkpoint in {place} is damaged and is made again")
+            storage.delete(storage.join(place, CARD))
+            shutil.rmtree(folder)
+            folder.mkdir()
+        build(folder)
+        made = True
+
+    models.build_once(copy, fetch_or_build, is_whole)
+    if _stored_build(place) is None and not _publish(copy, place):
+        shutil.rmtree(copy)  # another machine's build became the one: everybody serves that
+        models.build_once(copy, fetch_or_build, is_whole)
+    return copy, made
+
+
+def _publish(folder: Path, place: str) -> bool:
+    """Copy a build to the store and commit it with the card; False if another build was committed first."""
+    build = uuid.uuid4().hex
+    storage.publish_tree(folder, storage.join(place, build))
+    card = {**json.loads((folder / CARD).read_text()), "build": build}
+    try:
+        storage.create(storage.join(place, CARD), json.dumps(card, indent=2).encode())
+    except AlreadyExists:  # also when our own create won and its reply was lost
+        if _stored_build(place) != build:
+            storage.delete_prefix(storage.join(place, build))
+            return False
+    return True
+
+
+def _stored_build(place: str) -> str | None:
+    """The build that the store's card names; None where there is no card."""
+    try:
+        return str(json.loads(storage.read(storage.join(place, CARD)))["build"])
+    except NotFound:
+        return None

@@ -1,0 +1,133 @@
+"""The command line: composition as Hydra's users expect it, and one line for each mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchq.cli import choices, compose, main
+from batchq.config import conf_dir
+from tests.conftest import rows_of, write_jsonl
+
+
+@pytest.mark.parametrize("job", sorted(p.stem for p in (conf_dir() / "job").glob("*.yaml")))
+def test_every_shipped_job_composes(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose([f"job={job}"])
+    assert config.job.name == job
+    assert config.task.prompt.strip()
+
+
+@pytest.mark.parametrize("group", ["model", "quantization", "engine", "cluster", "input", "output", "pricing"])
+def test_every_shipped_choice_composes(group: str, compose) -> None:  # type: ignore[no-untyped-def]
+    for choice in choices(group):
+        given = [f"{group}={choice}"]
+        if choice == "hub":
+            given += ["model.path=hf://a/b", f"model.revision={'0' * 40}"]
+        assert compose(*given)
+
+
+MISTAKES = {
+    "unknown job": (["job=nope"], "job=nope: no such job; choices are mine"),
+    "no job": (["output.path=x"], "job is missing"),
+    "unknown key": (
+        ["job=mine", "engine.typo=1"],
+        "engine.typo: no such field; fields of engine are kind, max_model_len",
+    ),
+    "unknown key, forced": (["job=mine", "+engine.typo=1"], "engine.typo: no such field"),
+    "unknown choice": (["job=mine", "engine=v"], "engine=v: no such engine; choices are fake, vllm"),
+    "unknown verb": (["walk", "job=mine"], "walk: no such verb; verbs are run, plan"),
+    "wrong type": (["job=mine", "engine.max_model_len=abc"], "engine.max_model_len"),
+    "unknown scheme": (["job=mine", "quantization.scheme=int3"], "expected one of [auto, none, int8, fp8]"),
+    "one label": (["job=mine", "task.labels=[a]"], "task.labels=['a']: classify needs at least two labels"),
+    "a label twice": (["job=mine", "task.labels=[a,a]"], "each label once"),
+    "no output": (["job=mine", "output.path="], "output.path is missing"),
+    "negative": (["job=mine", "input.limit=-1"], "input.limit=-1: must be above 0"),
+    "missing column": (
+        ["job=mine", "task.prompt={{ txt }}"],
+        "task.prompt uses txt, not a column of the input; columns are id, text, gold",
+    ),
+    "broken prompt": (["job=mine", "task.prompt={{ text"], "task.prompt, line 1"),
+    "missing gold": (["job=mine", "task.gold=truth"], "task.gold=truth: no such column"),
+    "missing input": (
+        ["job=mine", "input.path=nowhere.jsonl"],
+        "nowhere.jsonl: no file, folder or object of that name",
+    ),
+    "empty input": (["job=mine", "input.path=empty.jsonl"], "the input is empty"),
+    "no model": (["job=mine", "model.path=/nowhere"], "/nowhere"),
+    "hub model not pinned": (["job=mine", "model.path=hf://a/b"], "revision"),
+    "pickle": (["job=mine", "model.trust_remote_code=true"], "model.trust_remote_code"),
+    "column taken": (["job=mine", "task.name=text"], "input column text has the name of an output column"),
+    "no cluster": (["job=mine", "cluster.address=127.0.0.1:1"], "cluster.address=127.0.0.1:1"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MISTAKES))
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    name: str, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(3))
+    (project / "empty.jsonl").touch()
+    overrides, expected = MISTAKES[name]
+    extra = ["engine=fake"] if name not in ("unknown choice", "unknown verb") else []
+    if name == "no cluster":
+        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "1")
+    assert main([*overrides, *extra]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("batchq: ")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    assert not (project / "out").exists()
+
+
+def test_a_users_own_file_shadows_ours(project: Path) -> None:
+    (project / "conf/engine").mkdir()
+    (project / "conf/engine/vllm.yaml").write_text("kind: fake\nmax_num_seqs: 7\n")
+    assert compose(["job=mine"]).engine.max_num_seqs == 7
+
+
+def test_an_unrelated_conf_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf/engine").mkdir(parents=True)
+    (tmp_path / "conf/engine/vllm.yaml").write_text("nonsense: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose(["job=sentiment_transcripts"]).engine.kind.value == "vllm"
+
+
+def test_batchq_conf_names_the_folder(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    monkeypatch.setenv("BATCHQ_CONF", str(project / "conf"))
+    assert compose(["job=mine"]).job.name == "mine"
+
+
+def batchq(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.run(
+        [sys.executable, "-m", "batchq", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_cfg_job_prints_the_configuration_and_leaves_nothing_behind(project: Path) -> None:
+    done = batchq("job=mine", "engine.max_model_len=77", "--cfg", "job", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "max_model_len: 77" in done.stdout
+    assert [p.name for p in project.iterdir()] == ["conf"]
+
+
+def test_a_sweep_runs_each_and_returns_the_worst_code(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(3))
+    done = batchq("plan", "job=mine", "engine=fake", "input.limit=1,2,-1", "-m", cwd=project)
+    assert done.returncode == 2
+    assert done.stdout.count("batchq · plan of mine") == 2
+    assert "input.limit=-1: must be above 0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in project.iterdir()) == ["conf", "rows.jsonl"]
+
+
+def test_doctor_needs_no_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "ray 2." in capsys.readouterr().out

@@ -1,0 +1,95 @@
+"""The order of the rooms: a module imports only from modules below it, and nothing heavy at its top."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = [
+    *(
+        "__main__",
+        "cli",
+        "doctor",
+        "preview",
+        "run",
+        "report",
+        "ledger",
+        "quantize",
+        "plan",
+        "capacity",
+        "pool",
+        "worker",
+    ),
+    *("vllm_engine", "fake_engine", "engine", "task", "write", "read", "models", "hardware", "account", "progress"),
+    *("storage", "config", "records", "errors"),
+]
+HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
+ONLY_IN = {
+    "ray": {"pool"},
+    "vllm": {"vllm_engine"},
+    "obstore": {"storage"},
+    "llmcompressor": {"compress"},
+    "hydra": {"cli"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    return {p.stem: ast.parse(p.read_text()) for p in (ROOT / "batchq").glob("*.py") if p.stem != "__init__"}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names that a tree imports; names from batchq as batchq.NAME."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"batchq.{a.name}" for a in node.names} if node.module == "batchq" else {node.module}
+    return names
+
+
+def unguarded(tree: ast.Module) -> ast.Module:
+    """The module without `if TYPE_CHECKING:` blocks and function bodies: what runs when it is imported."""
+    kept = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
+    return ast.Module([n for n in kept if not isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)], [])
+
+
+def test_every_module_is_a_room_and_imports_only_lower_ones() -> None:
+    found = modules()
+    assert set(found) - {"compress"} == set(ROOMS)
+    for name, tree in found.items():
+        ours = {n.split(".")[1] for n in imported(tree) if n.startswith("batchq.")} & set(ROOMS)
+        if name == "compress":
+            assert not ours, "compress.py runs in interpreters without batchq"
+            continue
+        above = {o for o in ours if ROOMS.index(o) <= ROOMS.index(name)} - {name}
+        assert not above, f"{name} imports {above}, which stand above it"
+
+
+@pytest.mark.parametrize("package", sorted(ONLY_IN))
+def test_one_importer(package: str) -> None:
+    importers = {n for n, t in modules().items() if any(i.split(".")[0] == package for i in imported(t))}
+    assert importers == ONLY_IN[package]
+
+
+def test_nothing_heavy_at_import() -> None:
+    for name, tree in modules().items():
+        heavy = {i.split(".")[0] for i in imported(unguarded(tree))} & HEAVY
+        assert not heavy, f"{name} imports {heavy} at its top"
+
+
+def test_usage_answers_at_once_without_heavy_imports() -> None:
+    code = f"import sys, batchq.cli; batchq.cli.main(['--help']); print(sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_readme_shows_the_rooms() -> None:
+    picture = re.findall(r"^  (\w+)\.py", (ROOT / "README.md").read_text(), re.M)
+    assert [p for p in picture if p != "compress"] == ROOMS
