@@ -168,7 +168,8 @@ def _through_hydra(arguments: list[str], verb: str) -> int:
 
 
 def _register() -> None:
-    """Put the user's groups before ours: Hydra's own --config-dir only appends."""
+    """Give Hydra the typed schema, and put the user's groups before ours: its own --config-dir only appends."""
+    from hydra.core.config_store import ConfigStore
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -179,6 +180,7 @@ def _register() -> None:
             if folder is not None and folder != conf_dir().resolve():
                 search_path.prepend(provider="batchq-user", path=f"file://{folder}")
 
+    ConfigStore.instance().store(name="schema", node=Config)
     if not any(p.__name__ == "UserConf" for p in Plugins.instance().discover(SearchPathPlugin)):
         Plugins.instance().register(UserConf)
 
@@ -201,6 +203,9 @@ class _hydra_errors:
 
     def _words(self, error: BaseException) -> str:
         text = str(error)
+        if type(error).__name__ == "OverrideParseException":
+            override = getattr(error, "override", "") or ""
+            return f"{override.split('=')[0]}: can't be read as Hydra's key=value; quote its value: {override.split('=')[0]}='...'"
         if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
             return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
         if text.startswith(("Could not find", "In '")) and (group := _group(text)):
@@ -215,7 +220,8 @@ class _hydra_errors:
                 key,
             )
             return f"{bad}: no such field; {_siblings(bad)}"
-        return f"{getattr(error, 'full_key', '') or 'configuration'}: {text.splitlines()[0]}"
+        where = getattr(error, "full_key", None) or getattr(cause, "full_key", None) or "configuration"
+        return f"{where}: {str(cause or error).splitlines()[0]}"
 
 
 def _group(text: str) -> tuple[str, str] | None:

