@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import threading
 import time
@@ -139,11 +140,15 @@ class Pool:
             import batchq
 
             options |= {"address": self.cluster.address, "runtime_env": {"py_modules": [batchq]}}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"cluster.address={self.cluster.address}: {str(error).splitlines()[0]}") from error
         self._connected = True
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+                signal.signal(number, handler)
 
     def hardware(self) -> Hardware:
         """What a node that will run replicas has: this machine, or one of the cluster's."""

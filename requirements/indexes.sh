@@ -11,5 +11,7 @@ for url in $extra; do # a folder that isn't there is no index; pip ignores it, u
   case $url in file://*) [ -d "${url#file://}" ] || continue ;; esac
   export UV_INDEX="${UV_INDEX:+$UV_INDEX }$url"
 done
+# As pip does: any index may have the version that is asked for. Hashes decide what is installed.
+export UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match}
 TORCH=()
 [ -n "$links$extra" ] || TORCH=(--torch-backend=cpu)

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 venv=$1
 shift
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -x "$venv/bin/uv" ]; then
   PYTHON=$(command -v python3.11 || command -v python3)
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
     { echo "batchq: the lock for CPUs is for Python 3.11; found $("$PYTHON" --version)" >&2; exit 2; }

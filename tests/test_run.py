@@ -1,0 +1,201 @@
+"""The whole path by its real entry, with real Ray: rows in, committed Parquet and a report out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchq.cli import main
+from batchq.config import Config
+from tests.conftest import rows_of, write_jsonl
+from tests.s3 import S3
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
+    """The command line as a process of its own, in its own group."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "batchq", "job=mine", "engine=fake", *overrides]
+    return subprocess.Popen(
+        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def stamps(data: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in data.glob("*.parquet")}
+
+
+def wait_for(process: subprocess.Popen[str], done: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)  # polling another process; nothing here depends on how long
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "data").to_pylist()  # type: ignore[no-any-return]
+
+
+def test_run_then_rerun(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(90))
+    assert main(["job=mine", "engine=fake", "input.id=id"]) == 0
+    first = capsys.readouterr()
+    assert "90 = 90 answers + 0 failures" in first.out
+    for word in ("accuracy", "tokens/s", "per million tokens", "infer", "label mass"):
+        assert word in first.out
+    assert sorted(r["id"] for r in rows(project / "out")) == list(range(90))
+    before = stamps(project / "out/data")
+    assert main(["job=mine", "engine=fake", "input.id=id"]) == 0
+    assert "all is committed" in capsys.readouterr().err
+    assert stamps(project / "out/data") == before
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert (report["rows"], report["invocations"], report["duplicate_ids"]) == (90, 1, 0)
+    assert json.loads((project / "out/meta/manifest.json").read_text())["answers"] == 90
+    assert main(["status", "job=mine", "engine=fake"]) == 0
+    assert "5 of 5 shards committed" in capsys.readouterr().out.replace("4 of 4", "5 of 5")
+    assert sorted(p.name for p in project.iterdir()) == ["conf", "out", "rows.jsonl"]
+
+
+def test_drift_is_refused_and_nothing_is_written(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(10))
+    assert main(["job=mine", "engine=fake"]) == 0
+    before = stamps(project / "out/data")
+    capsys.readouterr()
+    changes = {
+        "task.prompt='Other {{ text }}'": "task.prompt",
+        "task.labels=[good,bad]": "task.labels",
+        "engine.max_model_len=300": "engine.max_model_len",
+    }
+    for override, named in changes.items():
+        assert main(["job=mine", "engine=fake", override]) == 2
+        assert named in capsys.readouterr().err
+    write_jsonl(project / "rows.jsonl", rows_of(11))
+    assert main(["job=mine", "engine=fake"]) != 0
+    assert "is not the file that was planned" in capsys.readouterr().err
+    assert stamps(project / "out/data") == before
+
+
+def test_too_many_failures_end_in_four(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", [*rows_of(8), *({"id": i, "text": "", "gold": None} for i in (8, 9))])
+    assert main(["job=mine", "engine=fake"]) == 4
+    assert main(["job=mine", "engine=fake", "output.max_error_rate=0.5"]) == 0
+
+
+def test_a_killed_driver_resumes_without_doing_anything_twice(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(400))
+    slow = ["output.rows_per_shard=40", "+engine.options.tokens_per_s=8000"]
+    process = start(project, *slow)
+    data = project / "out/data"
+    wait_for(process, lambda: len(list(data.glob("*.parquet"))) >= 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    committed = stamps(data)
+    assert 3 <= len(committed) < 10
+    again = start(project, *slow)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "400 = 400 answers + 0 failures" in out
+    assert "2 invocations" in out
+    found = rows(project / "out")
+    assert len(found) == len({r["batchq_id"] for r in found}) == 400
+    assert sorted(r["id"] for r in found) == list(range(400))
+    after = stamps(data)
+    assert {name: after[name] for name in committed} == committed
+
+
+@pytest.mark.parametrize("fault", ["exit_after", "die_after"])
+def test_a_lost_replica_is_replaced_and_its_answers_kept(fault: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(200))
+    flag = project / "struck"
+    faults = [f"+engine.options.{fault}=70", f"+engine.options.once={flag}", "output.rows_per_shard=50"]
+    assert main(["job=mine", "engine=fake", *faults]) == 0
+    out = capsys.readouterr().out
+    assert flag.exists()
+    assert "200 = 200 answers + 0 failures" in out
+    assert "1 replicas lost" in out
+    assert sorted(r["id"] for r in rows(project / "out")) == list(range(200))
+
+
+def test_a_shard_that_loses_every_replica_ends_the_run_with_its_name(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(10))
+    assert main(["job=mine", "engine=fake", "+engine.options.die_after=0", "cluster.max_attempts=2"]) == 1
+    err = capsys.readouterr().err
+    assert "shard 0 (rows.jsonl) lost its replica 2 times" in err
+    assert "log: " in err
+    assert "Traceback" not in err
+
+
+def test_sigterm_stops_with_three_and_the_same_command_goes_on(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(400))
+    slow = ["output.rows_per_shard=40", "+engine.options.tokens_per_s=8000"]
+    process = start(project, *slow)
+    wait_for(process, lambda: len(list((project / "out/data").glob("*.parquet"))) >= 2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "the same command goes on from here" in err
+    again = start(project, "output.rows_per_shard=40")
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "400 = 400 answers + 0 failures" in out
+
+
+def test_all_readers_see_one_clean_table(project: Path) -> None:
+    """With an empty shard and one that is all failures."""
+    write_jsonl(project / "rows.jsonl", [{"id": 0, "text": "x" * 3000, "gold": "bad"}, *rows_of(40)])
+    assert main(["job=mine", "engine=fake", "output.rows_per_shard=1"]) == 0
+    import datasets
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+    data = project / "out/data"
+    assert list((project / "out/meta/empty").iterdir())
+    frame = pd.read_parquet(data)
+    assert len(frame) == 41
+    loaded = datasets.load_dataset(str(data), split="train", cache_dir=str(project / "hf"))
+    assert len(loaded) == 41
+    assert set(loaded.column_names) == set(frame.columns)
+    assert pl.read_parquet(data / "*.parquet").shape[0] == 41
+    counts = duckdb.sql(f"select count(*), count(distinct batchq_id), count(batchq_error) from '{data}/*.parquet'").fetchall()[0]
+    assert counts == (41, 41, 1)
+
+
+def test_from_and_to_s3(project: Path, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = s3.make_bucket("jobs")
+    from batchq import storage
+
+    for part in range(2):
+        lines = "".join(json.dumps(r) + "\n" for r in rows_of(50)[part * 25 : part * 25 + 25])
+        storage.create(f"{bucket}/in/rows-{part}.jsonl", lines.encode())
+    where = [f"input.path={bucket}/in/*.jsonl", f"output.path={bucket}/out"]
+    assert main(["job=mine", "engine=fake", *where]) == 0
+    assert "50 = 50 answers + 0 failures" in capsys.readouterr().out
+    before = {s.uri: s.etag for s in storage.list_objects(f"{bucket}/out/data")}
+    assert len(before) == 2
+    assert main(["job=mine", "engine=fake", *where]) == 0
+    assert "all is committed" in capsys.readouterr().err
+    assert {s.uri: s.etag for s in storage.list_objects(f"{bucket}/out/data")} == before
+
+
+def test_from_python(compose: Callable[..., Config], project: Path) -> None:
+    import batchq
+
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    result = batchq.run(compose())
+    assert result.exit_code == 0
+    assert result.summary["answers"] == 5
