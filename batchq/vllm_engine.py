@@ -1,7 +1,7 @@
 """The Engine protocol on vLLM's AsyncLLM. The only module that imports vllm.
 
-What differs between the vLLM versions that batchq runs on (0.26 and 0.32) stands in
-`_logprobs` and `_arguments`, and nowhere else.
+What differs between the vLLM versions that batchq runs on (0.26 and 0.32) stands in the functions
+at the end of this page, and nowhere else.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class VllmEngine:
             raise EngineError("vLLM's engine process died") from error
         except EngineGenerateError as error:
             raise EngineError(f"vLLM failed: {_first_line(error)}") from error
-        except ValueError as error:  # vLLM's validation of one request: too long, an id out of range, ...
+        except _refusals() as error:
             raise RowError("engine_refused", f"vLLM refused the prompt: {type(error).__name__}") from error
         if final is None:
             raise EngineError("vLLM ended a request without an answer")
@@ -147,6 +147,14 @@ def _logprobs(positions: Any, ids: tuple[int, ...]) -> tuple[float, ...]:
     if missing:
         raise RowError("invalid_score", f"vLLM returned no log-probability for token {missing[0]}")
     return tuple(float(first[i].logprob) for i in ids)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises when it refuses one request (too long, an id out of range): not always a ValueError."""
+    import vllm.exceptions
+
+    kinds = (getattr(vllm.exceptions, name, None) for name in ("VLLMValidationError", "VLLMClientError"))
+    return (ValueError, *(kind for kind in kinds if kind is not None))
 
 
 def _first_line(error: BaseException) -> str:

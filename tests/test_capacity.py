@@ -67,7 +67,9 @@ def test_headers_tell_all_of_a_file_but_its_own_length(tmp_path: Path) -> None:
 def test_a_broken_weight_file_is_named(tmp_path: Path, damage: str) -> None:
     file = make_tiny_model(tmp_path) / "model.safetensors"
     whole = file.read_bytes()
-    file.write_bytes({"cut short": whole[:-5], "no header": whole[:4], "a page of HTML": b"<!DOCTYPE html>" * 9}[damage])
+    file.write_bytes(
+        {"cut short": whole[:-5], "no header": whole[:4], "a page of HTML": b"<!DOCTYPE html>" * 9}[damage]
+    )
     with pytest.raises(ModelError, match=r"model\.safetensors") as refused:
         capacity.read_tensors(tmp_path)
     assert "\n" not in str(refused.value)
@@ -146,9 +148,7 @@ def test_more_gpus_or_fewer_bits_make_room() -> None:
     with pytest.raises(ConfigError, match="NVIDIA L4"):
         capacity.require_memory(llama_8b(), LLAMA_8B, Scheme.none, small, max_model_len=2048)
     fp8 = capacity.require_memory(llama_8b(), LLAMA_8B, Scheme.fp8, small, max_model_len=2048)
-    two = capacity.require_memory(
-        llama_8b(), LLAMA_8B, Scheme.none, small, max_model_len=2048, tensor_parallel_size=2
-    )
+    two = capacity.require_memory(llama_8b(), LLAMA_8B, Scheme.none, small, max_model_len=2048, tensor_parallel_size=2)
     assert fp8.total < 0.9 * 16 * GIB and two.weights == 8_030_261_248
 
 

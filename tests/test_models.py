@@ -196,7 +196,9 @@ def test_a_vision_language_model_may_serve_text(tiny: Path) -> None:
         (None, None),
     ],
 )
-def test_a_quantized_checkpoint_is_recognised(tiny: Path, quantization: dict[str, Any] | None, name: str | None) -> None:
+def test_a_quantized_checkpoint_is_recognised(
+    tiny: Path, quantization: dict[str, Any] | None, name: str | None
+) -> None:
     assert resolve(edit(tiny, quantization_config=quantization)).quantized == name
 
 
@@ -214,7 +216,9 @@ def test_a_gguf_in_a_wheel_becomes_a_checkpoint(cache: Path) -> None:
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"BF16"}
 
     tokenizer = models.open_tokenizer(folder)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert prompt.endswith("<|im_start|>assistant\n")
     assert tokenizer.eos_token == "<|im_end|>"  # where an answer ends; the GGUF reader alone gets it wrong
 
@@ -311,7 +315,12 @@ def hub(tiny: Path) -> Iterator[tuple[str, list[str]]]:
 
         def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            told = {"Content-Length": len(body), "ETag": f'"{hash(body):x}"', "X-Repo-Commit": REVISION, **(headers or {})}
+            told = {
+                "Content-Length": len(body),
+                "ETag": f'"{hash(body):x}"',
+                "X-Repo-Commit": REVISION,
+                **(headers or {}),
+            }
             for name, value in told.items():
                 self.send_header(name, str(value))
             self.end_headers()
@@ -331,11 +340,18 @@ def hub(tiny: Path) -> Iterator[tuple[str, list[str]]]:
 def resolve_apart(home: Path, path: str, revision: str | None = REVISION, **env: str) -> str:
     """The model or the refusal, as a process of its own sees it: the hub's library reads its settings on import."""
     code = (
-        "import sys; from batchq import models; from batchq.config import ModelConfig; from batchq.errors import ModelError\n"
+        "import sys; from batchq import models; from batchq.config import ModelConfig\n"
+        "from batchq.errors import ModelError\n"
         "try: print(models.resolve(ModelConfig(path=sys.argv[1], revision=sys.argv[2] or None)))\n"
         "except ModelError as error: print('refused:', error)"
     )
-    settings = {"HF_HOME": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    settings = {
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "*",
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, path, revision or ""],
         env={**os.environ, **settings, **env},
@@ -355,7 +371,10 @@ def test_a_hub_model_is_pinned_and_fetched_without_code_or_pickles(hub: tuple[st
     assert not {"pytorch_model.bin", "modeling_tiny.py", "onnx/config.json"} & set(asked)
 
     asked.clear()
-    assert resolve_apart(tmp_path / "hf", "hf://someone/tiny", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1") == told
+    assert (
+        resolve_apart(tmp_path / "hf", "hf://someone/tiny", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+        == told
+    )
     assert not asked
 
 

@@ -3,7 +3,8 @@
     path = make_tiny_model(tmp_path / "tiny")
 
 350 thousand weights in BF16: hidden 128, two layers, four heads of 32 (two for keys and values), tied head. The
-tokenizer is byte-level BPE of some 430 tokens, so any text goes through it; LABELS are single tokens, with and without a space before.
+tokenizer is byte-level BPE of some 430 tokens, so any text goes through it; LABELS are single tokens, with and without
+a space before.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TEXT = [
 def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     """Write config, tokenizer, chat template and weights under `folder`, made if need be; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = _write_tokenizer(folder)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -42,7 +44,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "vocab_size": _write_tokenizer(folder),
+        "vocab_size": vocabulary,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -55,9 +57,11 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         "pad_token_id": 0,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    write_safetensors(folder / "model.safetensors", _weights(config, np.random.default_rng(seed)))
+    write_safetensors(folder / "model.safetensors", _weights(vocabulary, np.random.default_rng(seed)))
     return folder
 
 
@@ -75,9 +79,10 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
-def _weights(config: dict[str, object], random: np.random.Generator) -> dict[str, np.ndarray]:
+def _weights(vocabulary: int, random: np.random.Generator) -> dict[str, np.ndarray]:
     hidden, inner, keys = 128, 256, 64
-    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (hidden,)}
+    shapes["model.embed_tokens.weight"] = (vocabulary, hidden)
     for layer in ("model.layers.0", "model.layers.1"):
         shapes |= {f"{layer}.input_layernorm.weight": (hidden,), f"{layer}.post_attention_layernorm.weight": (hidden,)}
         shapes |= {f"{layer}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qo"}

