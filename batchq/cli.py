@@ -169,8 +169,8 @@ def _through_hydra(arguments: list[str], verb: str) -> int:
 
 def _register() -> None:
     """Give Hydra the typed schema, and put the user's groups before ours: its own --config-dir only appends."""
-    from hydra.core.config_store import ConfigStore
     from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -204,8 +204,8 @@ class _hydra_errors:
     def _words(self, error: BaseException) -> str:
         text = str(error)
         if type(error).__name__ == "OverrideParseException":
-            override = getattr(error, "override", "") or ""
-            return f"{override.split('=')[0]}: can't be read as Hydra's key=value; quote its value: {override.split('=')[0]}='...'"
+            key = (getattr(error, "override", "") or "").split("=")[0]
+            return f"{key}: can't be read as Hydra's key=value; quote its value: {key}='...'"
         if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
             return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
         if text.startswith(("Could not find", "In '")) and (group := _group(text)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import signal
 import socket
@@ -124,6 +125,7 @@ class Pool:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
+        logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
         if self.cluster.address is None:
             here = hardware.detect()
@@ -292,7 +294,8 @@ class _Labelling:
             if self.attempts[shard.index] >= self.pool.cluster.max_attempts:
                 name = self.spec.plan.objects[shard.object].name
                 raise EngineError(
-                    f"shard {shard.index} ({name}) lost its replica {self.attempts[shard.index]} times ({why}); log: {member.log}"
+                    f"shard {shard.index} ({name}) lost its replica {self.attempts[shard.index]} times ({why}); "
+                    f"log: {member.log}"
                 )
             if not self.stopped:
                 self.pending.appendleft(shard)
@@ -396,7 +399,9 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise ConfigError(f"cluster.address={address}: no Ray cluster answers there ({error.strerror or error})") from None
+        raise ConfigError(
+            f"cluster.address={address}: no Ray cluster answers there ({error.strerror or error})"
+        ) from None
 
 
 def _nodes() -> list[dict[str, Any]]:

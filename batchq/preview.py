@@ -84,7 +84,8 @@ def state(draft: Plan, stored: Plan | None, output: str) -> str:
     if stored is None:
         return f"{output} · new"
     standing = plan.standing(stored, output)
-    return f"{output} · {len(draft.shards) - len(standing.remaining)} of {len(draft.shards)} shards committed; a run resumes"
+    done = len(draft.shards) - len(standing.remaining)
+    return f"{output} · {done} of {len(draft.shards)} shards committed; a run resumes"
 
 
 def preview(config: Config) -> str:

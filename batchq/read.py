@@ -144,7 +144,7 @@ def _data_files(matched: list[storage.Stat], format: InputFormat) -> list[storag
 
 def _common_root(roots: list[str]) -> str:
     """What all names leave off: the folder that the roots share, with its slash; nothing if they share no store."""
-    shared = os.path.commonprefix([root.split("/") for root in roots])
+    shared = os.path.commonprefix([root.split("/") for root in roots])  # noqa: RUF071 - of lists, so by component
     is_bucket = len(shared) > 2 or (shared and "://" not in roots[0])
     return "/".join(shared) + "/" if is_bucket else ""
 

@@ -26,7 +26,7 @@ def terminal(summary: Mapping[str, Any]) -> str:
     if s["accuracy"] is not None:
         lines.append(_line("accuracy", f"{s['accuracy']:.3f} against gold on {s['gold_rows']:,} rows"))
     if s["mean_label_mass"] is not None:
-        warning = "  LOW: the model isn't following the prompt" if s["mean_label_mass"] < LOW_MASS else ""
+        warning = "; low: left to itself, the model would say something else" if s["mean_label_mass"] < LOW_MASS else ""
         lines.append(
             _line("label mass", f"{s['mean_label_mass']:.3f} of the model's probability was on the labels{warning}")
         )
@@ -54,14 +54,16 @@ def terminal(summary: Mapping[str, Any]) -> str:
         lines.append(
             _line(
                 "note",
-                f"{len(s['new_inputs'])} input files appeared since the plan and are not part of it: {', '.join(s['new_inputs'][:3])}",
+                f"{len(s['new_inputs'])} input files appeared since the plan and are not part of it: "
+                f"{', '.join(s['new_inputs'][:3])}",
             )
         )
     if s["invocations"] > 1 or s["lost_replicas"] or s["reused_rows"]:
         lines.append(
             _line(
                 "resumed",
-                f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost, {s['reused_rows']:,} answers taken over",
+                f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost, "
+                f"{s['reused_rows']:,} answers taken over",
             )
         )
     lines.append(_line("output", f"{s['output']}/data · {s['parts']} objects · {s['output']}/meta/report.json"))

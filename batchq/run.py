@@ -285,7 +285,8 @@ def status(config: Config) -> Result:
     summary = summarise(config, stored, config.model.path, state, output, [], standing)
     words = {"running": "running, or killed since"}.get(state, state)
     lines = [
-        f"batchq · {stored.job} · {summary['shards_done']} of {summary['shards']} shards committed · last invocation: {words}",
+        f"batchq · {stored.job} · {summary['shards_done']} of {summary['shards']} shards committed"
+        f" · last invocation: {words}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
         f"  cost       {report.cost(summary)}",
         f"  output     {output}",

@@ -40,7 +40,10 @@ MISTAKES = {
     ),
     "unknown key, forced": (["job=mine", "+engine.typo=1"], "engine.typo: no such field"),
     "unknown choice": (["job=mine", "engine=v"], "engine=v: no such engine; choices are fake, vllm"),
-    "unquoted braces": (["job=mine", "task.prompt={{ text }}"], "task.prompt: can't be read as Hydra's key=value; quote its value"),
+    "unquoted braces": (
+        ["job=mine", "task.prompt={{ text }}"],
+        "task.prompt: can't be read as Hydra's key=value; quote its value",
+    ),
     "unknown verb": (["walk", "job=mine"], "walk: no such verb; verbs are run, plan"),
     "wrong type": (["job=mine", "engine.max_model_len=abc"], "engine.max_model_len"),
     "unknown scheme": (["job=mine", "quantization.scheme=int3"], "expected one of [auto, none, int8, fp8]"),

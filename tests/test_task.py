@@ -102,7 +102,12 @@ def test_labels_that_begin_alike_are_answered_by_letter(tokenizer: Any) -> None:
 def test_keys_are_equal_where_answers_are(tokenizer: Any) -> None:
     one, same, other = task(tokenizer), task(tokenizer), task(tokenizer, labels=["negative", "positive"])
     assert one.key([1, 2, 3], "model") == same.key([1, 2, 3], "model")
-    keys = {one.key([1, 2, 3], "model"), one.key([1, 2, 4], "model"), one.key([1, 2, 3], "m"), other.key([1, 2, 3], "model")}
+    keys = {
+        one.key([1, 2, 3], "model"),
+        one.key([1, 2, 4], "model"),
+        one.key([1, 2, 3], "m"),
+        other.key([1, 2, 3], "model"),
+    }
     assert len(keys) == 4
 
 

@@ -16,7 +16,7 @@ import pytest
 from batchq import plan, storage, write
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
-from batchq.errors import EngineError, OutputTaken, StorageError, Stopped
+from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
 from batchq.records import Plan, Receipt
 from batchq.worker import Worker, WorkerSpec
 from tests.conftest import rows_of, write_jsonl
@@ -66,7 +66,9 @@ def test_every_row_once_with_its_columns(compose: Callable[..., Config], project
     assert sum(r.usage.gold for r in receipts) == 105
 
 
-def test_failures_are_rows_with_a_code_and_neighbours_are_untouched(compose: Callable[..., Config], project: Path) -> None:
+def test_failures_are_rows_with_a_code_and_neighbours_are_untouched(
+    compose: Callable[..., Config], project: Path
+) -> None:
     good = [json.dumps(row) for row in rows_of(3)]
     bad = {
         "invalid_json": '{"id": 7, "text": "half a',
@@ -125,7 +127,9 @@ def test_a_stream_commits_parts_and_resumes_between_them(compose: Callable[..., 
     assert {n: (project / "out/data" / n).stat().st_mtime_ns for n in committed} == stamps
 
 
-def test_a_stream_whose_rows_fill_its_parts_ends_without_an_empty_one(compose: Callable[..., Config], project: Path) -> None:
+def test_a_stream_whose_rows_fill_its_parts_ends_without_an_empty_one(
+    compose: Callable[..., Config], project: Path
+) -> None:
     gzipped(project / "rows.jsonl.gz", 40)
     config = compose("input.path=rows.jsonl.gz")
     receipts = asyncio.run(labelled(config, planned(config)))
