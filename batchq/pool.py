@@ -12,8 +12,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +51,17 @@ class Replica:
         await self.worker.start()
 
     async def label(self, shard: Shard) -> list[Receipt]:
-        return await self.worker.label(shard)
+        try:
+            return await self.worker.label(shard)
+        except BatchqError:
+            raise
+        except Exception as error:  # a defect: where it happened goes to the log, its message may quote a row
+            print(
+                f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise
 
     async def snapshot(self) -> Snapshot:
         return self.worker.snapshot()
@@ -365,7 +377,7 @@ class _Labelling:
         elif isinstance(cause, BatchqError):
             raise cause
         else:
-            raise BatchqError(f"a worker failed: {type(cause).__name__}: {cause}; log: {member.log}") from cause
+            raise BatchqError(f"a worker failed ({type(cause).__name__}); log: {member.log}") from None
 
     def _poll(self) -> None:
         for member in self.members:

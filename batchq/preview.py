@@ -108,7 +108,8 @@ def preview(config: Config) -> str:
         on_progress=lambda _: None,
     )
     spec = worker_spec(config, draft, checkpoint, here)
-    return asyncio.run(_answers(config, draft, Worker(spec)))
+    note = "\n\nfrom the unquantized model; the run quantizes to int8" if scheme is Scheme.int8 else ""
+    return asyncio.run(_answers(config, draft, Worker(spec))) + note
 
 
 async def _answers(config: Config, draft: Plan, worker: Worker) -> str:

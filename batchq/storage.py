@@ -78,7 +78,7 @@ def is_remote(uri: str) -> bool:
 
 
 def normalize(uri: str) -> str:
-    """One spelling of a URI: an absolute local path (from ~, relative or file://), or a remote URI; no slash at the end.
+    """One spelling of a URI: an absolute local path (from ~, relative or file://), or a remote URI; no final slash.
 
     Raises ConfigError for an unknown scheme, a missing bucket, or credentials in the URI.
     """

@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import json
 import math
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from batchq import models, read, storage, write
 from batchq.account import PhaseClock
 from batchq.config import TaskConfig
 from batchq.engine import Engine, EngineSpec
-from batchq.errors import EngineError, RowError, Stopped
+from batchq.errors import BatchqError, EngineError, RowError, Stopped
 from batchq.fake_engine import FakeEngine
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
@@ -438,7 +439,10 @@ class Worker:
     async def _spill_regularly(self, shard: Shard, attempt: str, open_parts: list[Part]) -> None:
         for number in itertools.count(1):
             await asyncio.sleep(self.spec.spill_seconds)
-            await self._thread(self._spill, shard, attempt, list(open_parts), number)
+            try:
+                await self._thread(self._spill, shard, attempt, list(open_parts), number)
+            except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
+                print(f"batchq: a spill of shard {shard.index} failed: {error}", file=sys.stderr, flush=True)
 
     def _spill(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
         """Save the answers that no spill and no commit holds yet."""
