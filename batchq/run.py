@@ -44,6 +44,8 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
     show = Progress()
     stored = plan.load(output)
     with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
+        if not stored:
+            show.step(f"model {config.model.path}: fetched or converted, unless it is cached")
         model = models.resolve(config.model)
         new_inputs = resumable(stored, config, model, output) if stored else []
         if stored and not plan.standing(stored, output).remaining:
