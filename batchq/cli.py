@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from batchq.config import Config, check, conf_dir, user_conf_dir
-from batchq.errors import BatchqError, ConfigError
+from batchq.errors import BatchqError, ConfigError, Stopped
 
 VERBS = {
     "run": "do the job, or what is left of it (the default)",
@@ -152,6 +152,8 @@ def _through_hydra(arguments: list[str], verb: str) -> int:
     def job(composed: Any) -> None:
         try:
             codes.append(_do(verb, typed(composed)))
+        except Stopped:
+            raise  # the whole sweep stops
         except BatchqError as error:
             print(f"batchq: {_one_line(error)}", file=sys.stderr)
             codes.append(error.exit_code)

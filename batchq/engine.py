@@ -38,8 +38,8 @@ class Completion:
 class EngineSpec:
     """What an engine is started with, the same for the real one and the fake.
 
-    `cores` are the CPU cores this engine may use (empty: all it was given); `options` go to vLLM
-    under vLLM's own names.
+    `cores` are the CPU cores this engine may use (empty: all it was given); `scored` is how many
+    token ids a request may ask the log-probabilities of; `options` go to vLLM under its own names.
     """
 
     kind: str  # "vllm" or "fake"
@@ -50,6 +50,7 @@ class EngineSpec:
     device: str = "cpu"  # "cpu" or "cuda"
     tensor_parallel_size: int = 1
     cores: tuple[int, ...] = ()
+    scored: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -6,9 +6,11 @@ ingredients differ from the stored ones is refused, and the difference is named.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +23,13 @@ from batchq.records import InputObject, Plan, Receipt, Shard
 NAME = "meta/plan.json"
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
+# Of vLLM's engine arguments, those that change what a model answers; the others may differ on a resume.
+ANSWER_OPTIONS = {"dtype", "hf_overrides", "kv_cache_dtype", "load_format", "quantization", "tokenizer"}
+
 # What a person changed when this ingredient differs.
 FIELDS = {
     "model": "model.path (or the model's files)",
-    "engine": "engine.kind",
+    "engine": "engine.kind or engine.options",
     "quantization": "quantization.scheme, samples, max_tokens, seed, smoothing or ignore",
     "prompt": "task.prompt or task.system",
     "labels": "task.labels, task.kind, task.codes or task.name",
@@ -40,13 +45,14 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
     """All that decides an answer but the input objects, by name, each as text. `model`: its digest."""
     quantization = config.quantization
     recipe: list[Any] = [scheme.value]
+    options = {k: v for k, v in config.engine.options.items() if k in ANSWER_OPTIONS}
     if scheme not in (Scheme.none, Scheme.auto):
         recipe += [quantization.ignore]
     if scheme is Scheme.int8:
         recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.smoothing]
     return {
         "model": model,
-        "engine": config.engine.kind.value,
+        "engine": json.dumps([config.engine.kind.value, options], sort_keys=True, default=str),
         "quantization": json.dumps(recipe),
         **task.ingredients(config.task),
         "template": json.dumps(config.model.chat_template, sort_keys=True),
@@ -166,12 +172,16 @@ def store(plan: Plan, output: str) -> Plan:
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
     fields["shards"] = [[s.object, s.unit, s.start, s.stop] for s in plan.shards]
-    data = json.dumps(fields).encode()
+    data, staging = json.dumps(fields).encode(), storage.join(output, "meta/tmp")
+    # Asked before the plan stands: afterwards every later run would take the store for a good one.
+    probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
+    storage.create(probe, b"", staging=staging)
     try:
-        storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
-        storage.require_create_only(uri, data)
-    except AlreadyExists:
-        pass
+        storage.require_create_only(probe, b"")
+    finally:
+        storage.delete(probe)
+    with contextlib.suppress(AlreadyExists):
+        storage.create(uri, data, staging=staging)
     standing = load(output)
     if standing is None:
         raise StorageError(f"{uri}: vanished after it was written")
@@ -186,6 +196,20 @@ def refuse_drift(plan: Plan, parts: dict[str, str], output: str) -> None:
         raise OutputTaken(
             f"{output}: holds a run of job {plan.job} with another {changed}. "
             "Choose a new output.path, or go back to the old setting to resume it"
+        )
+
+
+def refuse_other(standing: Plan, draft: Plan, checkpoint: str, output: str) -> None:
+    """Raises OutputTaken if another driver's plan won the race for this output, or if quantizing again, with other
+    library versions say, made another checkpoint than the one that answered so far."""
+    refuse_drift(standing, draft.ingredients, output)
+    if standing.fingerprint != draft.fingerprint:
+        raise OutputTaken(f"{output}: another run planned other input files there just now; choose a new output.path")
+    if standing.checkpoint != checkpoint:
+        raise OutputTaken(
+            f"{output}: its rows were answered by checkpoint {standing.checkpoint[:12]}, but quantizing now gives "
+            f"{checkpoint[:12]} (llm-compressor or compressed-tensors changed?); go back to those versions, "
+            "or choose a new output.path"
         )
 
 

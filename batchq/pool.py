@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -95,6 +96,7 @@ class Member:
     shards: dict[int, Shard] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     polling: bool = False
+    polled_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -179,15 +181,20 @@ class Pool:
 
     def slots(self, here: Hardware) -> list[Slot]:
         """Where replicas go. Raises ConfigError if the cluster has no room for what is asked."""
-        cluster, slots = self.cluster, []
-        for node in _nodes():
+        cluster, nodes = self.cluster, _nodes()
+        rooms: list[list[Slot]] = []
+        for node in nodes:
             if here.device == "cuda":
                 count = int(node["Resources"].get("GPU", 0)) // cluster.tensor_parallel_size
-                slots += [Slot(node["NodeID"], ())] * count
+                rooms.append([Slot(node["NodeID"], ())] * count)
             else:
                 cores = here.cores[: int(node["Resources"].get("CPU", 0))]
-                share = cluster.cpus_per_replica or max(1, len(cores) // (cluster.replicas or 1))
-                slots += [Slot(node["NodeID"], cores[i : i + share]) for i in range(0, len(cores) - share + 1, share)]
+                a_node = -(-(cluster.replicas or 1) // len(nodes))
+                share = cluster.cpus_per_replica or max(1, len(cores) // a_node)
+                starts = range(0, len(cores) - share + 1, share)
+                rooms.append([Slot(node["NodeID"], cores[i : i + share]) for i in starts])
+        # A node's first before any node's second.
+        slots = [slot for row in itertools.zip_longest(*rooms) for slot in row if slot is not None]
         wanted = cluster.replicas or len(slots)
         if not slots or wanted > len(slots):
             unit = f"{cluster.tensor_parallel_size} GPUs" if here.device == "cuda" else "cores"
@@ -236,6 +243,7 @@ class _Labelling:
         self.receipts: dict[int, list[Receipt]] = {}
         self.stopped = False
         self.lost = 0
+        self.told_at = 0.0
 
     def run(self) -> State:
         import ray
@@ -246,12 +254,16 @@ class _Labelling:
                 self._open(slot)
             while self.pending or any(m.shards for m in self.members):
                 self._hand_out()
-                done, _ = ray.wait(list(self.futures), num_returns=1, timeout=POLL_SECONDS)
+                done: list[Any] = []
+                if self.futures:
+                    done, _ = ray.wait(list(self.futures), num_returns=1, timeout=POLL_SECONDS)
                 for future in done:
                     self._settle(future)
                 self._poll()
                 self._check_starts()
-                self.on_progress(self._state())
+                if time.monotonic() - self.told_at >= POLL_SECONDS:
+                    self.told_at = time.monotonic()
+                    self.on_progress(self._state())
                 if self.stop.is_set() and not self.stopped:
                     self.stopped = True
                     self.pending.clear()
@@ -312,8 +324,15 @@ class _Labelling:
             if not self.stopped:
                 self.pending.appendleft(shard)
         member.shards.clear()
-        if not self.stopped:
+        if self.stopped:
+            return
+        if self._alive(member.slot):
             self._open(member.slot)
+        elif not self.members:
+            raise EngineError(f"every node that ran replicas is gone ({why}); the same command goes on elsewhere")
+
+    def _alive(self, slot: Slot) -> bool:
+        return any(node["NodeID"] == slot.node for node in _nodes())
 
     def _check_starts(self) -> None:
         for member in self.members:
@@ -352,11 +371,11 @@ class _Labelling:
         try:
             result = ray.get(future)
         except ray.exceptions.RayTaskError as error:
-            self._failed(member, what, error.cause if isinstance(error.cause, BaseException) else error)
+            self._failed(member, what, shard, error.cause if isinstance(error.cause, BaseException) else error)
             return
-        except ray.exceptions.RayActorError:
-            if what == "start":
-                raise EngineError(f"the replica's process died while it started; log: {member.log}") from None
+        except ray.exceptions.RayError as error:  # the process, its node, or the place it was to run at
+            if not member.ready and self._alive(member.slot):
+                raise EngineError(f"a replica did not start ({type(error).__name__}); log: {member.log}") from None
             self._lose(member, "its process died")
             return
         if what == "start":
@@ -367,9 +386,9 @@ class _Labelling:
             member.shards.pop(shard.index, None)
             self.receipts[shard.index] = result
 
-    def _failed(self, member: Member, what: str, cause: BaseException) -> None:
-        if isinstance(cause, Stopped):
-            member.shards.clear()
+    def _failed(self, member: Member, what: str, shard: Shard | None, cause: BaseException) -> None:
+        if isinstance(cause, Stopped) and shard is not None:
+            member.shards.pop(shard.index, None)  # the others are still draining
         elif isinstance(cause, EngineError) and what == "label":
             self._lose(member, str(cause))
         elif isinstance(cause, EngineError):
@@ -380,9 +399,10 @@ class _Labelling:
             raise BatchqError(f"a worker failed ({type(cause).__name__}); log: {member.log}") from None
 
     def _poll(self) -> None:
+        now = time.monotonic()
         for member in self.members:
-            if not member.polling:
-                member.polling = True
+            if not member.polling and now - member.polled_at >= POLL_SECONDS:
+                member.polling, member.polled_at = True, now
                 self.futures[member.actor.snapshot.remote()] = ("snapshot", member, None)
 
     def _state(self) -> State:

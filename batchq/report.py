@@ -37,7 +37,7 @@ def terminal(summary: Mapping[str, Any]) -> str:
         ),
         _line(
             "speed",
-            f"{_number(s['tokens_per_second'])} tokens/s · {_number(s['rows_per_second'], 1)} rows/s while inferring"
+            f"{_number(s['tokens_per_second'])} tokens/s · {_number(s['rows_per_second'], 1)} rows/s an engine"
             f" · engine busy {_share(s['busy_share'])} of the time after start-up",
         ),
         _line(

@@ -60,6 +60,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         try:
             checkpoint = quantized(config, draft, model, scheme, here, invocation, show)
             fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
+            plan.refuse_other(fixed, draft, checkpoint.key, output)
             label(config, fixed, checkpoint, pool, here, invocation, stop or threading.Event(), show)
         except BaseException as error:
             if plan.load(output):  # without a plan there is no output to keep accounts of
@@ -178,6 +179,7 @@ def engine_spec(config: Config, checkpoint: Checkpoint, here: Hardware) -> Engin
         max_num_seqs=sequences,
         device=here.device,
         tensor_parallel_size=config.cluster.tensor_parallel_size,
+        scored=len(config.task.labels),
         options={**options, **engine.options},
     )
 
@@ -231,6 +233,11 @@ def label(
 
     spec = worker_spec(config, fixed, checkpoint, here)
     pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress)
+    if missing := len(plan.standing(fixed, output).remaining):
+        raise BatchqError(
+            f"{output}: {missing} shards were labelled but don't stand there; "
+            "on several nodes output.path has to be an object store or a folder that all of them share"
+        )
 
 
 def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, new_inputs: list[str]) -> Result:
@@ -238,6 +245,9 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
     standing = plan.standing(fixed, output)
     summary = summarise(config, fixed, model.name, state, output, new_inputs, standing)
     if not standing.remaining:
+        storage.delete_prefix(
+            storage.join(output, "meta/partial")
+        )  # of attempts that were killed while they cleaned up
         manifest = {
             "fingerprint": fixed.fingerprint,
             "rows": summary["rows"],

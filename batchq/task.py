@@ -125,7 +125,8 @@ class Task:
 
     def render(self, columns: Mapping[str, Any]) -> str:
         """The user's message for one row. Raises RowError for a row that can't fill the prompt."""
-        values = [columns.get(name) for name in self.reads]
+        columns = {**dict.fromkeys(self.reads), **columns}  # a key that a JSON row lacks is null, as it is in the table
+        values = [columns[name] for name in self.reads]
         if values and all(v is None or (isinstance(v, str) and not v.strip()) for v in values):
             raise RowError("empty", "every column that the prompt reads is empty in this row")
         try:

@@ -52,9 +52,10 @@ class VllmEngine:
 
         assert self.llm is not None, "start() comes first"
         final = None
+        params = self._sampling_params(sampling)
         try:
             request = {"prompt_token_ids": prompt}
-            async for output in self.llm.generate(request, self._sampling_params(sampling), str(next(self._ids))):  # type: ignore[arg-type]
+            async for output in self.llm.generate(request, params, str(next(self._ids))):  # type: ignore[arg-type]
                 final = output
         except EngineDeadError as error:
             raise EngineError("vLLM's engine process died") from error
@@ -84,7 +85,7 @@ class VllmEngine:
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 seed=sampling.seed if sampling.temperature else None,
-                stop=list(sampling.stop) or None,
+                stop=(list(sampling.stop) or None) if not scoring else None,
                 logprob_token_ids=list(sampling.score_ids) or None,
                 logprobs=None if not scoring else len(sampling.score_ids),
                 detokenize=not scoring,
@@ -120,6 +121,7 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
         "tensor_parallel_size": spec.tensor_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
+        "max_logprobs": max(20, spec.scored),  # vLLM refuses every request that asks for more than its 20
         "generation_config": "vllm",  # the job's sampling alone counts, not the model's own defaults
     }
     if spec.tensor_parallel_size > 1:

@@ -171,7 +171,7 @@ class Worker:
             for task in commits:
                 task.cancel()
             await asyncio.gather(*commits, return_exceptions=True)
-            await self._thread(self._spill, shard, attempt, open_parts, int(time.time_ns()))
+            await self._spill_safely(shard, attempt, open_parts, time.time_ns())
             raise
         finally:
             spiller.cancel()
@@ -197,6 +197,9 @@ class Worker:
         ahead = asyncio.ensure_future(self._thread(next, batches, None))
         while (batch := await ahead) is not None:
             ahead = asyncio.ensure_future(self._thread(next, batches, None))
+            for commit in commits:
+                if commit.done():
+                    commit.result()  # a part that can't be written ends the shard now, not at its end
             if batch.part != part.index:
                 self._seal(part, False, shard, attempt, open_parts, commits)
                 part = Part(batch.part)
@@ -439,10 +442,13 @@ class Worker:
     async def _spill_regularly(self, shard: Shard, attempt: str, open_parts: list[Part]) -> None:
         for number in itertools.count(1):
             await asyncio.sleep(self.spec.spill_seconds)
-            try:
-                await self._thread(self._spill, shard, attempt, list(open_parts), number)
-            except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
-                print(f"batchq: a spill of shard {shard.index} failed: {error}", file=sys.stderr, flush=True)
+            await self._spill_safely(shard, attempt, list(open_parts), number)
+
+    async def _spill_safely(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
+        try:
+            await self._thread(self._spill, shard, attempt, parts, number)
+        except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
+            print(f"batchq: a spill of shard {shard.index} failed: {error}", file=sys.stderr, flush=True)
 
     def _spill(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
         """Save the answers that no spill and no commit holds yet."""
@@ -453,13 +459,14 @@ class Worker:
             for batch in part.batches:
                 for i, outcome in enumerate(batch.outcomes):
                     if isinstance(outcome, Answer) and batch.ids[i] not in part.spilled:
-                        part.spilled.add(batch.ids[i])
                         ids.append(batch.ids[i])
                         keys.append(batch.keys[i])
                         answers.append(outcome)
         if ids:
             columns = write.outcome_columns(self.spec.task, ids, keys, answers, [None] * len(ids))
             write.spill(self.spec.output, shard, attempt, number, self.spec.plan.fingerprint, columns)
+            for part in parts:
+                part.spilled.update(ids)
 
 
 def _never_silent(task: asyncio.Task[None]) -> None:

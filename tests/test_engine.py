@@ -81,6 +81,13 @@ def test_an_option_that_vllm_lacks_is_named() -> None:
         _arguments(spec, AsyncEngineArgs)
 
 
+def test_more_labels_than_vllm_scores_by_default_are_allowed_for() -> None:
+    from vllm import AsyncEngineArgs
+
+    assert _arguments(EngineSpec("vllm", "m", 8, 8, 1, scored=26), AsyncEngineArgs)["max_logprobs"] == 26
+    assert _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)["max_logprobs"] == 20
+
+
 def test_missing_scores_fail_the_row() -> None:
     with pytest.raises(RowError):
         _logprobs([], (1,))

@@ -214,6 +214,33 @@ def test_another_runs_objects_are_never_taken_for_ours(compose: Callable[..., Co
         plan.refuse_drift(fixed, plan.ingredients(other, "model", Scheme.none), "out")
 
 
+def test_a_driver_that_loses_the_race_for_the_plan_leaves(compose: Callable[..., Config], project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    mine, theirs = compose(), compose("task.prompt='Theirs {{ text }}'")
+    planned(theirs)
+    draft = plan.make(mine, "model", Scheme.none, "model")
+    standing = plan.store(draft, storage.normalize(mine.output.path))
+    with pytest.raises(OutputTaken, match=r"task\.prompt"):
+        plan.refuse_other(standing, draft, "model", "out")
+
+
+def test_another_checkpoint_than_the_one_that_answered_is_refused(
+    compose: Callable[..., Config], project: Path
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    fixed = planned(compose())
+    plan.refuse_other(fixed, fixed, "model", "out")
+    with pytest.raises(OutputTaken, match="another checkpoint|quantizing now gives"):
+        plan.refuse_other(fixed, fixed, "made with a newer library", "out")
+
+
+def test_an_optional_key_that_a_row_lacks_is_null(compose: Callable[..., Config], project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", [*rows_of(2, note="n"), *rows_of(1)])
+    config = compose("task.prompt='{{ text }}{% if note %} ({{ note }}){% endif %}'")
+    asyncio.run(labelled(config, planned(config)))
+    assert [r["batchq_error"] for r in rows(config)] == [None, None, None]
+
+
 def test_a_damaged_object_is_named(compose: Callable[..., Config], project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(5))
     config = compose()
