@@ -230,7 +230,7 @@ def test_another_checkpoint_than_the_one_that_answered_is_refused(
     write_jsonl(project / "rows.jsonl", rows_of(5))
     fixed = planned(compose())
     plan.refuse_other(fixed, fixed, "model", "out")
-    with pytest.raises(OutputTaken, match="another checkpoint|quantizing now gives"):
+    with pytest.raises(OutputTaken, match="quantizing now gives"):
         plan.refuse_other(fixed, fixed, "made with a newer library", "out")
 
 
