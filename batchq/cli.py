@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import signal
 import sys
 import threading
@@ -161,6 +163,7 @@ def _through_hydra(arguments: list[str], verb: str) -> int:
     with _hydra_errors(arguments):
         _register()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing
+        arguments = sorted(arguments, key=lambda a: a not in ("-m", "--multirun"))  # Hydra wants -m before overrides
         before, sys.argv = sys.argv, ["batchq", *arguments]
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
@@ -199,7 +202,10 @@ class _hydra_errors:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
+        if isinstance(error, YAMLError):
+            raise ConfigError(_yaml_words(error)) from None
         if isinstance(error, HydraException | OmegaConfBaseException):
             raise ConfigError(self._words(error)) from None
 
@@ -207,7 +213,16 @@ class _hydra_errors:
         text = str(error)
         if type(error).__name__ == "OverrideParseException":
             key = (getattr(error, "override", "") or "").split("=")[0]
-            return f"{key}: can't be read as Hydra's key=value; quote its value: {key}='...'"
+            if key in VERBS:
+                return f"{key}: the verb comes first: python -m batchq {key} job=NAME ..."
+            return (
+                f"{key}: can't be read as Hydra's key=value; quote its value twice, for the shell too: '{key}=\"...\"'"
+            )
+        if text.startswith("Ambiguous value"):
+            key = text.split("'")[1].split("=")[0] if "'" in text else "value"
+            return f"{key}: has a comma; a list is {key}=[a,b], plain text is '{key}=\"a,b\"', a sweep needs -m"
+        if found := re.match(r"In '([\w/]+)': \w+ raised while composing config:\s*(.*)", text, re.S):
+            return f"conf/{found[1]}.yaml: {_in_file(found[2])}"
         if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
             return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
         if text.startswith(("Could not find", "In '")) and (group := _group(text)):
@@ -226,9 +241,30 @@ class _hydra_errors:
         return f"{where}: {str(cause or error).splitlines()[0]}"
 
 
-def _group(text: str) -> tuple[str, str] | None:
-    import re
+def _in_file(text: str) -> str:
+    """What is wrong inside a group's file, from Hydra's words about it."""
+    key = re.search(r"full_key: (\S+)", text)
+    first = " ".join(text.split("full_key:")[0].split())
+    if not key:
+        return first
+    if "not in" not in first:
+        return f"{key[1]}: {first}"
+    rest = key[1].partition(".")[2]
+    hint = ""
+    if rest.split(".")[0] in {f.name for f in dataclasses.fields(Config)}:
+        hint = "; a file that sets other groups begins with the line # @package _global_"
+    return f"{key[1]}: no such field; {_siblings(key[1])}{hint}"
 
+
+def _yaml_words(error: Any) -> str:
+    """A file that is no YAML: where, and the two usual reasons."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a configuration file"
+    problem = getattr(error, "problem", None) or type(error).__name__
+    return f"{where}: {problem}; text with a colon or {{{{ }}}} wants quotes or a | block, and tabs can't indent"
+
+
+def _group(text: str) -> tuple[str, str] | None:
     found = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
     return (found[1], found[2]) if found else None
 
@@ -241,14 +277,12 @@ def choices(group: str) -> list[str]:
 
 def _siblings(key: str) -> str:
     """The fields that stand where `key` was looked for."""
-    import dataclasses
-
     node: Any = Config
     path = key.split(".")[:-1]
     for name in path:
         kinds = {f.name: f for f in dataclasses.fields(node)}
         if name not in kinds or not dataclasses.is_dataclass(kinds[name].default_factory):
-            break
+            return f"there is no {'.'.join(path)}; groups are {', '.join(f.name for f in dataclasses.fields(Config))}"
         node = kinds[name].default_factory
     names = ", ".join(f.name for f in dataclasses.fields(node))
     return f"fields{' of ' + '.'.join(path) if path else ''} are {names}"

@@ -257,12 +257,19 @@ def check(config: Config) -> Config:
             raise ConfigError(f"task.labels={task.labels}: classify needs at least two labels")
         if len(set(task.labels)) < len(task.labels):
             raise ConfigError(f"task.labels={task.labels}: each label once")
+        if read := sorted({"True", "False", "None"} & set(task.labels)):
+            raise ConfigError(
+                f"task.labels={task.labels}: YAML reads a bare yes, no, on, off, true or false as {read[0]}; "
+                "put it in quotes"
+            )
         if any(not label.strip() for label in task.labels):
             raise ConfigError(f"task.labels={task.labels}: a label can't be empty")
     elif task.labels:
         raise ConfigError("task.labels goes with task.kind=classify, not generate")
     if not task.name.isidentifier():
         raise ConfigError(f"task.name={task.name}: letters, digits and _ only, it prefixes column names")
+    if Path(config.output.path).expanduser().is_file():
+        raise ConfigError(f"output.path={config.output.path}: is a file; name a folder or an object-store prefix")
     for name, number in {
         "task.max_tokens": task.max_tokens,
         "engine.max_model_len": engine.max_model_len,

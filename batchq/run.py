@@ -258,7 +258,12 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
     storage.put(storage.join(output, "meta/report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
-    return Result(4 if rate > config.output.max_error_rate else 0, summary, report.terminal(summary))
+    text, code = report.terminal(summary), 0
+    if rate > config.output.max_error_rate:
+        code = 4
+        limit = config.output.max_error_rate
+        text += f"\n  note       {rate:.1%} of the rows failed, above output.max_error_rate={limit}: exit code 4"
+    return Result(code, summary, text)
 
 
 def summarise(

@@ -40,6 +40,11 @@ MISTAKES = {
     ),
     "unknown key, forced": (["job=mine", "+engine.typo=1"], "engine.typo: no such field"),
     "unknown choice": (["job=mine", "engine=v"], "engine=v: no such engine; choices are fake, vllm"),
+    "verb in second place": (["job=mine", "plan"], "plan: the verb comes first"),
+    "a comma": (["job=mine", "input.path=a.csv,b.csv"], "input.path: has a comma; a list is"),
+    "no such group": (["job=mine", "inptu.path=a"], "there is no inptu; groups are job, task"),
+    "output is a file": (["job=mine", "output.path=rows.jsonl"], "output.path=rows.jsonl: is a file"),
+    "yes and no": (["job=mine", "task.labels=[true,no]"], "put it in quotes"),
     "unquoted braces": (
         ["job=mine", "task.prompt={{ text }}"],
         "task.prompt: can't be read as Hydra's key=value; quote its value",
@@ -85,6 +90,32 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert not (project / "out").exists()
 
 
+FILES = {
+    "an open bracket": ("# @package _global_\ntask: {labels: [a, b\njob: x\n", "broken.yaml, line 3"),
+    "braces in a plain value": (
+        "# @package _global_\ntask:\n  prompt: {{ text }} which?\n",
+        "wants quotes or a | block",
+    ),
+    "a tab": ("# @package _global_\njob:\n\tname: a\n", "tabs can't indent"),
+    "no package": ("job: {name: a}\ntask: {prompt: a}\n", "begins with the line # @package _global_"),
+    "a typo": (
+        "# @package _global_\ntask: {lables: [a, b]}\n",
+        "task.lables: no such field; fields of task are kind, prompt",
+    ),
+    "a group for a name": ("# @package _global_\nmodel: smol\n", "conf/job/broken.yaml: "),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_broken_job_file_is_one_line(name: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, expected = FILES[name]
+    (project / "conf/job/broken.yaml").write_text(text)
+    assert main(["job=broken", "engine=fake"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not line.endswith(":")
+
+
 def test_a_users_own_file_shadows_ours(project: Path) -> None:
     (project / "conf/engine").mkdir()
     (project / "conf/engine/vllm.yaml").write_text("kind: fake\nmax_num_seqs: 7\n")
@@ -122,7 +153,7 @@ def test_cfg_job_prints_the_configuration_and_leaves_nothing_behind(project: Pat
 
 def test_a_sweep_runs_each_and_returns_the_worst_code(project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(3))
-    done = batchq("plan", "job=mine", "engine=fake", "input.limit=1,2,-1", "-m", cwd=project)
+    done = batchq("plan", "job=mine", "-m", "engine=fake", "input.limit=1,2,-1", cwd=project)
     assert done.returncode == 2
     assert done.stdout.count("batchq · plan of mine") == 2
     assert "input.limit=-1: must be above 0" in done.stderr
