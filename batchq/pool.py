@@ -160,7 +160,8 @@ class Pool:
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"cluster.address={self.cluster.address}: {str(error).splitlines()[0]}") from error
+            hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
+            raise ConfigError(f"cluster.address={self.cluster.address}: {str(error).splitlines()[0]}{hint}") from error
         self._connected = True
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # Ray takes SIGTERM for itself
