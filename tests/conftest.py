@@ -21,7 +21,7 @@ LABELS = ["good", "bad", "fine"]
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the test session's own, unless one is named (a second session then finds its models made)."""
+    """A cache of the tests' own, so that nothing of this machine's is read or left behind."""
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("BATCHQ_CACHE")
     os.environ["BATCHQ_CACHE"] = str(folder)
