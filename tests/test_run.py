@@ -70,7 +70,7 @@ def test_run_then_rerun(project: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (report["rows"], report["invocations"], report["duplicate_ids"]) == (90, 1, 0)
     assert json.loads((project / "out/meta/manifest.json").read_text())["answers"] == 90
     assert main(["status", "job=mine", "engine=fake"]) == 0
-    assert "5 of 5 shards committed" in capsys.readouterr().out.replace("4 of 4", "5 of 5")
+    assert f"{len(before)} of {len(before)} shards committed" in capsys.readouterr().out
     assert sorted(p.name for p in project.iterdir()) == ["conf", "out", "rows.jsonl"]
 
 
