@@ -14,6 +14,7 @@ from typing import Any
 from batchq.errors import ConfigError
 
 MISSING = "???"
+MAX_LABELS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS, in 0.26 as in 0.32
 
 
 class Scheme(Enum):
@@ -255,6 +256,8 @@ def check(config: Config) -> Config:
     if task.kind is TaskKind.classify:
         if len(task.labels) < 2:
             raise ConfigError(f"task.labels={task.labels}: classify needs at least two labels")
+        if len(task.labels) > MAX_LABELS:
+            raise ConfigError(f"task.labels: {len(task.labels)} labels; vLLM scores at most {MAX_LABELS}")
         if len(set(task.labels)) < len(task.labels):
             raise ConfigError(f"task.labels={task.labels}: each label once")
         if read := sorted({"True", "False", "None"} & set(task.labels)):

@@ -44,7 +44,8 @@ class FakeEngine:
         if rate := option("tokens_per_s"):
             self._free_at = max(self._free_at, loop.time()) + len(prompt) / float(rate)
             await asyncio.sleep(self._free_at - loop.time())
-        await asyncio.sleep(float(option("latency_s") or 0.0))
+        if latency := option("latency_s"):
+            await asyncio.sleep(float(latency))
         self.answered += 1
         self._strike()
         seed = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())

@@ -14,6 +14,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import BuiltinMethodType
 from typing import Any
 
 import jinja2
@@ -30,6 +31,8 @@ from batchq.records import Answer
 # Stands where the row's text will stand, to find out what the chat template puts around it.
 PROBE = "\N{WHITE SQUARE}probe\N{WHITE SQUARE}"
 SCOPE = frozenset({"row", "choices", "labels"})
+# Without format and format_map, through which a format string reaches attributes.
+STRING_METHODS = frozenset(name for name in dir(str) if name[0] != "_" and not name.startswith("format"))
 
 
 def answer_fields(config: TaskConfig) -> list[pa.Field]:
@@ -78,9 +81,26 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
             raise RowError("null_value", "the prompt prints a column that is null in this row")
         return value
 
-    return jinja2.sandbox.ImmutableSandboxedEnvironment(
+    return Sandbox(
         undefined=jinja2.StrictUndefined, autoescape=False, finalize=refuse_null, keep_trailing_newline=False
     )
+
+
+class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with a short cut for the methods of plain strings, which is nearly all that a prompt calls.
+
+    The sandbox looks at each attribute and each call anew, and was 40% of a worker's Python time on the shipped job.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is str and attribute in STRING_METHODS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if type(obj) is BuiltinMethodType and type(obj.__self__) is str and obj.__name__ in STRING_METHODS:
+            return obj(*args, **kwargs)
+        return super().call(context, obj, *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +123,7 @@ class Task:
         self.tokenizer = tokenizer
         self.reads = prompt_columns(config, columns)
         self._template = _environment().from_string(config.prompt)
+        self._globals = dict(self._template.globals)  # Jinja would merge them from a chain of maps for each row
         self._frame = _frame(tokenizer, config.system, dict(chat_template or {}))
         backend = tokenizer.backend_tokenizer
         # A copy that reads "<|im_end|>" and its like as plain text, for rows that contain them.
@@ -130,9 +151,9 @@ class Task:
         if values and all(v is None or (isinstance(v, str) and not v.strip()) for v in values):
             raise RowError("empty", "every column that the prompt reads is empty in this row")
         try:
-            return self._template.render(
-                {**columns, "row": columns, "choices": self.choices, "labels": self.config.labels}
-            )
+            scope = {"row": columns, "choices": self.choices, "labels": self.config.labels}
+            context = self._template.new_context({**self._globals, **columns, **scope}, shared=True)
+            return "".join(self._template.root_render_func(context))
         except jinja2.UndefinedError as error:
             raise RowError("missing_value", "the prompt reads something that this row lacks") from error
         except jinja2.TemplateError as error:

@@ -1,13 +1,14 @@
 """The Engine protocol on vLLM's AsyncLLM. The only module that imports vllm.
 
-What differs between the vLLM versions that batchq runs on (0.26 and 0.32) stands in the functions
-at the end of this page, and nowhere else.
+What differs between the vLLM versions that batchq runs on (0.26 and 0.32) stands at the end of this
+page, and nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 import os
 import re
 import time
@@ -48,6 +49,7 @@ class VllmEngine:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(self.spec, AsyncEngineArgs)))
 
     async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
+        import vllm.exceptions
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         assert self.llm is not None, "start() comes first"
@@ -61,7 +63,7 @@ class VllmEngine:
             raise EngineError("vLLM's engine process died") from error
         except EngineGenerateError as error:
             raise EngineError(f"vLLM failed: {_first_line(error)}") from error
-        except _refusals() as error:
+        except _refusals(vllm.exceptions) as error:
             raise RowError("engine_refused", f"vLLM refused the prompt: {type(error).__name__}") from error
         if final is None:
             raise EngineError("vLLM ended a request without an answer")
@@ -104,6 +106,8 @@ def _environment(spec: EngineSpec) -> None:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a local folder by now
+    if importlib.util.find_spec("flashinfer") is None:  # vLLM would sample with it all the same
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if spec.device == "cpu" and spec.cores:
         # "auto" left one of two cores idle: 1,115 against 2,651 prompt tokens/s (BF16, 135M).
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, spec.cores))
@@ -151,14 +155,17 @@ def _logprobs(positions: Any, ids: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(float(first[i].logprob) for i in ids)
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises when it refuses one request (too long, an id out of range): not always a ValueError."""
-    import vllm.exceptions
-
-    kinds = (getattr(vllm.exceptions, name, None) for name in ("VLLMValidationError", "VLLMClientError"))
-    return (ValueError, *(kind for kind in kinds if kind is not None))
-
-
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", lines[0])[:300] if lines else type(error).__name__
+
+
+# ---- what differs between the versions ----
+
+
+def _refusals(exceptions: Any) -> tuple[type[Exception], ...]:
+    """What vLLM raises when it refuses one request (too long, an id out of range). `exceptions`: its module of them.
+
+    0.26: VLLMValidationError, a ValueError. 0.32: the same name under VLLMClientError, which is no ValueError.
+    """
+    return (ValueError, getattr(exceptions, "VLLMClientError", exceptions.VLLMValidationError))

@@ -33,6 +33,7 @@ from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
 from batchq.vllm_engine import VllmEngine
 
+_TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON
 BATCH = 256  # rows read, rendered and tokenised at a time
 
 
@@ -108,7 +109,7 @@ class Worker:
         self.extra = write.EXTRA.name in self.schema.names
         self.engine: Engine = (FakeEngine if spec.engine.kind == "fake" else VllmEngine)(spec.engine)
         self.task: Task
-        self.slots = asyncio.Semaphore(spec.in_flight)
+        self.room = asyncio.Event()  # set whenever a row in flight is answered
         self.intake = asyncio.Lock()
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
         self.stopping = False
@@ -213,9 +214,10 @@ class Worker:
                     ahead.cancel()
                     await self._drain(open_parts)
                     raise Stopped("stopped while a shard was under way; its answers so far are kept")
-                await self.slots.acquire()
+                while self._under_way >= self.spec.in_flight:
+                    self.room.clear()
+                    await self.room.wait()
                 if part.error:
-                    self.slots.release()
                     raise part.error
                 part.pending += 1
                 self._enter(+1)
@@ -248,7 +250,7 @@ class Worker:
             batch.prompts[i] = None  # its token ids are of no more use
             self._rows += 1
             self._enter(-1)
-            self.slots.release()
+            self.room.set()
             part.pending -= 1
             part.settle()
 
@@ -382,13 +384,17 @@ class Worker:
         arrays: dict[str, pa.Array] = {}
         values: dict[str, list[Any]] = {}
         for column in self.columns:
-            values[column.name] = [_fit(row.columns.get(column.name), column.type) for row in rows]
+            name = column.name
+            raw = [row.columns.get(name) for row in rows]
+            if pa.types.is_string(column.type) and not _TEXT.issuperset(map(type, raw)):
+                raw = [value if value is None else read.as_text(value) for value in raw]
+            values[name] = raw
             try:
-                arrays[column.name] = pa.array(values[column.name], column.type)
+                arrays[name] = pa.array(raw, column.type)
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError, TypeError):
-                for i, value in enumerate(values[column.name]):
+                for i, value in enumerate(raw):
                     if not _casts(value, column.type):
-                        outcomes[i] = Failure("schema", f"column {column.name}: not {column.type}")
+                        outcomes[i] = Failure("schema", f"column {name}: not {column.type}")
         failed = [isinstance(o, Failure) for o in outcomes]
         for column in self.columns:
             if column.name not in arrays:
@@ -396,10 +402,12 @@ class Worker:
                 arrays[column.name] = pa.array(cleared, column.type)
         if self.extra:
             known = set(self.columns.names)
-            extras = [{k: v for k, v in row.columns.items() if k not in known} for row in rows]
-            arrays[write.EXTRA.name] = pa.array(
-                [json.dumps(e, ensure_ascii=False) if e else None for e in extras], pa.string()
-            )
+            extras = [
+                None if row.columns.keys() <= known else {k: v for k, v in row.columns.items() if k not in known}
+                for row in rows
+            ]
+            texts = [None if e is None else json.dumps(e, ensure_ascii=False) for e in extras]
+            arrays[write.EXTRA.name] = pa.array(texts, pa.string())
         if not arrays:
             return pa.RecordBatch.from_pylist([{} for _ in rows], schema=pa.schema([])), outcomes
         return pa.RecordBatch.from_pydict(arrays), outcomes
@@ -472,11 +480,6 @@ class Worker:
 def _never_silent(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.result()
-
-
-def _fit(value: Any, kind: pa.DataType) -> Any:
-    """A column that mixes or nests types was planned as text: such a value is kept as JSON."""
-    return value if value is None or not pa.types.is_string(kind) else read.as_text(value)
 
 
 def _casts(value: Any, kind: pa.DataType) -> bool:

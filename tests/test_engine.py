@@ -10,6 +10,7 @@ import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from batchq import hardware
 from batchq.cli import main
 from batchq.engine import EngineSpec, Sampling
 from batchq.errors import EngineError, RowError
-from batchq.vllm_engine import VllmEngine, _arguments, _logprobs
+from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _refusals
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,6 +87,17 @@ def test_more_labels_than_vllm_scores_by_default_are_allowed_for() -> None:
 
     assert _arguments(EngineSpec("vllm", "m", 8, 8, 1, scored=26), AsyncEngineArgs)["max_logprobs"] == 26
     assert _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)["max_logprobs"] == 20
+
+
+def test_a_refused_prompt_is_told_from_a_dead_engine_by_both_versions_of_vllm() -> None:
+    import vllm.exceptions
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    assert issubclass(vllm.exceptions.VLLMValidationError, _refusals(vllm.exceptions))  # 0.32, which is installed here
+    assert not issubclass(EngineDeadError, _refusals(vllm.exceptions))
+    old = SimpleNamespace(VLLMValidationError=type("VLLMValidationError", (ValueError,), {}))  # 0.26: no common base
+    assert issubclass(old.VLLMValidationError, _refusals(old))
+    assert not issubclass(RuntimeError, _refusals(old))
 
 
 def test_missing_scores_fail_the_row() -> None:
