@@ -12,7 +12,7 @@ from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 
 # What an accelerator-second held can be, exactly one of these at a time.
-PHASES = ("start", "load", "compile", "quantize", "infer", "idle")
+PHASES = ("start", "load", "compile", "quantize", "gate", "infer", "idle")
 
 
 class PhaseClock:

@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchq.config import Scheme
+from batchq.config import IGNORE, Config, EngineKind, KvCache, Scheme, TaskKind
+from batchq.engine import EngineSpec
 from batchq.errors import ConfigError, ModelError
 from batchq.hardware import Hardware
 from batchq.models import Model, read_config, weight_files
+from batchq.scheme import FACTS, LADDER, group_size, unserved
 
 GIB = 1 << 30
+BLOCK_SIDE = 128  # of FP8's blocks
 BLOCK = 128  # tokens a KV block holds on vLLM's CPU backend, its largest; a sequence takes whole blocks
 OVERHEAD = {"cpu": 2 * GIB, "cuda": 2 * GIB}  # libraries, activations, CUDA context and graphs, beside weights and KV
 KV_SHARE = 0.5  # of the memory that is left on a CPU; the rest is for reading, writing and the page cache
 GPU_SHARE = 0.9  # what vLLM takes of a GPU unless told otherwise
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
-FP8_SINCE = (8, 9)  # compute capability: Ada, Hopper and later
-INT8_UNTIL = (10, 0)  # vLLM's INT8 matrix kernels stop before Blackwell
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -112,27 +113,62 @@ def parameters(tensors: Iterable[Tensor]) -> int:
 
 
 def predicted_bytes(
-    tensors: Iterable[Tensor], scheme: Scheme, *, tied: bool = False, ignore: Iterable[str] = ("lm_head",)
+    tensors: Iterable[Tensor],
+    scheme: Scheme,
+    *,
+    tied: bool = False,
+    ignore: Iterable[str] = IGNORE,
+    group: int | None = None,
 ) -> int:
-    """Stored bytes after quantizing: a byte a weight and a 16-bit scale a row for Linear layers, the rest as it is.
+    """Stored bytes after quantizing, as compressed-tensors stores them: weights, scales, zero points and shapes of the
+    matrices that are quantized, the rest as it is.
 
     `tied`: the head shares the embedding's table, and a stored copy of it is dropped. `ignore` as llm-compressor
-    takes it: names of layers, or "re:" and a pattern.
+    takes it: names of layers, or "re:" and a pattern. `group`: columns that share a scale.
     """
-    ignore = tuple(ignore)
-    total = 0
+    ignore, total = tuple(ignore), 0
     for tensor in tensors:
         if tied and tensor.name.endswith("lm_head.weight"):
             continue
-        if scheme in (Scheme.int8, Scheme.fp8) and is_quantized(tensor, ignore):
-            rows = tensor.elements // tensor.shape[-1]
-            total += tensor.elements + 2 * rows
-        else:
-            total += tensor.bytes
+        total += _compressed(tensor, scheme, group) if is_quantized(tensor, ignore) else tensor.bytes
     return total
 
 
-def is_quantized(tensor: Tensor, ignore: Iterable[str] = ("lm_head",)) -> bool:
+def _compressed(tensor: Tensor, scheme: Scheme, group: int | None) -> int:
+    columns = tensor.shape[-1]
+    rows = tensor.elements // columns
+    scales = rows * (columns // group if group else 1)
+    match scheme:
+        case Scheme.none | Scheme.sparse24:
+            return tensor.bytes
+        case Scheme.int8 | Scheme.int8_rtn | Scheme.fp8:
+            return tensor.elements + 2 * rows
+        case Scheme.fp8_block:
+            return tensor.elements + 2 * math.ceil(rows / BLOCK_SIDE) * math.ceil(columns / BLOCK_SIDE)
+        case Scheme.w8a16:
+            return tensor.elements + 2 * rows + 16
+        case Scheme.w4a16_awq:  # asymmetric: four bits of zero point a scale
+            return tensor.elements // 2 + 2 * scales + scales // 2 + 16
+        case Scheme.nvfp4:  # a one-byte scale a group, and two four-byte scales a matrix
+            return tensor.elements // 2 + scales + 8
+        case _:
+            return tensor.elements // 2 + 2 * scales + 16
+
+
+def group_of(scheme: Scheme, tensors: Iterable[Tensor], ignore: Iterable[str], wanted: int | None) -> int | None:
+    """The scheme's group size for this model; see scheme.group_size."""
+    ignore = tuple(ignore)
+    return group_size(scheme, (t.shape[-1] for t in tensors if is_quantized(t, ignore)), wanted)
+
+
+def matrices(tensors: Iterable[Tensor], ignore: Iterable[str]) -> list[tuple[str, int, int]]:
+    """Name, rows and columns of each matrix that is quantized."""
+    ignore = tuple(ignore)
+    found = (t for t in tensors if is_quantized(t, ignore))
+    return [(t.name.removesuffix(".weight"), t.shape[-2], t.shape[-1]) for t in found]
+
+
+def is_quantized(tensor: Tensor, ignore: Iterable[str] = IGNORE) -> bool:
     """Whether llm-compressor would quantize it: the matrix of a Linear layer, or a stack of experts' matrices."""
     layer = tensor.name.removesuffix(".weight")
     matrix = len(tensor.shape) == 2 and layer != tensor.name
@@ -186,6 +222,37 @@ def kv_cache_bytes(
     return max(one, min(one * max_num_seqs, room))
 
 
+def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> EngineSpec:
+    """How to start an engine on a checkpoint of `weights` bytes: the configuration's limits, or the hardware's."""
+    engine, cuda = config.engine, here.device == "cuda"
+    # A CPU is busy with one row's prefill; a GPU wants many rows a step.
+    tokens = engine.max_num_batched_tokens or (16384 if cuda else 2048)
+    sequences = engine.max_num_seqs or (1024 if cuda else 64)
+    options: dict[str, Any] = {}
+    if engine.kind is EngineKind.vllm and not cuda:
+        options["kv_cache_memory_bytes"] = kv_cache_bytes(
+            read_config(path),
+            here,
+            weights=weights,
+            max_model_len=engine.max_model_len,
+            max_num_seqs=sequences,
+            replicas=config.cluster.replicas or 1,
+        )
+    if config.quantization.kv_cache is KvCache.fp8:
+        options["kv_cache_dtype"] = "fp8"
+    return EngineSpec(
+        kind=engine.kind.value,
+        model=path,
+        max_model_len=engine.max_model_len,
+        max_num_batched_tokens=max(tokens, engine.max_model_len) if not cuda else tokens,
+        max_num_seqs=sequences,
+        device=here.device,
+        tensor_parallel_size=config.cluster.tensor_parallel_size,
+        scored=len(config.task.labels),
+        options={**options, **engine.options},
+    )
+
+
 # ---- does it fit, and how is it best served ----
 
 
@@ -197,84 +264,150 @@ def memory_needed(
     max_model_len: int,
     device: str,
     tensor_parallel_size: int = 1,
-    ignore: Iterable[str] = ("lm_head",),
+    ignore: Iterable[str] = IGNORE,
+    group: int | None = None,
 ) -> Memory:
     """The least that one device needs: its share of the weights, one sequence's KV cache, and the engine itself."""
-    weights = predicted_bytes(tensors, scheme, tied=is_tied(config), ignore=ignore)
+    weights = predicted_bytes(tensors, scheme, tied=is_tied(config), ignore=ignore, group=group)
     kv = kv_sequence_bytes(config, max_model_len)
     share = tensor_parallel_size
     return Memory(math.ceil(weights / share), math.ceil(kv / share), OVERHEAD[device])
 
 
-def require_memory(
-    tensors: Iterable[Tensor],
-    config: dict[str, Any],
-    scheme: Scheme,
-    hardware: Hardware,
-    *,
-    max_model_len: int,
-    replicas: int = 1,
-    tensor_parallel_size: int = 1,
-    ignore: Iterable[str] = ("lm_head",),
-) -> Memory:
-    """What `memory_needed` says. Raises ConfigError with the numbers when this machine hasn't that much."""
-    need = memory_needed(
-        tensors,
-        config,
-        scheme,
-        max_model_len=max_model_len,
-        device=hardware.device,
-        tensor_parallel_size=tensor_parallel_size,
-        ignore=ignore,
-    )
+def room(hardware: Hardware, replicas: int = 1) -> int:
+    """Bytes that one device of a replica can hold."""
     if hardware.gpus:
-        have = int(GPU_SHARE * min(gpu.memory for gpu in hardware.gpus))
+        return int(GPU_SHARE * min(gpu.memory for gpu in hardware.gpus))
+    return hardware.memory // replicas
+
+
+def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:
+    """Raises ConfigError with the numbers when one device of a replica hasn't that much."""
+    replicas = config.cluster.replicas or 1
+    have = room(hardware, replicas)
+    if hardware.gpus:
         where, ways = f"a {hardware.accelerator}", "a smaller model, a higher cluster.tensor_parallel_size"
     else:
-        have = hardware.memory // replicas
         where = "each replica's share of this machine's free memory" if replicas > 1 else "this machine's free memory"
         ways = "a smaller model" + (", fewer cluster.replicas" if replicas > 1 else "")
     if need.total > have:
         raise ConfigError(
             f"too little memory: {gib(need.total)} needed (weights {gib(need.weights)} under {scheme.value}, KV cache "
-            f"{gib(need.kv)} for one row of engine.max_model_len={max_model_len}, engine {gib(need.overhead)}), "
-            f"{gib(have)} in {where}; choose {ways}, or a lower engine.max_model_len"
+            f"{gib(need.kv)} for one row of engine.max_model_len={config.engine.max_model_len}, engine "
+            f"{gib(need.overhead)}), {gib(have)} in {where}; choose {ways}, or a lower engine.max_model_len"
         )
-    return need
 
 
-def choose(scheme: Scheme, hardware: Hardware, model: Model) -> tuple[Scheme, str]:
-    """The scheme to quantize to, never `auto`, and one sentence that says why.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The scheme to quantize to, never `auto`, why, and what is tried after it if it costs too much quality."""
 
-    Raises ConfigError for a scheme, or a model's own quantization, that vLLM can't serve on this hardware.
-    """
-    if model.quantized:
-        _require_served(model.quantized.rpartition(" ")[2], f"{model.name} is stored in", hardware, stored=True)
-        return Scheme.none, f"{model.name} is already quantized ({model.quantized}) and is used as it is"
-    _require_served(scheme.value, "quantization.scheme =", hardware)
-    if scheme is not Scheme.auto:
-        return scheme, f"{scheme.value}, as asked"
-    if not hardware.gpus:
-        if fast := sorted(INT8_FLAGS & hardware.flags):
-            return Scheme.int8, f"no GPU here, and this CPU computes in INT8 ({', '.join(fast)})"
-        return Scheme.none, "no GPU here, and this CPU has no INT8 instructions (avx512_vnni, amx_int8)"
-    capability, name = hardware.capability or (0, 0), _named(hardware)
-    if capability >= FP8_SINCE:
-        return Scheme.fp8, f"{name} computes in FP8, which needs no calibration"
-    if capability >= (8, 0):
-        return Scheme.int8, f"{name} computes in INT8 but not in FP8"
-    return Scheme.none, f"{name} gains nothing from FP8 or INT8"
+    scheme: Scheme
+    why: str
+    fallback: tuple[Scheme, ...]
 
 
-def _require_served(kind: str, what: str, hardware: Hardware, stored: bool = False) -> None:
-    """Raise ConfigError if vLLM can't compute in `kind` here. A stored FP8 model runs on older GPUs as weights only."""
-    capability = hardware.capability
-    if kind == "fp8" and capability is None:
-        raise ConfigError(f"{what} fp8: vLLM doesn't serve FP8 on a CPU; choose int8, none or auto")
-    if kind == "fp8" and capability and capability < FP8_SINCE and not stored:
-        raise ConfigError(f"{what} fp8: {_named(hardware)} has no FP8, it takes 8.9; choose int8, none or auto")
-    if kind == "int8" and capability and capability >= INT8_UNTIL:
-        raise ConfigError(f"{what} int8: vLLM has no INT8 kernel for {_named(hardware)}; choose fp8, none or auto")
+class Fit:
+    """One model on one machine under one configuration: what each scheme takes, and whether it can be served."""
+
+    def __init__(self, model: Model, hardware: Hardware, config: Config) -> None:
+        self.model, self.hardware, self.config = model, hardware, config
+        self.tensors, self.shape = shape_of(model)
+        self.ignore = tuple(config.quantization.ignore)
+
+    def group(self, scheme: Scheme) -> int | None:
+        return group_of(scheme, self.tensors, self.ignore, self.config.quantization.group_size)
+
+    def memory(self, scheme: Scheme) -> Memory:
+        """What one device needs under the scheme."""
+        return memory_needed(
+            self.tensors,
+            self.shape,
+            scheme,
+            max_model_len=self.config.engine.max_model_len,
+            device=self.hardware.device,
+            tensor_parallel_size=self.config.cluster.tensor_parallel_size,
+            ignore=self.ignore,
+            group=self.group(scheme),
+        )
+
+    def fits(self, scheme: Scheme) -> bool:
+        return self.memory(scheme).total <= room(self.hardware, self.config.cluster.replicas or 1)
+
+    def unserved(self, scheme: Scheme) -> str | None:
+        """Why vLLM can't serve it here, or None."""
+        return unserved(scheme, self.hardware, matrices(self.tensors, self.ignore))
+
+    def choose(self) -> Choice:
+        """Raises ConfigError for a scheme, or a model's own quantization, that can't be served on this hardware."""
+        asked, hardware, model = self.config.quantization.scheme, self.hardware, self.model
+        if model.quantized:
+            _require_stored(model, hardware)
+            why = f"{model.name} is already quantized ({model.quantized}) and is used as it is"
+            return Choice(Scheme.none, why, ())
+        if asked is not Scheme.auto:
+            if reason := self.unserved(asked):
+                others = [s.value for s in (*LADDER, Scheme.auto) if s is Scheme.auto or not self.unserved(s)]
+                raise ConfigError(f"quantization.scheme={asked.value}: {reason}; choose {', '.join(others)}")
+            return Choice(asked, f"{asked.value}, as asked{self._grouped(asked)}", self._fallback(asked))
+        scheme, why = self._auto()
+        return Choice(scheme, why + self._grouped(scheme), self._fallback(scheme))
+
+    def _auto(self) -> tuple[Scheme, str]:
+        """The fastest of what fits: bits that the hardware computes in, fewer only where memory forces it."""
+        hardware = self.hardware
+        best, why = self._native()
+        if self.fits(best) or best is Scheme.none:
+            return best, why
+        device = _named(hardware) if hardware.gpus else "this machine"
+        for scheme in (Scheme.nvfp4, Scheme.w4a8_fp8, Scheme.w4a16):
+            if not self.unserved(scheme) and self.fits(scheme):
+                heavy = self.config.task.kind is TaskKind.classify
+                price = "prefill is slower for it" if heavy else "decoding reads fewer bytes for it"
+                return scheme, (
+                    f"{best.value} weights take {gib(self.memory(best).weights)} a device and don't fit in {device}, "
+                    f"4-bit ones take {gib(self.memory(scheme).weights)} and do; {price}"
+                )
+        return best, why  # nothing fits; require_memory says so with the numbers
+
+    def _native(self) -> tuple[Scheme, str]:
+        hardware = self.hardware
+        work = "this job is all prefill, which is bound by arithmetic"
+        if self.config.task.kind is TaskKind.generate:
+            work = "in large batches decoding is bound by arithmetic too"
+        if not hardware.gpus:
+            if fast := sorted(INT8_FLAGS & hardware.flags):
+                return Scheme.int8, f"no GPU here, and this CPU computes in INT8 ({', '.join(fast)})"
+            return Scheme.none, "no GPU here, and this CPU has no INT8 instructions (avx512_vnni, amx_int8)"
+        capability, name = hardware.capability or (0, 0), _named(hardware)
+        if capability >= FACTS[Scheme.fp8].since:
+            return Scheme.fp8, f"{name} computes in FP8 at twice the rate, without calibration; {work}"
+        if capability >= FACTS[Scheme.int8].since:
+            return Scheme.int8, f"{name} computes in INT8 at twice the rate but not in FP8; {work}"
+        return Scheme.none, f"{name} gains nothing from FP8 or INT8"
+
+    def _grouped(self, scheme: Scheme) -> str:
+        """What was made of the group size, where there is one to choose."""
+        if not FACTS[scheme].grouped:
+            return ""
+        group = self.group(scheme)
+        return f"; a scale for each {group} columns" if group else "; a scale a row, since no group divides its columns"
+
+    def _fallback(self, scheme: Scheme) -> tuple[Scheme, ...]:
+        named = self.config.gate.fallback
+        if named is not None:
+            return tuple(named)
+        after = LADDER[LADDER.index(scheme) + 1 :] if scheme in LADDER else (Scheme.none,)
+        return tuple(s for s in after if not self.unserved(s) and self.fits(s))
+
+
+def _require_stored(model: Model, hardware: Hardware) -> None:
+    """Raise ConfigError if vLLM can't compute in what the model is stored in; older GPUs take FP8 as weights only."""
+    kind = (model.quantized or "").rpartition(" ")[2]
+    if kind == "fp8" and hardware.capability is None:
+        raise ConfigError(f"{model.name} is stored in fp8, which vLLM doesn't serve on a CPU")
+    if kind == "int8" and hardware.capability and hardware.capability >= FACTS[Scheme.int8].before:
+        raise ConfigError(f"{model.name} is stored in int8, and vLLM has no INT8 kernel for {_named(hardware)}")
 
 
 def _named(hardware: Hardware) -> str:

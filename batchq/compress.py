@@ -2,8 +2,8 @@
 
 Run by path, `python compress.py < request.json`, so that an interpreter without batchq can do it;
 hence nothing of batchq is imported here. The request comes on stdin, not in a file, because its
-token ids are the user's rows. Keys: `model` and `output` (folders), `scheme` ("int8" or "fp8"),
-`ignore`, `seed`, `threads`, and for int8 `smoothing` and `calibration` (lists of token ids).
+token ids are the user's rows. Keys: `model` and `output` (folders), `steps` (as in quantize.recipe),
+`seed`, `threads`, and where prompts are needed `calibration` (lists of token ids).
 
 Lines with "batchq progress: " or "batchq error: " are for a person; everything else is chatter for a log.
 """
@@ -11,6 +11,7 @@ Lines with "batchq progress: " or "batchq error: " are for a person; everything 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import re
 import shutil
@@ -42,10 +43,14 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
     import torch
     from datasets import Dataset
     from llmcompressor.entrypoints.oneshot import oneshot
+    from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(request["seed"])
     torch.set_num_threads(request["threads"])
+    if not torch.accelerator.is_available():
+        # llm-compressor 0.14 pins AWQ's intermediate values, which torch refuses where there is no accelerator.
+        IntermediatesCache.pin_memory = lambda self, batch_index: None
     say("loading the model")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     watch_layers(model.config.get_text_config().num_hidden_layers)
@@ -59,33 +64,26 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
             "max_seq_length": max(map(len, samples)),
         }
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    for modifier, pipeline in steps(request, on_gpu=torch.cuda.is_available()):
-        oneshot(model=model, tokenizer=tokenizer, recipe=[modifier], pipeline=pipeline, **calibration)
+    for pipeline, modifiers in request["steps"]:
+        # A GPU always goes layer by layer: only that pipeline brings there a model that is loaded in main memory.
+        pipeline = "sequential" if pipeline == "basic" and torch.cuda.is_available() else pipeline
+        recipe = [modifier(name)(**arguments) for name, arguments in modifiers]
+        oneshot(model=model, tokenizer=tokenizer, recipe=recipe, pipeline=pipeline, **calibration)
     say("saving")
     model.save_pretrained(output, save_compressed=True)
     (output / "recipe.yaml").unlink(missing_ok=True)  # names the last step only; the card has the whole recipe
 
 
-def steps(request: dict[str, Any], on_gpu: bool) -> list[tuple[Any, str]]:
-    """llm-compressor's modifiers in the order in which they run, each with its pipeline.
-
-    Smoothing changes no output of the model, so one plain pass over the whole model finds all its
-    scales: half the passes of a layer-by-layer run. A GPU still goes layer by layer, because only
-    that pipeline brings a model there that is loaded in main memory, a layer at a time.
-    """
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-
-    scheme, ignore = request["scheme"], request["ignore"]
-    if scheme == "int8":
-        return [
-            (SmoothQuantModifier(smoothing_strength=request["smoothing"]), "sequential" if on_gpu else "basic"),
-            (GPTQModifier(targets="Linear", scheme="W8A8", ignore=ignore), "sequential"),
-        ]
-    if scheme == "fp8":
-        return [(QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=ignore), "datafree")]
-    raise ValueError(f"scheme {scheme!r}: int8 or fp8")
+def modifier(name: str) -> Any:
+    """One of llm-compressor's modifiers, imported only when it is asked for."""
+    where = {
+        "AWQModifier": "transform.awq",
+        "GPTQModifier": "gptq",
+        "QuantizationModifier": "quantization",
+        "SmoothQuantModifier": "transform.smoothquant",
+        "SparseGPTModifier": "pruning.sparsegpt",
+    }
+    return getattr(importlib.import_module(f"llmcompressor.modifiers.{where[name]}"), name)
 
 
 def copy_companions(source: Path, output: Path) -> None:

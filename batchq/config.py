@@ -20,8 +20,16 @@ MAX_LABELS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS, in 0.26 as in 0.32
 class Scheme(Enum):
     auto = "auto"
     none = "none"
-    int8 = "int8"
     fp8 = "fp8"
+    fp8_block = "fp8_block"
+    int8 = "int8"
+    int8_rtn = "int8_rtn"
+    w8a16 = "w8a16"
+    w4a16 = "w4a16"
+    w4a16_awq = "w4a16_awq"
+    w4a8_fp8 = "w4a8_fp8"
+    nvfp4 = "nvfp4"
+    sparse24 = "sparse24"
 
 
 class InputFormat(Enum):
@@ -95,14 +103,27 @@ class ModelConfig:
     chat_template: dict[str, Any] = field(default_factory=dict)
 
 
+# Left in full precision: the output head, routers of mixtures of experts, and everything that isn't the language model.
+IGNORE = ["lm_head", r"re:.*\.(gate|router|shared_expert_gate)$", r"re:.*(vision|visual|audio|projector).*"]
+
+
+class KvCache(Enum):
+    auto = "auto"
+    fp8 = "fp8"
+
+
 @dataclass
 class QuantizationConfig:
     """conf/quantization: scheme and calibration.
 
-    scheme: auto, none, int8 (SmoothQuant and GPTQ, W8A8) or fp8 (dynamic).
-    samples: calibration prompts, taken from the job's own rows; max_tokens: each cut to this.
+    scheme: auto, none, or one of batchq/scheme.py.
+    samples: calibration prompts; max_tokens: each cut to this. From the job's own rows, never from those that the gate
+        judges by; or from `calibration`, an input of the same columns.
+    group_size: columns that share a scale in 4-bit schemes; null for the largest that divides the model's matrices.
     smoothing: SmoothQuant's migration strength, 0 to 1.
-    ignore: layers left as they are.
+    dampening: GPTQ's, a share of the Hessian's mean diagonal.
+    ignore: layers left as they are: names, or re: and a pattern.
+    kv_cache: fp8 halves the KV cache on GPUs that compute in FP8 (scales of 1, not calibrated).
     cache: folder or object-store prefix that keeps quantized checkpoints by content.
     python: another interpreter that has llm-compressor; null for this one.
     """
@@ -110,11 +131,42 @@ class QuantizationConfig:
     scheme: Scheme = Scheme.auto
     samples: int = 128
     max_tokens: int = 512
+    calibration: str | None = None
     seed: int = 0
+    group_size: int | None = None
     smoothing: float = 0.8
-    ignore: list[str] = field(default_factory=lambda: ["lm_head"])
+    dampening: float = 0.01
+    ignore: list[str] = field(default_factory=lambda: list(IGNORE))
+    kv_cache: KvCache = KvCache.auto
     cache: str = "~/.cache/batchq/checkpoints"
     python: str | None = None
+
+
+@dataclass
+class GateConfig:
+    """conf/gate: quantized against baseline on the job's own rows, before they are labelled.
+
+    enabled: false labels without asking.
+    recovery: the share of the baseline's accuracy that has to be kept (of its labels or its text, without gold).
+    confidence: of the interval that the verdict is read from.
+    rows: at most so many are asked, spread over the corpus; never rows that were calibrated on.
+    input: rows to judge by, an input of the corpus's columns; null for a part of the corpus itself.
+    min_gold: with fewer gold rows, agreement with the baseline is judged instead of accuracy.
+    strict: "can't tell with so few rows" stops the scheme too.
+    fallback: what is tried after the scheme, in this order; null for the ladder in batchq/scheme.py.
+    baseline: where the unquantized model comes from, for a model that is quantized already.
+    """
+
+    enabled: bool = True
+    recovery: float = 0.99
+    confidence: float = 0.95
+    rows: int = 2000
+    input: str | None = None
+    min_gold: int = 50
+    strict: bool = False
+    fallback: list[Scheme] | None = None
+    baseline: str | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -211,6 +263,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     input: InputConfig = field(default_factory=InputConfig)
@@ -286,6 +339,9 @@ def check(config: Config) -> Config:
         "cluster.spill_seconds": cluster.spill_seconds,
         "quantization.samples": config.quantization.samples,
         "quantization.max_tokens": config.quantization.max_tokens,
+        "quantization.group_size": config.quantization.group_size,
+        "gate.rows": config.gate.rows,
+        "gate.recovery": config.gate.recovery,
         "output.rows_per_shard": config.output.rows_per_shard,
         "input.limit": config.input.limit,
     }.items():
@@ -293,6 +349,8 @@ def check(config: Config) -> Config:
             raise ConfigError(f"{name}={number}: must be above 0")
     if not 0 <= config.quantization.smoothing <= 1:
         raise ConfigError(f"quantization.smoothing={config.quantization.smoothing}: between 0 and 1")
+    if not 0 < config.gate.confidence < 1:
+        raise ConfigError(f"gate.confidence={config.gate.confidence}: between 0 and 1")
     if not 0 <= config.output.max_error_rate <= 1:
         raise ConfigError(f"output.max_error_rate={config.output.max_error_rate}: between 0 and 1")
     for name, price in config.pricing.per_hour.items():

@@ -73,8 +73,8 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
 
     def model() -> str:
         found = models.resolve(config.model)
-        scheme, why = capacity.choose(config.quantization.scheme, here, found)
-        return f"{found.name} · {preview.weights(found)} · {scheme.value}: {why}"
+        choice = capacity.Fit(found, here, config).choose()
+        return f"{found.name} · {preview.weights(found)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:
         from batchq import read

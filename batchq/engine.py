@@ -12,19 +12,21 @@ from typing import Any, Protocol
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to answer. With `score_ids` the engine runs the prefill only and returns their
-    log-probabilities; otherwise it generates up to `max_tokens` tokens."""
+    log-probabilities; otherwise it generates up to `max_tokens` tokens. With `score_prompt` the
+    prompt's own log-probability comes too, which makes the prefill slower."""
 
     score_ids: tuple[int, ...] = ()
     max_tokens: int = 1
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    score_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """`logprobs` stand in the order of `Sampling.score_ids` (natural log, over the whole
-    vocabulary); `text` is empty when scoring."""
+    vocabulary); `text` is empty when scoring. `prompt_logprob` sums over the prompt's tokens but the first."""
 
     logprobs: tuple[float, ...]
     text: str
@@ -32,6 +34,8 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    token_ids: tuple[int, ...] = ()
+    prompt_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

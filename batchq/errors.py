@@ -13,6 +13,7 @@
     │   └── NoConditionalWrites exit 2   the store would let the last writer win
     ├── EngineError             exit 1   the engine could not start, died, or stalled
     ├── QuantizeError           exit 1   llm-compressor failed; its log is named
+    ├── GateRefused             exit 5   no scheme that fits keeps the wanted quality
     └── Stopped                 exit 3   stopped early on purpose; the same command resumes
 
 `RowError` is apart: it concerns one row, becomes a failure in the output, and never ends a run.
@@ -77,6 +78,12 @@ class EngineError(BatchqError):
 
 class QuantizeError(BatchqError):
     """The quantizing process failed; the message names its log file."""
+
+
+class GateRefused(BatchqError):
+    """Every scheme that fits and was allowed cost more quality than gate.recovery leaves; nothing was labelled."""
+
+    exit_code = 5
 
 
 class Stopped(BatchqError):

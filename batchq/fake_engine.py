@@ -55,7 +55,9 @@ class FakeEngine:
             if (token := option("nan_token")) is not None and token in prompt:
                 scores[0] = math.nan
             return Completion(tuple(scores), "", "length", len(prompt), 0, 1)
-        return Completion((), f"answer {seed:08x}", "stop", len(prompt), 0, min(3, sampling.max_tokens))
+        ids = tuple(prompt[-min(3, sampling.max_tokens) :])
+        known = -0.5 * len(prompt) if sampling.score_prompt else None
+        return Completion((), f"answer {seed:08x}", "stop", len(prompt), 0, len(ids), ids, known)
 
     def _strike(self) -> None:
         """Carry out the fault that is due, if any."""

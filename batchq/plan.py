@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq import read, storage, task, write
-from batchq.config import Config, Scheme
+from batchq.config import Config, KvCache, Scheme
 from batchq.errors import AlreadyExists, Changed, InputError, NotFound, OutputTaken, StorageError
 from batchq.records import InputObject, Plan, Receipt, Shard
+from batchq.scheme import FACTS
 
 NAME = "meta/plan.json"
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
@@ -30,7 +31,7 @@ ANSWER_OPTIONS = {"dtype", "hf_overrides", "kv_cache_dtype", "load_format", "qua
 FIELDS = {
     "model": "model.path (or the model's files)",
     "engine": "engine.kind or engine.options",
-    "quantization": "quantization.scheme, samples, max_tokens, seed, smoothing or ignore",
+    "quantization": "quantization (its scheme, calibration, group_size, ignore or kv_cache)",
     "prompt": "task.prompt or task.system",
     "labels": "task.labels, task.kind, task.codes or task.name",
     "sampling": "task.max_tokens, task.temperature, task.stop or task.seed",
@@ -46,10 +47,13 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
     quantization = config.quantization
     recipe: list[Any] = [scheme.value]
     options = {k: v for k, v in config.engine.options.items() if k in ANSWER_OPTIONS}
+    if quantization.kv_cache is not KvCache.auto:
+        recipe += [quantization.kv_cache.value]
     if scheme not in (Scheme.none, Scheme.auto):
-        recipe += [quantization.ignore]
-    if scheme is Scheme.int8:
-        recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.smoothing]
+        recipe += [quantization.ignore, quantization.group_size]
+        if FACTS[scheme].calibrated:
+            recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.calibration]
+            recipe += [quantization.smoothing, quantization.dampening]
     return {
         "model": model,
         "engine": json.dumps([config.engine.kind.value, options], sort_keys=True, default=str),

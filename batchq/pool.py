@@ -6,6 +6,7 @@ for the driver; nothing but shards, receipts and snapshots travels through Ray.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import itertools
@@ -24,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from batchq import hardware
-from batchq.account import ReplicaAccount
+from batchq.account import PhaseClock, ReplicaAccount
 from batchq.config import ClusterConfig
-from batchq.errors import BatchqError, ConfigError, EngineError, Stopped
+from batchq.engine import Completion, EngineSpec, Sampling
+from batchq.errors import BatchqError, ConfigError, EngineError, RowError, Stopped
 from batchq.hardware import Hardware
-from batchq.records import Receipt, Shard
-from batchq.worker import Snapshot, Worker, WorkerSpec
+from batchq.records import Failure, Receipt, Shard
+from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
 
 AHEAD = 2  # shards a replica holds: the one that feeds its engine, and the next
 POLL_SECONDS = 1.0  # between snapshots of a replica
@@ -41,10 +43,7 @@ class Replica:
 
     def __init__(self, spec: WorkerSpec, log: str) -> None:
         began = time.monotonic()
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        _log_to(log)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self.worker = Worker(spec, began)
 
@@ -74,6 +73,43 @@ class Replica:
         snapshot = self.worker.snapshot()
         await self.worker.close()
         return snapshot
+
+
+class Panel:
+    """The actor that the gate asks: one engine, a list of prompts, a list of answers."""
+
+    def __init__(self, spec: EngineSpec, log: str) -> None:
+        self.clock = PhaseClock("start")
+        _log_to(log)
+        self.engine = open_engine(spec)
+        self.answered = 0
+
+    async def ask(
+        self, prompts: list[list[int]], sampling: Sampling, in_flight: int
+    ) -> tuple[list[Completion | Failure], dict[str, float]]:
+        """The answers in the prompts' order, and the seconds by phase."""
+        self.clock.enter("load")
+        phases = await self.engine.start()
+        self.clock.enter("gate")
+        self.clock.move("load", "compile", phases.get("compile", 0.0))
+        places = asyncio.Semaphore(in_flight)
+
+        async def one(prompt: list[int]) -> Completion | Failure:
+            async with places:
+                try:
+                    return await self.engine.ask(prompt, sampling)
+                except RowError as error:
+                    return Failure(error.code, error.message)
+                finally:
+                    self.answered += 1
+
+        try:
+            return list(await asyncio.gather(*map(one, prompts))), self.clock.seconds()
+        finally:
+            await self.engine.close()
+
+    async def progress(self) -> int:
+        return self.answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +173,8 @@ class Pool:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray makes its workers nice to everything else (15); here the engines are what the machine is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -204,6 +242,57 @@ class Pool:
                 "lower it, cluster.tensor_parallel_size or cluster.cpus_per_replica"
             )
         return slots[:wanted]
+
+    def ask(
+        self,
+        spec: EngineSpec,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        in_flight: int,
+        here: Hardware,
+        log: str,
+        start_timeout: float,
+        stop: threading.Event,
+        on_progress: Callable[[int], None],
+    ) -> tuple[list[Completion | Failure], ReplicaAccount]:
+        """Start one engine, have it answer, end it; returns the answers in order and what it cost.
+
+        Raises EngineError when it doesn't start or dies, Stopped after `stop` was set.
+        """
+        self.connect()
+        import ray
+
+        slot = self.slots(here)[0]
+        path = str(self.logs / log)
+        spec = dataclasses.replace(spec, cores=slot.cores)
+        actor: Any = _actor_class(Panel).options(**_placement(slot, spec, here)).remote(spec, path)
+        answers = actor.ask.remote(prompts, sampling, in_flight)
+        began = time.monotonic()
+        count = 0
+        try:
+            while not ray.wait([answers], timeout=POLL_SECONDS)[0]:
+                if stop.is_set():
+                    raise Stopped("stopped while the gate was asking; nothing was labelled yet")
+                waiting = actor.progress.remote()
+                if ray.wait([waiting], timeout=POLL_SECONDS)[0]:
+                    count = ray.get(waiting)
+                    on_progress(count)
+                if not count and time.monotonic() - began > start_timeout:
+                    raise EngineError(
+                        f"an engine was not ready after engine.start_timeout_s={start_timeout:.0f}; log: {path}"
+                    )
+            found, phases = ray.get(answers)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            if isinstance(cause, EngineError):
+                raise EngineError(f"{cause}; log: {path}") from None
+            raise BatchqError(f"the gate's engine failed ({type(cause).__name__}); log: {path}") from None
+        except ray.exceptions.RayError:
+            raise EngineError(f"the gate's engine died; log: {path}") from None
+        finally:
+            ray.kill(actor)
+        devices = len(slot.cores) or spec.tensor_parallel_size
+        return found, ReplicaAccount(here.accelerator, devices, phases)
 
     def label(
         self,
@@ -282,22 +371,10 @@ class _Labelling:
     # -- members -------------------------------------------------------------------------------
 
     def _open(self, slot: Slot) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        cuda = self.here.device == "cuda"
         number = len(self.members) + len(self.former)
         log = str(self.pool.logs / f"replica-{number}.log")
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
-        actor = (
-            _actor_class()
-            .options(
-                num_cpus=0 if cuda else len(slot.cores),
-                num_gpus=spec.engine.tensor_parallel_size if cuda else 0,
-                max_restarts=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(slot.node, soft=False),
-            )
-            .remote(spec, log)
-        )
+        actor = _actor_class(Replica).options(**_placement(slot, spec.engine, self.here)).remote(spec, log)
         member = Member(slot, actor, log, time.monotonic())
         self.members.append(member)
         self.futures[actor.start.remote()] = ("start", member, None)
@@ -424,6 +501,27 @@ class _Labelling:
         )
 
 
+def _placement(slot: Slot, spec: EngineSpec, here: Hardware) -> dict[str, Any]:
+    """Ray's options for the actor that runs one engine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    cuda = here.device == "cuda"
+    return {
+        "num_cpus": 0 if cuda else len(slot.cores),
+        "num_gpus": spec.tensor_parallel_size if cuda else 0,
+        "max_restarts": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node, soft=False),
+    }
+
+
+def _log_to(path: str) -> None:
+    """Send this process's output, and its children's, to a file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
 def _require_answer(address: str) -> None:
     """Raises ConfigError when nothing listens there; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -444,7 +542,7 @@ def _nodes() -> list[dict[str, Any]]:
     return sorted((n for n in nodes if n["Alive"]), key=lambda n: str(n["NodeID"]))
 
 
-def _actor_class() -> Any:
+def _actor_class(kind: type) -> Any:
     import ray
 
-    return ray.remote(Replica)
+    return ray.remote(kind)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import islice
 from typing import Any
 
-from batchq import capacity, models, plan, read, storage
+from batchq import capacity, models, plan, read, sample, storage
 from batchq.config import Config, Scheme, check
 from batchq.errors import RowError
 from batchq.hardware import Hardware, detect
@@ -14,7 +15,8 @@ from batchq.models import Model
 from batchq.pool import Pool
 from batchq.quantize import quantize
 from batchq.records import Failure, Plan, Row
-from batchq.run import choose, limited, resumable, sample_messages, worker_spec
+from batchq.run import choose, limited, resumable, worker_spec
+from batchq.scheme import FACTS
 from batchq.task import Task
 from batchq.worker import Worker
 
@@ -31,7 +33,8 @@ def describe(config: Config) -> str:
     new = resumable(stored, config, model, output) if stored else []
     with Pool(config.cluster, models.cache_dir() / "logs") as pool:
         here = pool.hardware()
-    scheme, why = choose(config, stored, model, here)
+    choice = choose(config, stored, model, here)
+    scheme, why = choice.scheme, choice.why
     draft = stored or plan.make(config, model.digest, scheme, "")
     lines = [
         f"batchq · plan of {config.job.name}",
@@ -70,7 +73,8 @@ def weights(model: Model) -> str:
 def tokens(config: Config, draft: Plan, model: Model) -> str:
     """Mean prompt length, measured on the first rows, and what that makes for the corpus where rows can be counted."""
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
-    lengths = [len(ids) for ids in task.encode(sample_messages(task, draft, 0, SAMPLE))]
+    first = islice(sample.rendered(task, sample.rows_of(draft, draft.shards[0])), SAMPLE)
+    lengths = [len(ids) for ids in task.encode([message for message, _ in first])]
     if not lengths:
         return "none of the first rows can be asked; see `preview`"
     mean = sum(lengths) / len(lengths)
@@ -96,19 +100,19 @@ def preview(config: Config) -> str:
     check(config)
     config = limited(config, config.input.limit or ROWS)
     model, here = models.resolve(config.model), detect()
-    scheme, _ = choose(config, None, model, here)
+    scheme = choose(config, None, model, here).scheme
     draft = plan.make(config, model.digest, scheme, "")
     log = models.cache_dir() / "logs" / config.job.name / "preview.log"
     checkpoint = quantize(
         model,
-        scheme if scheme is not Scheme.int8 else Scheme.none,  # a look at the prompt isn't worth minutes of calibration
+        Scheme.none if FACTS[scheme].calibrated else scheme,  # a look at the prompt isn't worth minutes of calibration
         config.quantization,
         lambda: [],
         log,
         on_progress=lambda _: None,
     )
     spec = worker_spec(config, draft, checkpoint, here)
-    note = "\n\nfrom the unquantized model; the run quantizes to int8" if scheme is Scheme.int8 else ""
+    note = f"\n\nfrom the unquantized model; the run quantizes to {scheme.value}" if FACTS[scheme].calibrated else ""
     return asyncio.run(_answers(config, draft, Worker(spec))) + note
 
 

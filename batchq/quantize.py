@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from batchq import hardware, models, storage
-from batchq.capacity import GIB, gib, is_tied, predicted_bytes, read_tensors, stored_bytes
+from batchq.capacity import GIB, gib, group_of, is_tied, predicted_bytes, read_tensors, stored_bytes
 from batchq.config import QuantizationConfig, Scheme
 from batchq.errors import AlreadyExists, ConfigError, NotFound, QuantizeError
 from batchq.models import Model, digest_of, last_line
+from batchq.scheme import FACTS
 
 CARD = "batchq.json"
 COMPRESS = Path(__file__).with_name("compress.py")
 LIBRARIES = ("llmcompressor", "compressed-tensors", "transformers")  # they decide a checkpoint's bytes
-CALIBRATED = frozenset({Scheme.int8})
 PROGRESS, ERROR = "batchq progress: ", "batchq error: "  # how compress.py's lines for a person begin
 
 
@@ -63,12 +63,13 @@ def quantize(
     if scheme is Scheme.none or model.quantized:
         return Checkpoint(model.path, model.digest, stored_bytes(read_tensors(model.path)), 0.0, cached=True)
     started = time.monotonic()
-    prompts = _prompts(calibration(), config) if scheme in CALIBRATED else []
-    steps, versions = recipe(scheme, config), library_versions(config.python)
+    prompts = _prompts(calibration(), scheme, config) if FACTS[scheme].calibrated else []
+    group = group_of(scheme, read_tensors(model.path), config.ignore, config.group_size)
+    steps, versions = recipe(scheme, config, group), library_versions(config.python)
     key = checkpoint_key(model, steps, prompts, versions)
 
     def build(folder: Path) -> None:
-        _require_room(model, scheme, config, folder)
+        _require_room(model, scheme, config, group, folder)
         on_progress(f"quantizing {model.name} to {scheme.value}")
         request = {**steps, "calibration": prompts, "model": model.path, "output": str(folder)}
         run_compress(config.python or sys.executable, request, log_path, on_progress)
@@ -83,12 +84,55 @@ def quantize(
     return Checkpoint(str(folder), key, stored_bytes(read_tensors(folder)), seconds, cached=not made)
 
 
-def recipe(scheme: Scheme, config: QuantizationConfig) -> dict[str, Any]:
-    """What compress.py is told to do, beside the model and the prompts; part of the key."""
-    steps: dict[str, Any] = {"scheme": scheme.value, "ignore": list(config.ignore), "seed": config.seed}
-    if scheme is Scheme.int8:
-        steps["smoothing"] = config.smoothing
-    return steps
+def recipe(scheme: Scheme, config: QuantizationConfig, group: int | None = None) -> dict[str, Any]:
+    """What compress.py is told to do, beside the model and the prompts; part of the key.
+
+    `steps`: llm-compressor's modifiers by name with their arguments, those of one step applied in one run over the
+    prompts; `pipeline` is llm-compressor's way through the model.
+    """
+    gptq = {"dampening_frac": config.dampening}
+    grouped = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
+    int4 = {"num_bits": 4, "type": "int", "symmetric": True, **grouped}
+    fp8_tokens = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
+
+    def quantization(modifier: str, weights: Any, activations: Any = None, **more: Any) -> tuple[str, dict[str, Any]]:
+        what = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+        if activations:  # llm-compressor would store these four bits in eight, and vLLM's kernel wants them packed
+            what["format"] = "pack-quantized"
+        chosen = {"config_groups": {"group_0": what}} if isinstance(weights, dict) else {"scheme": weights}
+        return modifier, {"targets": ["Linear"], "ignore": list(config.ignore), **chosen, **more}
+
+    steps: list[tuple[str, list[tuple[str, dict[str, Any]]]]]  # pipeline, and modifiers with their arguments
+    match scheme:
+        case Scheme.fp8:
+            steps = [("datafree", [quantization("QuantizationModifier", "FP8_DYNAMIC")])]
+        case Scheme.fp8_block:
+            steps = [("datafree", [quantization("QuantizationModifier", "FP8_BLOCK")])]
+        case Scheme.int8_rtn:
+            steps = [("datafree", [quantization("QuantizationModifier", "W8A8")])]
+        case Scheme.w8a16:
+            steps = [
+                ("datafree", [quantization("QuantizationModifier", {**int4, "num_bits": 8, "strategy": "channel"})])
+            ]
+        case Scheme.int8:
+            # Smoothing changes no output of the model, so one plain pass finds all its scales: half the passes.
+            smooth = ("SmoothQuantModifier", {"smoothing_strength": config.smoothing})
+            steps = [("basic", [smooth]), ("sequential", [quantization("GPTQModifier", "W8A8", **gptq)])]
+        case Scheme.w4a16:
+            steps = [("sequential", [quantization("GPTQModifier", int4, **gptq)])]
+        case Scheme.w4a16_awq:
+            lopsided = {**int4, "symmetric": False}
+            steps = [("sequential", [("AWQModifier", {}), quantization("QuantizationModifier", lopsided)])]
+        case Scheme.w4a8_fp8:
+            steps = [("sequential", [quantization("GPTQModifier", int4, fp8_tokens, **gptq)])]
+        case Scheme.nvfp4:
+            steps = [("sequential", [quantization("QuantizationModifier", "NVFP4")])]
+        case Scheme.sparse24:
+            pruned = {"sparsity": 0.5, "mask_structure": "2:4", "targets": ["Linear"], "ignore": list(config.ignore)}
+            steps = [("sequential", [("SparseGPTModifier", pruned)])]
+        case _:
+            raise ConfigError(f"quantization.scheme={scheme.value}: nothing to do for llm-compressor")
+    return {"scheme": scheme.value, "seed": config.seed, "steps": steps}
 
 
 def checkpoint_key(model: Model, steps: dict[str, Any], calibration: list[list[int]], versions: dict[str, str]) -> str:
@@ -131,18 +175,21 @@ def cache_of(config: QuantizationConfig) -> str:
     return storage.normalize(str(models.cache_dir() / "checkpoints") if default else config.cache)
 
 
-def _prompts(prompts: list[list[int]], config: QuantizationConfig) -> list[list[int]]:
+def _prompts(prompts: list[list[int]], scheme: Scheme, config: QuantizationConfig) -> list[list[int]]:
     prompts = [prompt[: config.max_tokens] for prompt in prompts if prompt][: config.samples]
     if not prompts:
-        raise ConfigError("quantization.scheme=int8 needs prompts to calibrate on and the input gave none")
+        raise ConfigError(f"quantization.scheme={scheme.value} needs prompts to calibrate on and the input gave none")
     return prompts
 
 
-def _require_room(model: Model, scheme: Scheme, config: QuantizationConfig, folder: Path) -> None:
+def _require_room(model: Model, scheme: Scheme, config: QuantizationConfig, group: int | None, folder: Path) -> None:
     """Raise ConfigError before anything is loaded if it can't fit in memory or on the disk."""
     tensors = read_tensors(model.path)
     tied = is_tied(models.read_config(model.path))
-    before, after = stored_bytes(tensors), predicted_bytes(tensors, scheme, tied=tied, ignore=config.ignore)
+    before, after = (
+        stored_bytes(tensors),
+        predicted_bytes(tensors, scheme, tied=tied, ignore=config.ignore, group=group),
+    )
     if (have := hardware.detect().memory) < before + GIB:
         raise ConfigError(f"quantizing {model.name} takes {gib(before + GIB)} of memory, {gib(have)} are free")
     if (have := hardware.free_disk(folder)) < after:
@@ -223,6 +270,33 @@ def write_card(folder: Path, base: Model, facts: dict[str, Any]) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
+def read_verdict(checkpoint: Checkpoint, case: str, config: QuantizationConfig) -> dict[str, Any] | None:
+    """What the gate found before of this checkpoint in this very case; None if it wasn't asked."""
+    found: dict[str, Any] | None = None
+    with suppress(FileNotFoundError):  # a model as it came has no card
+        found = json.loads((Path(checkpoint.path) / CARD).read_text()).get("gate", {}).get(case)
+    if found is None and storage.is_remote(cache_of(config)):
+        with suppress(NotFound):
+            found = json.loads(storage.read(storage.join(cache_of(config), checkpoint.key, "gate", f"{case}.json")))
+    return found
+
+
+def write_verdict(checkpoint: Checkpoint, case: str, verdict: dict[str, Any], config: QuantizationConfig) -> None:
+    """Note in the model card, and beside it in an object store, what the gate found."""
+    path = Path(checkpoint.path) / CARD
+    if not path.is_file():
+        return
+    card = json.loads(path.read_text())
+    card.setdefault("gate", {})[case] = verdict
+    temporary = path.with_name(f".{CARD}.{uuid.uuid4().hex}")
+    temporary.write_text(json.dumps(card, indent=2) + "\n")
+    temporary.rename(path)
+    cache = cache_of(config)
+    if storage.is_remote(cache):
+        place = storage.join(cache, checkpoint.key, "gate")
+        storage.put(storage.join(place, f"{case}.json"), json.dumps(verdict, indent=2).encode())
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a checkpoint is there as its card describes it, each file in size and content."""
     try:
@@ -289,7 +363,8 @@ def _publish(folder: Path, place: str) -> bool:
         stored = _stored_card(place) or {}
         if stored.get("build") != build:
             storage.delete_prefix(storage.join(place, build))
-    return {**stored, "build": None} == {**card, "build": None}
+    told_later = {"build": None, "gate": None}
+    return {**stored, **told_later} == {**card, **told_later}
 
 
 def _stored_card(place: str) -> dict[str, Any] | None:

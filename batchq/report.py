@@ -30,6 +30,7 @@ def terminal(summary: Mapping[str, Any]) -> str:
         lines.append(
             _line("label mass", f"{s['mean_label_mass']:.3f} of the model's probability was on the labels{warning}")
         )
+    lines += [_line("gate", verdict["words"]) for verdict in s["gate"]]
     lines += [
         _line(
             "tokens",

@@ -1,4 +1,4 @@
-"""The main path: plan -> quantize -> label -> account -> report, a call each."""
+"""The main path: plan -> quantize -> gate -> label -> account -> report, a call each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,32 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import account, capacity, hardware, ledger, models, plan, progress, quantize, read, report, storage, write
-from batchq.config import Config, EngineKind, Scheme, check
-from batchq.engine import EngineSpec
-from batchq.errors import BatchqError, Stopped
+from batchq import (
+    account,
+    capacity,
+    gate,
+    hardware,
+    ledger,
+    models,
+    plan,
+    progress,
+    quantize,
+    report,
+    sample,
+    storage,
+    write,
+)
+from batchq.capacity import Choice
+from batchq.config import Config, EngineKind, KvCache, Scheme, check
+from batchq.errors import BatchqError, ConfigError, GateRefused, NotFound, Stopped
+from batchq.gate import Verdict
 from batchq.hardware import Hardware
 from batchq.models import Model
 from batchq.pool import Pool, State
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
+from batchq.scheme import FACTS, LADDER
 from batchq.task import Task
 from batchq.worker import WorkerSpec
 
@@ -53,15 +69,16 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             return finish(config, stored, model, "complete", output, new_inputs)
 
         here = pool.hardware()
-        scheme, why = choose(config, stored, model, here)
-        draft = stored or plan.make(config, model.digest, scheme, checkpoint="")
-        show.step(f"{len(draft.objects)} input objects in {len(draft.shards)} shards · {scheme.value}: {why}")
+        choice = choose(config, stored, model, here)
         invocation = ledger.Invocation(output)
+        halt = stop or threading.Event()
         try:
-            checkpoint = quantized(config, draft, model, scheme, here, invocation, show)
+            draft, checkpoint, verdicts = settle(config, stored, model, choice, pool, here, invocation, halt, show)
             fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
             plan.refuse_other(fixed, draft, checkpoint.key, output)
-            label(config, fixed, checkpoint, pool, here, invocation, stop or threading.Event(), show)
+            if not stored:
+                note_verdicts(output, verdicts)
+            label(config, fixed, checkpoint, pool, here, invocation, halt, show)
         except BaseException as error:
             if plan.load(output):  # without a plan there is no output to keep accounts of
                 invocation.close("stopped" if isinstance(error, Stopped) else "failed")
@@ -74,29 +91,79 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
 
 def resumable(stored: Plan, config: Config, model: Model, output: str) -> list[str]:
     """Refuse what isn't the stored run; returns names of inputs that appeared since it was planned."""
-    scheme = Scheme(stored.quantization) if config.quantization.scheme is Scheme.auto else config.quantization.scheme
+    asked, served = config.quantization.scheme, Scheme(stored.quantization)
+    fallen = config.gate.enabled and served in (config.gate.fallback or LADDER)
+    scheme = served if asked is Scheme.auto or fallen else asked
     plan.refuse_drift(stored, plan.ingredients(config, model.digest, scheme), output)
     return plan.check_inputs(stored, config)
 
 
-def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) -> tuple[Scheme, str]:
-    """The scheme and why; a resume keeps the stored run's."""
-    if stored and config.quantization.scheme is Scheme.auto:
-        return Scheme(stored.quantization), "as this run was planned"
-    if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
-        return Scheme.none, "the fake engine reads no weights"
-    scheme, why = capacity.choose(config.quantization.scheme, here, model)
+def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) -> Choice:
+    """The scheme, why, and what is tried after it; a resume keeps the stored run's. Raises ConfigError if the model
+    can't be served so, or doesn't fit."""
+    auto = config.quantization.scheme is Scheme.auto
+    if stored:
+        return Choice(Scheme(stored.quantization), "as this run was planned", ())
+    if config.engine.kind is EngineKind.fake and auto:
+        return Choice(Scheme.none, "the fake engine reads no weights", ())
+    if config.quantization.kv_cache is KvCache.fp8 and (here.capability or (0, 0)) < FACTS[Scheme.fp8].since:
+        raise ConfigError("quantization.kv_cache=fp8: takes a GPU that computes in FP8; choose auto")
+    fit = capacity.Fit(model, here, config)
+    choice = fit.choose()
     if config.engine.kind is EngineKind.vllm:
-        capacity.require_memory(
-            *capacity.shape_of(model),
-            scheme,
-            here,
-            max_model_len=config.engine.max_model_len,
-            replicas=config.cluster.replicas or 1,
-            tensor_parallel_size=config.cluster.tensor_parallel_size,
-            ignore=config.quantization.ignore,
-        )
-    return scheme, why
+        capacity.require_memory(fit.memory(choice.scheme), choice.scheme, here, config)
+    return choice
+
+
+def settle(
+    config: Config,
+    stored: Plan | None,
+    model: Model,
+    choice: Choice,
+    pool: Pool,
+    here: Hardware,
+    invocation: ledger.Invocation,
+    stop: threading.Event,
+    show: Progress,
+) -> tuple[Plan, Checkpoint, list[Verdict]]:
+    """Quantize and judge, rung by rung, until one keeps the wanted quality: (plan, what is served, all verdicts).
+
+    Raises GateRefused when none does.
+    """
+    verdicts: list[Verdict] = []
+    why = choice.why
+    for scheme in (choice.scheme, *choice.fallback):
+        draft = stored or plan.make(config, model.digest, scheme, checkpoint="")
+        show.step(f"{len(draft.objects)} input objects in {len(draft.shards)} shards · {scheme.value}: {why}")
+        checkpoint = quantized(config, draft, model, scheme, here, invocation, show)
+        if stored:
+            return draft, checkpoint, []  # it was judged before it was planned
+        verdict = gate.judged(config, draft, model, scheme, checkpoint, pool, here, invocation, stop, show)
+        if verdict is None:
+            return draft, checkpoint, verdicts
+        verdicts.append(verdict)
+        show.step(f"gate: {verdict.words()}")
+        if verdict.accepts(config.gate.strict):
+            return draft, checkpoint, verdicts
+        why = f"{scheme.value} costs too much quality"
+    tried = "; ".join(f"{v.scheme} keeps {v.recovery:.1%} of {v.measure}" for v in verdicts)
+    raise GateRefused(
+        f"no scheme that fits keeps gate.recovery={config.gate.recovery}: {tried}. "
+        "Lower it, name others in gate.fallback, or give the model more memory"
+    )
+
+
+def note_verdicts(output: str, verdicts: list[Verdict]) -> None:
+    if verdicts:
+        found = json.dumps([dataclasses.asdict(v) for v in verdicts], indent=1)
+        storage.put(storage.join(output, "meta/gate.json"), found.encode())
+
+
+def read_verdicts(output: str) -> list[Verdict]:
+    try:
+        return [gate.verdict_from_json(v) for v in json.loads(storage.read(storage.join(output, "meta/gate.json")))]
+    except NotFound:
+        return []
 
 
 def quantized(
@@ -113,9 +180,12 @@ def quantized(
     if scheme is not Scheme.none:
         show.step(f"quantizing {model.name} to {scheme.value}, unless it is cached")
     log = models.cache_dir() / "logs" / config.job.name / "quantize.log"
-    checkpoint = quantize.quantize(
-        model, scheme, config.quantization, lambda: calibration(config, draft, model), log, on_progress=show.update
-    )
+
+    def prompts() -> list[list[int]]:
+        task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+        return sample.calibration(config, draft, task)
+
+    checkpoint = quantize.quantize(model, scheme, config.quantization, prompts, log, on_progress=show.update)
     if invocation and not checkpoint.cached and scheme is not Scheme.none:
         devices = len(here.gpus) or len(here.cores)
         spent = {"quantize": round(time.monotonic() - began, 3)}
@@ -123,69 +193,8 @@ def quantized(
     return checkpoint
 
 
-def calibration(config: Config, draft: Plan, model: Model) -> list[list[int]]:
-    """Prompts of the job's own rows, tokenised: the first of evenly spread shards, cut to quantization.max_tokens."""
-    wanted = config.quantization.samples
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
-    step = max(1, len(draft.shards) // wanted)
-    chosen = draft.shards[::step][:wanted]
-    messages: list[str] = []
-    for shard in chosen:
-        messages += sample_messages(task, draft, shard.index, -(-wanted // len(chosen)))
-    return [ids[: config.quantization.max_tokens] for ids in task.encode(messages[:wanted])]
-
-
-def sample_messages(task: Task, draft: Plan, shard: int, count: int) -> list[str]:
-    """Up to `count` rendered messages from a shard's start; rows that can't be asked are passed over."""
-    from batchq.errors import RowError
-
-    place = draft.shards[shard]
-    rows = read.read_rows(
-        draft.objects[place.object], draft.format, place.unit, place.start, place.stop, columns=list(draft.columns)
-    )
-    messages: list[str] = []
-    for row in rows:
-        if len(messages) == count:
-            break
-        if row.error is None:
-            try:
-                messages.append(task.render(row.columns))
-            except RowError:
-                continue  # it will be a failure in the output; here it would only spoil the sample
-    return messages
-
-
-def engine_spec(config: Config, checkpoint: Checkpoint, here: Hardware) -> EngineSpec:
-    """vLLM's limits: the configuration's, or by the hardware."""
-    engine, cuda = config.engine, here.device == "cuda"
-    # A CPU is busy with one row's prefill; a GPU wants many rows a step.
-    tokens = engine.max_num_batched_tokens or (16384 if cuda else 2048)
-    sequences = engine.max_num_seqs or (1024 if cuda else 64)
-    options: dict[str, Any] = {}
-    if engine.kind is EngineKind.vllm and not cuda:
-        options["kv_cache_memory_bytes"] = capacity.kv_cache_bytes(
-            models.read_config(checkpoint.path),
-            here,
-            weights=checkpoint.bytes,
-            max_model_len=engine.max_model_len,
-            max_num_seqs=sequences,
-            replicas=config.cluster.replicas or 1,
-        )
-    return EngineSpec(
-        kind=engine.kind.value,
-        model=checkpoint.path,
-        max_model_len=engine.max_model_len,
-        max_num_batched_tokens=max(tokens, engine.max_model_len) if not cuda else tokens,
-        max_num_seqs=sequences,
-        device=here.device,
-        tensor_parallel_size=config.cluster.tensor_parallel_size,
-        scored=len(config.task.labels),
-        options={**options, **engine.options},
-    )
-
-
 def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardware) -> WorkerSpec:
-    engine = engine_spec(config, checkpoint, here)
+    engine = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
     return WorkerSpec(
         plan=dataclasses.replace(fixed, shards=()),
         task=config.task,
@@ -284,6 +293,7 @@ def summarise(
         "shards": len(fixed.shards),
         "shards_done": len(fixed.shards) - len(standing.remaining),
         **summary,
+        "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in read_verdicts(output)],
         "id_column": id_column,
         "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
         "new_inputs": new_inputs,
@@ -332,7 +342,8 @@ def checkpoint_only(config: Config) -> str:
     check(config)
     show = Progress()
     model, here = models.resolve(config.model), hardware.detect()
-    scheme, why = choose(config, None, model, here)
+    choice = choose(config, None, model, here)
+    scheme, why = choice.scheme, choice.why
     draft = plan.make(config, model.digest, scheme, checkpoint="")
     made = quantized(config, draft, model, scheme, here, None, show)
     show.clear()

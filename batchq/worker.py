@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import math
 import sys
 import time
 import uuid
@@ -95,6 +94,11 @@ class Part:
             self.done.set()
 
 
+def open_engine(spec: EngineSpec) -> Engine:
+    """An engine of the kind that is asked for, not started yet."""
+    return (FakeEngine if spec.kind == "fake" else VllmEngine)(spec)
+
+
 class Worker:
     """One engine and the shards it is given. All methods run on one event loop."""
 
@@ -107,7 +111,7 @@ class Worker:
         self.schema = write.schema_from_text(spec.plan.schema)
         self.columns = write.input_columns(self.schema, spec.task)
         self.extra = write.EXTRA.name in self.schema.names
-        self.engine: Engine = (FakeEngine if spec.engine.kind == "fake" else VllmEngine)(spec.engine)
+        self.engine = open_engine(spec.engine)
         self.task: Task
         self.room = asyncio.Event()  # set whenever a row in flight is answered
         self.intake = asyncio.Lock()
@@ -374,7 +378,7 @@ class Worker:
             keys=keys,
             outcomes=outcomes,
             raws=[_raw(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
-            golds=[_text(row.columns.get(gold)) if gold else None for row in taken],
+            golds=[write.as_gold(row.columns.get(gold)) if gold else None for row in taken],
             reused=reused,
         )
 
@@ -495,10 +499,3 @@ def _raw(row: Row) -> str | None:
     if row.raw is not None:
         return row.raw
     return json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else None
-
-
-def _text(value: Any) -> str | None:
-    """A gold value as text; NaN and empty are no gold."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value)

@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections import Counter
@@ -102,6 +103,13 @@ def outcome_columns(
     columns["batchq_message"] = pa.array([f.message if f else None for f in failures], pa.string())
     columns["batchq_raw"] = pa.array([r if f else None for f, r in zip(failures, raws, strict=True)], pa.string())
     return columns
+
+
+def as_gold(value: Any) -> str | None:
+    """A gold value as text; NaN and empty are no gold."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value)
 
 
 def usage_of(

@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 
 from batchq import cli, hardware, models, plan, progress, read
+from batchq.capacity import engine_spec
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
-from batchq.run import choose, engine_spec, quantized
+from batchq.run import choose, quantized
 from batchq.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,10 +83,12 @@ def call(command: list[str], log: Path) -> None:
 def prepare(config: Config, request: Path) -> int:
     """Write what `generate` needs: the engine's arguments and every prompt's token ids. Returns their number."""
     model, here, show = models.resolve(config.model), hardware.detect(), progress.Progress()
-    scheme, _ = choose(config, None, model, here)
+    scheme = choose(config, None, model, here).scheme
     draft = plan.make(config, model.digest, scheme, "")
     checkpoint = quantized(config, draft, model, scheme, here, None, show)
-    spec = dataclasses.replace(engine_spec(config, checkpoint, here), cores=() if here.gpus else here.cores)
+    spec = dataclasses.replace(
+        engine_spec(config, checkpoint.path, checkpoint.bytes, here), cores=() if here.gpus else here.cores
+    )
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []
     for shard in draft.shards:

@@ -37,7 +37,8 @@ def main() -> None:
         builder = ROOT / "jobs/sentiment_transcripts/corpus.py"
         subprocess.run([sys.executable, builder, corpus, "--rows", str(args.rows)], check=True)
         print(
-            f"{'scheme':<7} {'rows/s':>7} {'tokens/s':>9} {'busy':>6} {'GPU':>5} {'per M tok':>9} {'accuracy':>8}  seconds",
+            f"{'scheme':<7} {'rows/s':>7} {'tokens/s':>9} {'busy':>6} {'GPU':>5} {'per M tok':>9} {'accuracy':>8}"
+            "  seconds",
             flush=True,
         )
         for scheme in args.schemes:

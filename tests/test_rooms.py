@@ -19,6 +19,8 @@ ROOMS = [
         "preview",
         "run",
         "report",
+        "gate",
+        "sample",
         "ledger",
         "quantize",
         "plan",
@@ -26,7 +28,8 @@ ROOMS = [
         "pool",
         "worker",
     ),
-    *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "hardware", "account", "progress"),
+    *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "scheme", "hardware", "account"),
+    "progress",
     *("storage", "config", "records", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}

@@ -1,0 +1,83 @@
+"""Rows that stand for the corpus: prompts to calibrate on, and prompts to judge by; no row is ever both."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from batchq import read, write
+from batchq.config import Config
+from batchq.errors import RowError
+from batchq.models import digest_of
+from batchq.records import Plan, Row, Shard
+from batchq.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What both models are asked: prompts as token ids, and the gold label of each, if it has one."""
+
+    prompts: list[list[int]] = field(default_factory=list)
+    golds: list[str | None] = field(default_factory=list)
+
+
+def side(key: str, seed: int) -> str:
+    """Which of the two a row may serve, by its id alone: "gate" or "calibration". Never both."""
+    return "gate" if int(digest_of([key, seed])[:8], 16) % 2 else "calibration"
+
+
+def calibration(config: Config, draft: Plan, task: Task) -> list[list[int]]:
+    """Prompts to calibrate on, tokenised and cut: rows of quantization.calibration, or of the corpus that the gate
+    never judges by."""
+    settings = config.quantization
+    rows = drawn(config, draft, settings.calibration, settings.samples, "calibration")
+    messages = [message for message, _ in rendered(task, rows)]
+    return [ids[: settings.max_tokens] for ids in task.encode(messages[: settings.samples])]
+
+
+def judging(config: Config, draft: Plan, task: Task) -> Sample:
+    """Prompts to judge by, with gold labels: rows of gate.input, or rows of the corpus that are never calibrated on."""
+    rows = drawn(config, draft, config.gate.input, config.gate.rows, "gate")
+    asked = list(rendered(task, rows))[: config.gate.rows]
+    room = config.engine.max_model_len - task.sampling.max_tokens
+    prompts = task.encode([message for message, _ in asked])
+    kept = [(p, row) for p, (_, row) in zip(prompts, asked, strict=True) if len(p) <= room]
+    gold = config.task.gold
+    return Sample([p for p, _ in kept], [write.as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
+
+
+def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: str) -> Iterator[Row]:
+    """About `wanted` rows: all of another input, or from the starts of evenly spread shards those of one side."""
+    columns = list(draft.columns)
+    if path is not None:
+        for found in read.list_input(dataclasses.replace(config.input, path=path)):
+            format = read.format_of(found.name, config.input.format)
+            unit = read.splittable(found.name, format)
+            yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=columns)
+        return
+    step = max(1, len(draft.shards) // wanted)
+    chosen = draft.shards[::step][:wanted]
+    each, seed = -(-wanted // len(chosen)), config.gate.seed
+    for shard in chosen:
+        yield from itertools.islice((r for r in rows_of(draft, shard) if side(r.id, seed) == serving), each)
+
+
+def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:
+    """All rows of one shard, with the columns that the plan reads."""
+    source, columns = draft.objects[shard.object], list(draft.columns)
+    stop = shard.stop or sys.maxsize
+    rows = read.read_rows(source, draft.format, shard.unit, shard.start, stop, columns=columns)
+    return itertools.takewhile(lambda row: shard.unit != "stream" or row.position < stop, rows)
+
+
+def rendered(task: Task, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    """Messages and their rows; rows that can't be asked are passed over: they will be failures in the output, and
+    here would only spoil the sample."""
+    for row in rows:
+        if row.error is None:
+            with contextlib.suppress(RowError):
+                yield task.render(row.columns), row

@@ -1,0 +1,108 @@
+"""What each quantization scheme is: how it stores a weight, how it is made, and what serves it. No torch.
+
+"Served" is what vLLM 0.26 and 0.32 do with a compressed-tensors checkpoint: read from their kernels' own conditions,
+and tried (benchmarks/LOG.md) where a machine was at hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from batchq.config import Scheme
+from batchq.errors import ConfigError
+from batchq.hardware import Hardware
+
+GROUPS = (128, 64, 32)  # weights that share a scale, most wanted first: vLLM's 4-bit kernels know these
+BLOCK = 128  # the side of FP8's blocks; also what the W4A8 kernel's matrices have to be multiples of
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One scheme. `since` and `before` bound the compute capability of the GPUs that serve it."""
+
+    words: str  # for a table
+    bits: int  # of a stored weight
+    algorithm: str
+    calibrated: bool = False
+    grouped: bool = False  # scales by groups of columns; otherwise one a row
+    since: tuple[int, int] = (7, 0)
+    before: tuple[int, int] = (99, 0)
+    cpu: bool = False
+
+
+FACTS = {
+    Scheme.none: Facts("as it is", 16, "none", cpu=True),
+    Scheme.fp8: Facts("FP8, a scale a row and a token", 8, "rtn", since=(8, 9)),
+    Scheme.fp8_block: Facts("FP8, a scale a block of 128 x 128", 8, "rtn", since=(8, 9)),
+    Scheme.int8: Facts(
+        "INT8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 0), before=(10, 0), cpu=True
+    ),
+    Scheme.int8_rtn: Facts("INT8, rounded", 8, "rtn", since=(8, 0), before=(10, 0), cpu=True),
+    Scheme.w8a16: Facts("8-bit weights alone", 8, "rtn", since=(8, 0)),
+    Scheme.w4a16: Facts("4-bit weights alone, GPTQ", 4, "gptq", True, grouped=True, since=(8, 0), cpu=True),
+    Scheme.w4a16_awq: Facts("4-bit weights alone, AWQ", 4, "awq", True, grouped=True, since=(8, 0), cpu=True),
+    Scheme.w4a8_fp8: Facts(
+        "4-bit weights, FP8 activations, GPTQ", 4, "gptq", True, grouped=True, since=(9, 0), before=(10, 0)
+    ),
+    Scheme.nvfp4: Facts("NVFP4 weights and activations", 4, "rtn", True, since=(10, 0)),
+    Scheme.sparse24: Facts("2:4 pruned by SparseGPT, served dense", 16, "sparsegpt", True, cpu=True),
+}
+
+# From the most frugal to the model itself: where the gate goes when a scheme costs too much quality. Each is cheaper
+# to serve than what stands after it, on hardware that serves both.
+LADDER = (
+    Scheme.w4a16_awq,
+    Scheme.w4a16,
+    Scheme.w4a8_fp8,
+    Scheme.nvfp4,
+    Scheme.int8_rtn,
+    Scheme.int8,
+    Scheme.fp8,
+    Scheme.fp8_block,
+    Scheme.w8a16,
+    Scheme.none,
+)
+
+
+def group_size(scheme: Scheme, columns: Iterable[int], wanted: int | None) -> int | None:
+    """How many columns share a scale: the largest of GROUPS that divides all, or `wanted`; None for whole rows.
+
+    Raises ConfigError for a `wanted` that some matrix can't be cut into.
+    """
+    widths = sorted(set(columns))
+    if scheme is Scheme.nvfp4:
+        return 16
+    if not FACTS[scheme].grouped:
+        return None
+    if wanted is not None:
+        if odd := [width for width in widths if width % wanted]:
+            fits = [size for size in GROUPS if not any(width % size for width in widths)]
+            choices = ", ".join(map(str, fits)) or "none; leave it unset for a scale a row"
+            raise ConfigError(
+                f"quantization.group_size={wanted}: this model has matrices of {odd[0]} columns; what fits: {choices}"
+            )
+        return wanted
+    return next((size for size in GROUPS if not any(width % size for width in widths)), None)
+
+
+def unserved(scheme: Scheme, hardware: Hardware, shapes: Iterable[tuple[str, int, int]]) -> str | None:
+    """Why vLLM can't serve the scheme here, or None. `shapes`: name, rows and columns of each matrix it quantizes."""
+    facts, capability = FACTS[scheme], hardware.capability
+    if capability is None:
+        return None if facts.cpu else "vLLM serves it on GPUs only"
+    name = f"{hardware.accelerator} (compute capability {capability[0]}.{capability[1]})"
+    if capability < facts.since:
+        return f"it takes a compute capability of {facts.since[0]}.{facts.since[1]}, and {name} is older"
+    if capability >= facts.before:
+        return f"vLLM has no kernel of it for {name}"
+    if scheme is Scheme.w4a8_fp8:
+        for _, rows, columns in shapes:
+            if rows % BLOCK or columns % BLOCK:
+                return f"its kernel wants multiples of {BLOCK}, and this model has a matrix of {rows} x {columns}"
+    if scheme is Scheme.fp8_block:
+        for layer, rows, _ in shapes:  # the last of matrices that vLLM merges into one may end in a part of a block
+            if re.search(r"\.(q_proj|k_proj|gate_proj)$", layer) and rows % BLOCK:
+                return f"vLLM merges matrices by blocks of {BLOCK} rows, and this model's {layer} has {rows}"
+    return None

@@ -1,0 +1,177 @@
+"""Every scheme on sentences that people rated: how much of the baseline's accuracy it keeps, and what it weighs.
+
+    python benchmarks/quality.py --rows 4000 none int8 int8_rtn w4a16 w4a16_awq      # two CPU cores
+    python benchmarks/quality.py none fp8 int8 int8_rtn w8a16 w4a16@32 w4a16@64      # a GPU, all rows
+
+The three sets of jobs/sentiment_transcripts/corpus.py, tweets, Amazon and film reviews, together: positive or negative
+by the sign of the mean rating, rows rated exactly 0 left out. Calibration prompts come from other rows of the same
+sets. Each line is printed as it is known: accuracy, recovery with its 95% interval (paired bootstrap), the share of
+labels that stay, mean KL of the distributions, bytes of the weights, prompt tokens/s of this engine while it answered,
+seconds to quantize and to start. `@32` sets the group size of a 4-bit scheme.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from batchq import capacity, cli, gate, hardware, models
+from batchq.config import Config, GateConfig, Scheme
+from batchq.errors import BatchqError
+from batchq.pool import Pool
+from batchq.quantize import Checkpoint, quantize
+from batchq.sample import Sample
+from batchq.task import Task
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from jobs.sentiment_transcripts.corpus import rated_sentences
+
+SYSTEM = "You are a sentiment classifier. Your answers are one word long: positive or negative."
+PROMPT = "Somebody wrote:\n\n{{ text }}\n\nThe sentiment of the writer, in one word:"
+COLUMNS = (
+    "scheme",
+    "accuracy",
+    "macro F1",
+    "recovery",
+    "95% interval",
+    "agree",
+    "KL",
+    "MB",
+    "tok/s",
+    "quantize",
+    "load",
+)
+WIDTHS = (13, 8, 8, 8, 16, 7, 7, 7, 8, 8, 6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("schemes", nargs="+", help="of batchq/scheme.py, `none` first")
+    parser.add_argument("--rows", type=int, help="to judge by; all but the calibration rows if not given")
+    parser.add_argument("--samples", type=int, default=128, help="calibration prompts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="models quantized at a time")
+    parser.add_argument("--set", action="append", default=[], help="an override of the job")
+    args = parser.parse_args()
+    nowhere = ["input.path=none", "output.path=none"]
+    config = cli.compose(["job=sentiment_transcripts", "engine.max_model_len=512", *nowhere, *args.set])
+    config.task = dataclasses.replace(
+        config.task, system=SYSTEM, prompt=PROMPT, labels=["positive", "negative"], gold="gold"
+    )
+    config.quantization.samples = args.samples
+    model = models.resolve(config.model)
+    task = Task(config.task, models.open_tokenizer(model.path), ["text", "gold"])
+    sample, calibration = rows(task, args.rows, args.samples, args.seed)
+    golds = [g == "positive" for g in sample.golds]
+    print(
+        f"{model.name}, {len(golds):,} rows, {sum(map(len, sample.prompts)):,} prompt tokens, {sum(golds):,} positive; "
+        f"{len(calibration)} calibration prompts of {sum(map(len, calibration)):,} tokens",
+        flush=True,
+    )
+    line(*COLUMNS)
+    with (
+        tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs,
+        Pool(config.cluster, Path(logs)) as pool,
+        ThreadPoolExecutor(args.jobs) as ahead,
+    ):
+        compare(config, args.schemes, sample, calibration, pool, Path(logs), ahead, model, task)
+
+
+def rows(task: Task, wanted: int | None, samples: int, seed: int) -> tuple[Sample, list[list[int]]]:
+    """Rows to judge by, and the prompts to calibrate on, from other rows."""
+    rated = [s for s in rated_sentences() if s.rating]
+    Random(seed).shuffle(rated)
+    encoded = task.encode([task.render({"text": s.text}) for s in rated])
+    golds: list[str | None] = ["positive" if s.rating > 0 else "negative" for s in rated]
+    stop = len(rated) if wanted is None else samples + wanted
+    return Sample(encoded[samples:stop], golds[samples:stop]), encoded[:samples]
+
+
+def compare(
+    config: Config,
+    names: list[str],
+    sample: Sample,
+    calibration: list[list[int]],
+    pool: Pool,
+    logs: Path,
+    ahead: ThreadPoolExecutor,
+    model: models.Model,
+    task: Task,
+) -> None:
+    here = hardware.detect()
+    fit = capacity.Fit(model, here, config)
+    made: dict[str, Future[Checkpoint]] = {}
+    settings = {}
+    for name in names:
+        word, _, group = name.partition("@")
+        scheme = Scheme(word)
+        settings[name] = dataclasses.replace(
+            config.quantization, scheme=scheme, group_size=int(group) if group else None
+        )
+        if reason := fit.unserved(scheme):
+            print(f"{name:<13} not served here: {reason}", flush=True)
+            continue
+        made[name] = ahead.submit(
+            quantize, model, scheme, settings[name], lambda: calibration, logs / f"{name}.log", lambda _: None
+        )
+    before: Any = None
+    for name, future in made.items():
+        try:
+            checkpoint = future.result()
+            spec = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
+            quiet: Callable[[int], None] = lambda _: None  # noqa: E731
+            answers, spent = pool.ask(
+                spec,
+                sample.prompts,
+                task.sampling,
+                2 * spec.max_num_seqs,
+                here,
+                f"{name}.log",
+                600,
+                threading.Event(),
+                quiet,
+            )
+        except BatchqError as error:
+            log = max(logs.glob(f"{name}*.log"), key=lambda p: p.stat().st_mtime, default=None)
+            tail = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])[-600:] if log else ""
+            print(f"{name:<13} failed: {error}\n  {tail}", flush=True)
+            continue
+        before = before or answers
+        v = gate.judge(name, sample, before, answers, config.task.labels, GateConfig())
+        seconds = spent.phases
+        f1 = v.macro_f1[1] if v.macro_f1 else 0.0
+        line(
+            name,
+            f"{v.quantized:.4f}",
+            f"{f1:.4f}",
+            f"{v.recovery:.4f}",
+            f"[{v.low:.4f}, {v.high:.4f}]",
+            f"{v.agreement:.4f}",
+            f"{v.kl:.5f}",
+            f"{checkpoint.bytes / 1e6:.1f}",
+            f"{sum(map(len, sample.prompts)) / seconds['gate']:,.0f}",
+            f"{checkpoint.seconds:.0f} s",
+            f"{seconds['load'] + seconds['compile']:.0f} s",
+        )
+
+
+def line(*cells: str) -> None:
+    print(
+        " ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, WIDTHS, strict=True))),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    main()
+    print(f"{time.monotonic() - began:.0f} s in all")
