@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -310,9 +310,16 @@ class Choice:
 class Fit:
     """One model on one machine under one configuration: what each scheme takes, and whether it can be served."""
 
-    def __init__(self, model: Model, hardware: Hardware, config: Config) -> None:
+    def __init__(
+        self,
+        model: Model,
+        hardware: Hardware,
+        config: Config,
+        shape: tuple[Sequence[Tensor], dict[str, Any]] | None = None,
+    ) -> None:
+        """`shape`: tensors and config.json, where they aren't to be read from the model's folder."""
         self.model, self.hardware, self.config = model, hardware, config
-        self.tensors, self.shape = shape_of(model)
+        self.tensors, self.shape = shape or shape_of(model)
         self.ignore = tuple(config.quantization.ignore)
 
     def group(self, scheme: Scheme) -> int | None:

@@ -50,7 +50,7 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
     torch.set_num_threads(request["threads"])
     if not torch.accelerator.is_available():
         # llm-compressor 0.14 pins AWQ's intermediate values, which torch refuses where there is no accelerator.
-        IntermediatesCache.pin_memory = lambda self, batch_index: None
+        setattr(IntermediatesCache, "pin_memory", lambda *_: None)  # noqa: B010
     say("loading the model")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
     watch_layers(model.config.get_text_config().num_hidden_layers)

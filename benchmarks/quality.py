@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -123,6 +123,7 @@ def compare(
         made[name] = ahead.submit(
             quantize, model, scheme, settings[name], lambda: calibration, logs / f"{name}.log", lambda _: None
         )
+    wait(made.values())  # an engine sizes its memory by what it finds free
     before: Any = None
     for name, future in made.items():
         try:

@@ -114,6 +114,32 @@ def test_fp8_needs_no_prompts(base: Model, fp8: Checkpoint, shelf: QuantizationC
     assert quantize.quantize(base, Scheme.fp8, shelf, never, log, print).cached
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    [s for s in Scheme if s not in (Scheme.auto, Scheme.none, Scheme.int8, Scheme.fp8, Scheme.nvfp4)],
+    ids=lambda scheme: scheme.value,
+)
+def test_every_scheme_is_made_and_weighs_what_was_predicted(
+    base: Model, shelf: QuantizationConfig, log: Path, scheme: Scheme
+) -> None:
+    made = make(base, scheme, shelf, log)
+    tensors = capacity.read_tensors(base.path)
+    group = capacity.group_of(scheme, tensors, shelf.ignore, None)
+    predicted = capacity.predicted_bytes(tensors, scheme, tied=True, group=group)
+    assert predicted == pytest.approx(made.bytes, rel=0.02)
+    assert made.bytes < capacity.stored_bytes(tensors) or scheme is Scheme.sparse24
+
+
+def test_pruning_leaves_two_of_four(base: Model, shelf: QuantizationConfig, log: Path) -> None:
+    from safetensors import safe_open
+
+    made = make(base, Scheme.sparse24, shelf, log)
+    with safe_open(Path(made.path) / "model.safetensors", "pt") as file:
+        weights = file.get_tensor("model.layers.0.mlp.down_proj.weight")
+    assert ((weights.reshape(-1, 4) != 0).sum(1) <= 2).all()
+    assert models.quantization_of(models.read_config(made.path)) is None  # vLLM refuses what says that it is sparse
+
+
 def test_a_checkpoint_is_a_model_with_the_bases_own_tokenizer(base: Model, fp8: Checkpoint) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (Path(fp8.path) / name).read_bytes() == (Path(base.path) / name).read_bytes()
@@ -128,7 +154,10 @@ def test_the_card_tells_what_it_is(base: Model, int8: tuple[Checkpoint, list[str
     assert card["key"] == int8[0].key == folder.name
     assert (card["base"]["name"], card["base"]["digest"]) == (base.name, base.digest)
     assert card["base"]["bytes"] > card["bytes"] == int8[0].bytes
-    assert card["recipe"] == {"scheme": "int8", "ignore": ["lm_head"], "seed": 0, "smoothing": 0.8}
+    assert (card["recipe"]["scheme"], card["recipe"]["seed"]) == ("int8", 0)
+    (_, [(first, smoothing)]), (_, [(second, gptq)]) = card["recipe"]["steps"]
+    assert (first, smoothing) == ("SmoothQuantModifier", {"smoothing_strength": 0.8})
+    assert second == "GPTQModifier" and "lm_head" in gptq["ignore"]
     assert card["calibration"] == {"prompts": 8, "tokens": sum(map(len, prompts()))}
     assert set(card["versions"]) == {"llmcompressor", "compressed-tensors", "transformers"}
     assert set(card["files"]) == {path.name for path in folder.iterdir()} - {"batchq.json"}

@@ -1,0 +1,107 @@
+"""gate: what two models' answers come to, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from batchq import gate
+from batchq.config import GateConfig
+from batchq.engine import Completion
+from batchq.gate import Verdict
+from batchq.records import Failure
+from batchq.sample import Sample, side
+
+LABELS = ["positive", "negative"]
+
+
+def answers(said: np.ndarray, sure: float = 0.9) -> list[Completion | Failure]:
+    """One scored answer a row; `said` holds label indices."""
+    low, high = math.log(1 - sure), math.log(sure)
+    return [Completion((high, low) if label == 0 else (low, high), "", "length", 5, 0, 1) for label in said]
+
+
+def verdict(rows: int, lost: float, config: GateConfig | None = None, gold: bool = True) -> Verdict:
+    """A baseline that is right on 80% of the rows, and a quantized model that loses `lost` of those."""
+    random = np.random.default_rng(7)
+    truth = random.integers(0, 2, rows)
+    first = np.where(random.random(rows) < 0.8, truth, 1 - truth)
+    second = np.where((first == truth) & (random.random(rows) < lost), 1 - first, first)
+    sample = Sample([[1, 2]] * rows, [LABELS[t] if gold else None for t in truth])
+    return gate.judge("int8", sample, answers(first), answers(second), LABELS, config or GateConfig())
+
+
+def test_the_same_answers_keep_everything() -> None:
+    found = verdict(300, 0.0)
+    assert (found.verdict, found.recovery, found.low, found.high) == ("pass", 1.0, 1.0, 1.0)
+    assert found.agreement == 1.0 and found.kl == pytest.approx(0.0) and found.flips == {"lost": 0, "gained": 0}
+    assert found.baseline == found.quantized == pytest.approx(0.8, abs=0.08)
+
+
+def test_a_large_loss_fails_and_a_small_sample_cannot_tell() -> None:
+    bad = verdict(2000, 0.2)
+    assert bad.verdict == "fail" and bad.recovery == pytest.approx(0.8, abs=0.04) and bad.high < 0.99
+    assert not bad.accepts(strict=False) and "fails 99.0%" in bad.words()
+    few = verdict(200, 0.02)
+    assert few.verdict == "undecided" and few.needs and few.accepts(strict=False) and not few.accepts(strict=True)
+    assert f"about {few.needs:,} would tell" in few.words()
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """100 samples from a model that truly keeps 95%: a 95% interval misses about 5 of them."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        truth = np.zeros(400, dtype=int)
+        first = (random.random(400) > 0.8).astype(int)
+        second = np.where((first == 0) & (random.random(400) < 0.05), 1, first)
+        sample = Sample([[1]] * 400, ["positive"] * 400)
+        found = gate.judge("x", sample, answers(first), answers(second), LABELS, GateConfig())
+        covered += found.low <= 0.95 <= found.high
+        assert truth.sum() == 0
+    assert 88 <= covered <= 100
+
+
+def test_without_gold_the_labels_that_stay_are_judged() -> None:
+    found = verdict(1000, 0.3, gold=False)
+    assert found.measure == "agreement" and found.verdict == "fail"
+    assert found.recovery == found.agreement == pytest.approx(1 - 0.3 * 0.8, abs=0.05)
+    few = GateConfig(min_gold=5000)
+    assert verdict(1000, 0.3, few).measure == "agreement"
+
+
+def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
+    sample = Sample([[1]] * 100, ["positive"] * 100)
+    first, second = answers(np.zeros(100)), answers(np.zeros(100))
+    second[3] = Failure("engine_refused", "no")
+    second[4] = Completion((math.nan, 0.0), "", "length", 1, 0, 1)
+    found = gate.judge("int8", sample, first, second, LABELS, GateConfig())
+    assert (found.rows, found.failed, found.verdict) == (98, 2, "pass")
+    nothing = gate.judge("int8", sample, first, [Failure("x", "y")] * 100, LABELS, GateConfig())
+    assert nothing.verdict == "undecided" and nothing.judged == 0
+
+
+def test_text_is_judged_by_perplexity_and_by_its_tokens() -> None:
+    def texts(loss: float, ids: tuple[int, ...]) -> list[Completion | Failure]:
+        return [Completion((), "", "stop", 11, 0, 3, ids, -loss * 10 - i % 3) for i in range(200)]
+
+    sample = Sample([[1] * 11] * 200, [None] * 200)
+    found = gate.judge("fp8", sample, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
+    assert found.measure == "perplexity" and found.agreement == 0.5 and found.verdict == "fail"
+    assert found.recovery == pytest.approx(math.exp(-0.1)) == pytest.approx(found.baseline / found.quantized)
+
+
+def test_no_row_serves_twice() -> None:
+    sides = [side(f"calls.jsonl@{i * 997}", 0) for i in range(1000)]
+    assert 400 < sides.count("gate") < 600 and set(sides) == {"gate", "calibration"}
+    assert sides == [side(f"calls.jsonl@{i * 997}", 0) for i in range(1000)]
+
+
+def test_answers_are_remembered_without_text(cache: object) -> None:
+    kept = [Completion((-0.1, -2.0), "private", "stop", 3, 0, 1, (4,), -1.0), Failure("too_long", "too long")]
+    assert gate.recall("k") is None
+    gate.remember("k", kept)
+    found = gate.recall("k")
+    assert found is not None and found[1] == kept[1]
+    assert isinstance(found[0], Completion) and found[0].text == "" and found[0].logprobs == (-0.1, -2.0)
