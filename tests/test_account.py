@@ -23,7 +23,7 @@ def test_every_second_is_exactly_one_phase() -> None:
         clock.enter(phase)
     ticks.now += 5
     clock.move("load", "compile", 15.0)
-    assert clock.seconds() == {"start": 3, "load": 25, "compile": 15, "quantize": 0, "infer": 10, "idle": 7}
+    assert clock.seconds() == {"start": 3, "load": 25, "compile": 15, "quantize": 0, "gate": 0, "infer": 10, "idle": 7}
     assert sum(clock.seconds().values()) == ticks.now - 100
 
 
