@@ -118,7 +118,8 @@ def judged(
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
     key = models.digest_of([full.digest, asked, _engine_version()])
-    case = models.digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, str(settings)])
+    terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]
+    case = models.digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, terms])
     if known := quantize.read_verdict(checkpoint, case, config.quantization):
         return verdict_from_json(known)
 

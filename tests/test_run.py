@@ -213,3 +213,22 @@ def test_from_python(compose: Callable[..., Config], project: Path) -> None:
     result = batchq.run(compose())
     assert result.exit_code == 0
     assert result.summary["answers"] == 5
+
+
+def test_the_gate_falls_back_or_refuses(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recovery that nothing reaches: with no other scheme allowed exit code 5, otherwise the model as it is."""
+    write_jsonl(project / "rows.jsonl", rows_of(200))
+    asked = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn", "gate.recovery=1.5"]
+    assert main([*asked, "gate.fallback=[]"]) == 5
+    refused = capsys.readouterr().err
+    assert "int8_rtn keeps 100.0% of accuracy" in refused and "gate.recovery=1.5" in refused
+    assert not (project / "out/data").exists() and not (project / "out/meta/plan.json").exists()
+
+    assert main([*asked, "gate.fallback=[none]"]) == 0
+    assert "fails 150.0%" in capsys.readouterr().out
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert (report["quantization"], report["rows"], report["gate"][0]["verdict"]) == ("none", 200, "fail")
+    assert report["device_seconds"]["gate"] == 0  # both answers had been kept by the first command
+
+    assert main([*asked, "gate.fallback=[none]"]) == 0  # what it fell back to is resumed
+    assert "nothing to do" in capsys.readouterr().err
