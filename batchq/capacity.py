@@ -281,6 +281,76 @@ def room(hardware: Hardware, replicas: int = 1) -> int:
     return hardware.memory // replicas
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One engine over several GPUs: ways of tensor and of pipeline parallelism, and bytes on the fullest GPU."""
+
+    tensor: int
+    pipeline: int
+    weights: int
+    kv_room: int  # bytes left for the KV cache, on all its GPUs together
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor * self.pipeline
+
+
+LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+TOWER = re.compile(r"vision|visual|audio|projector")
+
+
+def layout(
+    tensors: Sequence[Tensor],
+    config: dict[str, Any],
+    scheme: Scheme,
+    gpu_memory: int,
+    *,
+    max_model_len: int,
+    ignore: Iterable[str] = IGNORE,
+    group: int | None = None,
+    most: int = 64,
+) -> Layout | None:
+    """The fewest GPUs of `gpu_memory` bytes that hold the model and one sequence, by tensor parallelism as far as the
+    attention heads divide (8 at most, a node), then by pipeline stages of equally many layers; None above `most`.
+
+    The first stage also holds the embedding and any towers, the last one the head.
+    """
+    text = {**config, **(config.get("text_config") or {})}
+    heads, layers = _first(text, "num_attention_heads", "n_head"), _first(text, "num_hidden_layers", "n_layer")
+    kv_heads = text.get("num_key_value_heads") or heads
+    parts: dict[str, list[Tensor]] = {"layers": [], "head": [], "rest": []}
+    for tensor in tensors:
+        inside = LAYER.search(tensor.name) and not TOWER.search(tensor.name)
+        parts["layers" if inside else "head" if "lm_head" in tensor.name else "rest"].append(tensor)
+    ignore, tied = tuple(ignore), is_tied(config)
+    size = {k: predicted_bytes(v, scheme, tied=tied, ignore=ignore, group=group) for k, v in parts.items()}
+    kv = kv_sequence_bytes(config, max_model_len)
+    have = int(GPU_SHARE * gpu_memory) - OVERHEAD["cuda"]
+    for gpus in range(1, most + 1):
+        for ways in (8, 4, 2, 1):
+            pipeline = gpus // ways
+            if gpus % ways or heads % ways or kv_heads % ways or layers % pipeline:
+                continue
+            ends = size["rest"] + size["head"] if pipeline == 1 else max(size["rest"], size["head"])
+            weights = math.ceil((size["layers"] / pipeline + ends) / ways)
+            if weights + math.ceil(kv / gpus) <= have:
+                return Layout(ways, pipeline, weights, (have - weights) * gpus)
+    return None
+
+
+def linear_parameters(tensors: Iterable[Tensor], config: dict[str, Any]) -> int:
+    """Weights that one prompt token is multiplied with: of a mixture's experts those that a token is routed to. Without
+    embeddings (looked up), the head (asked once a prompt) and towers."""
+    text = {**config, **(config.get("text_config") or {})}
+    experts = text.get("num_local_experts") or text.get("num_experts") or text.get("n_routed_experts") or 1
+    used = text.get("num_experts_per_tok") or 1
+    total = 0.0
+    for tensor in tensors:
+        if is_quantized(tensor) and not TOWER.search(tensor.name):
+            total += tensor.elements * (used / experts if ".experts." in tensor.name else 1)
+    return round(total)
+
+
 def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:
     """Raises ConfigError with the numbers when one device of a replica hasn't that much."""
     replicas = config.cluster.replicas or 1

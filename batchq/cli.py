@@ -16,7 +16,7 @@ from batchq.errors import BatchqError, ConfigError, Stopped
 
 VERBS = {
     "run": "do the job, or what is left of it (the default)",
-    "plan": "say what would happen; starts no engine",
+    "plan": "say what would happen; starts no engine; without a job: what published models take on which GPUs",
     "preview": "label the first rows and show prompt and answer side by side",
     "quantize": "only make the quantized checkpoint, or find it in the cache",
     "status": "how far the run at output.path is, from the store alone",
@@ -41,13 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"
     try:
-        if any(a in ("-h", "--help", "help") for a in arguments) or not (arguments or verb == "doctor"):
+        if any(a in ("-h", "--help", "help") for a in arguments) or not (arguments or verb in ("doctor", "plan")):
             print(USAGE)
             return 0
         if unknown := [a for a in arguments[:1] if "=" not in a and not a.startswith(("-", "~", "+"))]:
             raise ConfigError(f"{unknown[0]}: no such verb; verbs are {', '.join(VERBS)}")
         if verb == "doctor" and not any(a.startswith("job=") for a in arguments):
             return _doctor(None)
+        if verb == "plan" and not arguments:
+            from batchq import forecast
+
+            print(forecast.table())
+            return 0
         if any(a.startswith("-") for a in arguments):
             return _through_hydra(arguments, verb)
         return _do(verb, compose(arguments))

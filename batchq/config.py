@@ -104,7 +104,7 @@ class ModelConfig:
 
 
 # Left in full precision: the output head, routers of mixtures of experts, and everything that isn't the language model.
-IGNORE = ["lm_head", r"re:.*\.(gate|router|shared_expert_gate)$", r"re:.*(vision|visual|audio|projector).*"]
+IGNORE = [r"re:(.*\.)?lm_head$", r"re:.*\.(gate|router|shared_expert_gate)$", r"re:.*(vision|visual|audio|projector).*"]
 
 
 class KvCache(Enum):

@@ -7,7 +7,7 @@ import json
 from itertools import islice
 from typing import Any
 
-from batchq import capacity, models, plan, read, sample, storage
+from batchq import capacity, forecast, models, plan, read, sample, storage
 from batchq.config import Config, Scheme, check
 from batchq.errors import RowError
 from batchq.hardware import Hardware, detect
@@ -47,6 +47,9 @@ def describe(config: Config) -> str:
         f"  prompt     {tokens(config, draft, model)}",
         f"  output     {state(draft, stored, output)}",
     ]
+    fit = capacity.Fit(model, here, config)
+    if not model.quantized:
+        lines += [f"  {'schemes' if i == 0 else '':<11}{line}" for i, line in enumerate(forecast.of_job(fit, config))]
     if new:
         lines.append(
             f"  note       {len(new)} input files appeared since the plan and are not part of it: {', '.join(new[:3])}"

@@ -267,3 +267,22 @@ def test_explicit_choices_are_kept() -> None:
         (Scheme.int8, cpu()),
     ):
         assert fit(hardware, configured(scheme)).choose().scheme is scheme
+
+
+# ---- several GPUs ----
+
+
+def test_the_engine_spans_as_many_gpus_as_heads_and_layers_divide() -> None:
+    config = LLAMA_8B | {"num_hidden_layers": 30}  # 30 layers: two and three stages, not four
+    tensors = [t for t in llama_8b() if not t.name.startswith(("model.layers.30.", "model.layers.31."))]
+    found = [capacity.layout(tensors, config, Scheme.none, int(size * 1e9), max_model_len=2048) for size in (22, 9, 7)]
+    assert [(one.tensor, one.pipeline) for one in found if one] == [(1, 1), (1, 3), (4, 1)]
+    assert capacity.layout(tensors, config, Scheme.none, int(2.2e9), max_model_len=2048, most=8) is None
+    for one in found:
+        assert one and one.kv_room >= capacity.kv_sequence_bytes(config, 2048)
+
+
+def test_an_output_head_under_any_name_stays_as_it_is() -> None:
+    for name in ("lm_head", "language_model.lm_head", "model.language_model.lm_head"):
+        assert not capacity.is_quantized(Tensor(f"{name}.weight", "BF16", (64, 64)))
+    assert capacity.is_quantized(Tensor("model.layers.0.mlp.gate_proj.weight", "BF16", (64, 64)))

@@ -24,6 +24,8 @@ ROOMS = [
         "ledger",
         "quantize",
         "plan",
+        "forecast",
+        "shapes",
         "capacity",
         "pool",
         "worker",

@@ -1,0 +1,124 @@
+"""Published models: a config.json in conf/shape -> the tensors that its checkpoint holds. No weights, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchq.capacity import Tensor
+from batchq.config import conf_dir
+from batchq.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One model as its publisher describes it; `parameters` is the nameplate's number ("109B")."""
+
+    name: str
+    parameters: int
+    config: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+
+
+def published() -> tuple[Shape, ...]:
+    """The shipped shapes, smallest first. Raises ModelError for a file of another architecture."""
+    found = [read_shape(path) for path in (conf_dir() / "shape").glob("*.json")]
+    return tuple(sorted(found, key=lambda shape: shape.parameters))
+
+
+def read_shape(path: Path) -> Shape:
+    """A config.json as it is published, and beside its own keys `published`: name, parameters, source."""
+    config = json.loads(path.read_text())
+    about = config.pop("published")
+    makers = {"llama": _llama, "llama4": _llama4}
+    if config["model_type"] not in makers:
+        raise ModelError(f"{path}: model_type={config['model_type']}; known are {', '.join(makers)}")
+    return Shape(about["name"], about["parameters"], config, tuple(makers[config["model_type"]](config)))
+
+
+def _llama(config: dict[str, Any]) -> Iterator[Tensor]:
+    hidden = config["hidden_size"]
+    yield from _ends(config, "model")
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        yield from _attention(config, layer)
+        yield from _gated(f"{layer}.mlp", hidden, config["intermediate_size"])
+
+
+def _llama4(config: dict[str, Any]) -> Iterator[Tensor]:
+    """Every `interleave_moe_layer_step`-th layer has experts, one of them shared; the others are dense and wider.
+
+    Experts stand as (experts, rows, columns), the way llm-compressor's linear layers see them.
+    """
+    text, vision = config["text_config"], config["vision_config"]
+    hidden, inner, experts = text["hidden_size"], text["intermediate_size"], text["num_local_experts"]
+    yield from _ends(text, "language_model.model")
+    for index in range(text["num_hidden_layers"]):
+        layer = f"language_model.model.layers.{index}"
+        yield from _attention(text, layer)
+        forward = f"{layer}.feed_forward"
+        if (index + 1) % text["interleave_moe_layer_step"]:
+            yield from _gated(forward, hidden, text["intermediate_size_mlp"])
+            continue
+        yield _matrix(f"{forward}.router", experts, hidden)
+        yield Tensor(f"{forward}.experts.gate_up_proj.weight", "BF16", (experts, 2 * inner, hidden))
+        yield Tensor(f"{forward}.experts.down_proj.weight", "BF16", (experts, hidden, inner))
+        yield from _gated(f"{forward}.shared_expert", hidden, inner)
+    yield _matrix("multi_modal_projector.linear_1", hidden, vision["vision_output_dim"])
+    yield from _tower(vision)
+
+
+def _tower(vision: dict[str, Any]) -> Iterator[Tensor]:
+    """Llama 4's vision tower; its biases and norms, a thousandth of it, left out."""
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
+    yield Tensor("vision_model.positional_embedding_vlm", "BF16", (patches, width))
+    yield _matrix("vision_model.patch_embedding.linear", width, vision["num_channels"] * vision["patch_size"] ** 2)
+    for index in range(vision["num_hidden_layers"]):
+        layer = f"vision_model.model.layers.{index}"
+        for name in "qkvo":
+            yield _matrix(f"{layer}.self_attn.{name}_proj", width, width)
+        yield _matrix(f"{layer}.mlp.fc1", inner, width)
+        yield _matrix(f"{layer}.mlp.fc2", width, inner)
+    adapter, into, out = (
+        "vision_model.vision_adapter.mlp",
+        vision["projector_input_dim"],
+        vision["projector_output_dim"],
+    )
+    yield _matrix(f"{adapter}.fc1", into, inner)
+    yield _matrix(f"{adapter}.fc2", out, out)
+
+
+def _ends(text: dict[str, Any], model: str) -> Iterator[Tensor]:
+    vocabulary, hidden = text["vocab_size"], text["hidden_size"]
+    yield _matrix(f"{model}.embed_tokens", vocabulary, hidden)
+    yield Tensor(f"{model}.norm.weight", "BF16", (hidden,))
+    if not text.get("tie_word_embeddings"):
+        yield _matrix(f"{model.removesuffix('model')}lm_head", vocabulary, hidden)
+
+
+def _attention(text: dict[str, Any], layer: str) -> Iterator[Tensor]:
+    hidden, size = text["hidden_size"], text["head_dim"]
+    queries, keys = text["num_attention_heads"] * size, text["num_key_value_heads"] * size
+    for name, rows, columns in (
+        ("q", queries, hidden),
+        ("k", keys, hidden),
+        ("v", keys, hidden),
+        ("o", hidden, queries),
+    ):
+        yield _matrix(f"{layer}.self_attn.{name}_proj", rows, columns)
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield Tensor(f"{layer}.{norm}.weight", "BF16", (hidden,))
+
+
+def _gated(name: str, hidden: int, inner: int) -> Iterator[Tensor]:
+    yield _matrix(f"{name}.gate_proj", inner, hidden)
+    yield _matrix(f"{name}.up_proj", inner, hidden)
+    yield _matrix(f"{name}.down_proj", hidden, inner)
+
+
+def _matrix(name: str, rows: int, columns: int) -> Tensor:
+    return Tensor(f"{name}.weight", "BF16", (rows, columns))
