@@ -5,7 +5,8 @@ hence nothing of batchq is imported here. The request comes on stdin, not in a f
 token ids are the user's rows. Keys: `model` and `output` (folders), `steps` (as in quantize.recipe),
 `seed`, `threads`, and where prompts are needed `calibration` (lists of token ids).
 
-Lines with "batchq progress: " or "batchq error: " are for a person; everything else is chatter for a log.
+Lines with "batchq progress: " or "batchq error: " are for a person, "batchq peak: " comes with bytes of memory by
+device; everything else is chatter for a log.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ctypes
 import importlib
 import json
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -35,6 +37,7 @@ def main() -> None:
     copy_companions(source, output)
     for path in output.iterdir():
         path.chmod(0o644)  # safetensors come out as 0600
+    print(f"batchq peak: {json.dumps(peak_bytes())}", flush=True)
 
 
 def compress(request: dict[str, Any], source: Path, output: Path) -> None:
@@ -72,6 +75,16 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
     say("saving")
     model.save_pretrained(output, save_compressed=True)
     (output / "recipe.yaml").unlink(missing_ok=True)  # names the last step only; the card has the whole recipe
+
+
+def peak_bytes() -> dict[str, int]:
+    """The most memory this process had at a time, on the host and, if it used one, reserved on a GPU."""
+    import torch
+
+    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.max_memory_reserved()
+    return found
 
 
 def modifier(name: str) -> Any:

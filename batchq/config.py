@@ -66,6 +66,7 @@ class TaskConfig:
     prompt: Jinja, sandboxed; the row's columns by name, `row` for all of them, `choices` for the
         answer space in words.
     system: an optional system message; plain text, never rendered with row columns.
+    answer_prefix: how the model's answer begins; written for it, so that what follows is the label or the text.
     labels: the closed answer space (kind=classify).
     codes: answer by letter (A, B, ...) instead of by the label's own words; null decides by
         whether the labels' first tokens collide.
@@ -77,6 +78,7 @@ class TaskConfig:
     kind: TaskKind = TaskKind.classify
     prompt: str = MISSING
     system: str = ""
+    answer_prefix: str = ""
     labels: list[str] = field(default_factory=list)
     codes: bool | None = None
     name: str = "label"

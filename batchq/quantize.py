@@ -32,7 +32,7 @@ from batchq.scheme import FACTS
 CARD = "batchq.json"
 COMPRESS = Path(__file__).with_name("compress.py")
 LIBRARIES = ("llmcompressor", "compressed-tensors", "transformers")  # they decide a checkpoint's bytes
-PROGRESS, ERROR = "batchq progress: ", "batchq error: "  # how compress.py's lines for a person begin
+PROGRESS, ERROR, PEAK = "batchq progress: ", "batchq error: ", "batchq peak: "  # how compress.py's lines begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,10 @@ def quantize(
         _require_room(model, scheme, config, group, folder)
         on_progress(f"quantizing {model.name} to {scheme.value}")
         request = {**steps, "calibration": prompts, "model": model.path, "output": str(folder)}
-        run_compress(config.python or sys.executable, request, log_path, on_progress)
-        made_with = {"recipe": steps, "versions": versions}
+        began = time.monotonic()
+        peak = run_compress(config.python or sys.executable, request, log_path, on_progress)
+        took = {"seconds": round(time.monotonic() - began, 1), "peak_bytes": peak}
+        made_with = {"recipe": steps, "versions": versions, **took}
         made_on = {"prompts": len(prompts), "tokens": sum(map(len, prompts))}
         write_card(folder, model, {"key": key, **made_with, "calibration": made_on})
 
@@ -201,10 +203,12 @@ def _require_room(model: Model, scheme: Scheme, config: QuantizationConfig, grou
 # ---- llm-compressor's process ----
 
 
-def run_compress(python: str, request: dict[str, Any], log_path: Path, on_progress: Callable[[str], None]) -> None:
+def run_compress(
+    python: str, request: dict[str, Any], log_path: Path, on_progress: Callable[[str], None]
+) -> dict[str, int]:
     """Run compress.py on a request, its chatter to the log. The process ends with this call, whatever happens.
 
-    Raises QuantizeError with what it said last.
+    Returns the most bytes that it held at a time, on "host" and "gpu". Raises QuantizeError with what it said last.
     """
     request = {**request, "threads": len(hardware.detect().cores)}
     # Threads that spin while they wait made the same work 10 times slower on two cores that were not all ours.
@@ -224,30 +228,36 @@ def run_compress(python: str, request: dict[str, Any], log_path: Path, on_progre
         ) as child,
     ):
         try:
-            why = _follow(child, request, log, on_progress)
+            why, peak = _follow(child, request, log, on_progress)
         finally:
             child.kill()  # does nothing to one that has ended
     if child.returncode:
         cause = f"killed by signal {-child.returncode}" if child.returncode < 0 else why
         raise QuantizeError(f"quantizing to {request['scheme']} failed: {cause}; see {log_path}")
+    return peak
 
 
-def _follow(child: subprocess.Popen[str], request: dict[str, Any], log: Any, on_progress: Callable[[str], None]) -> str:
-    """Hand over the request, pass on progress, log the rest, wait. Returns why it failed, if it did."""
+def _follow(
+    child: subprocess.Popen[str], request: dict[str, Any], log: Any, on_progress: Callable[[str], None]
+) -> tuple[str, dict[str, int]]:
+    """Hand over the request, pass on progress, log the rest, wait. Returns why it failed, if it did, and its peaks."""
     assert child.stdin is not None and child.stdout is not None
     with suppress(BrokenPipeError), child.stdin as stdin:  # one that died early says why on stdout
         json.dump(request, stdin)
     said = error = ""
+    peak: dict[str, int] = {}
     for line in child.stdout:
         log.write(line)
         if PROGRESS in line:
             on_progress(line.rpartition(PROGRESS)[2].strip())
         elif ERROR in line:
             error = line.rpartition(ERROR)[2].strip()
+        elif line.startswith(PEAK):
+            peak = json.loads(line.removeprefix(PEAK))
         elif line.strip():
             said = line.strip()
     child.wait()
-    return error or said or f"exit code {child.returncode}"
+    return error or said or f"exit code {child.returncode}", peak
 
 
 # ---- the card ----
@@ -270,11 +280,17 @@ def write_card(folder: Path, base: Model, facts: dict[str, Any]) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
+def read_card(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The model card of a checkpoint that was made here; see write_card."""
+    card: dict[str, Any] = json.loads((Path(checkpoint.path) / CARD).read_text())
+    return card
+
+
 def read_verdict(checkpoint: Checkpoint, case: str, config: QuantizationConfig) -> dict[str, Any] | None:
     """What the gate found before of this checkpoint in this very case; None if it wasn't asked."""
     found: dict[str, Any] | None = None
     with suppress(FileNotFoundError):  # a model as it came has no card
-        found = json.loads((Path(checkpoint.path) / CARD).read_text()).get("gate", {}).get(case)
+        found = read_card(checkpoint).get("gate", {}).get(case)
     if found is None and storage.is_remote(cache_of(config)):
         with suppress(NotFound):
             found = json.loads(storage.read(storage.join(cache_of(config), checkpoint.key, "gate", f"{case}.json")))

@@ -349,6 +349,8 @@ def checkpoint_only(config: Config) -> str:
     show.clear()
     before, after = capacity.stored_bytes(capacity.read_tensors(model.path)), made.bytes
     how = "as it is" if scheme is Scheme.none else "from the cache" if made.cached else f"made in {made.seconds:.0f} s"
+    if scheme is not Scheme.none and (peaks := quantize.read_card(made).get("peak_bytes")):
+        how += ", at most " + " and ".join(f"{capacity.gib(n)} of {where} memory" for where, n in peaks.items())
     return f"{scheme.value}: {why}\n{model.name}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {how}\n{made.path}"
 
 

@@ -7,6 +7,7 @@ distribution.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -52,7 +53,7 @@ def answer_fields(config: TaskConfig) -> list[pa.Field]:
 def ingredients(config: TaskConfig) -> dict[str, str]:
     """What of this task decides an answer, by name; each becomes a part of the fingerprint."""
     return {
-        "prompt": json.dumps([config.system, config.prompt]),
+        "prompt": json.dumps([config.system, config.prompt, config.answer_prefix]),
         "labels": json.dumps([config.kind.value, config.labels, config.codes, config.name]),
         "sampling": json.dumps([config.max_tokens, config.temperature, config.stop, config.seed]),
     }
@@ -124,14 +125,15 @@ class Task:
         self.reads = prompt_columns(config, columns)
         self._template = _environment().from_string(config.prompt)
         self._globals = dict(self._template.globals)  # Jinja would merge them from a chain of maps for each row
-        self._frame = _frame(tokenizer, config.system, dict(chat_template or {}))
+        frame = _frame(tokenizer, config.system, dict(chat_template or {}))
+        self._frame = dataclasses.replace(frame, after=frame.after + config.answer_prefix)
         backend = tokenizer.backend_tokenizer
         # A copy that reads "<|im_end|>" and its like as plain text, for rows that contain them.
         self._literal = type(backend).from_str(backend.to_str())
         self._literal.encode_special_tokens = True
         specials = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
         self._special = re.compile("|".join(map(re.escape, specials))) if specials else None
-        self.asked, self._prefill, score_ids = self._answer_space()
+        self.asked, score_ids = self._answer_space()
         self.choices = self._choices()
         self.sampling = Sampling(
             score_ids=tuple(score_ids),
@@ -163,7 +165,7 @@ class Task:
 
     def framed(self, message: str) -> str:
         """The whole text that the model reads."""
-        return f"{self._frame.before}{message}{self._frame.after}{self._prefill}"
+        return f"{self._frame.before}{message}{self._frame.after}"
 
     def encode(self, messages: Sequence[str]) -> list[list[int]]:
         """Token ids of whole prompts, tokenised as one batch; shape [messages][tokens]."""
@@ -174,7 +176,7 @@ class Task:
         ids = [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=self._frame.add_special_tokens)]
         for i in suspects:  # a row can't close its own turn or open another
             before = backend.encode(self._frame.before, add_special_tokens=self._frame.add_special_tokens).ids
-            after = backend.encode(self._frame.after + self._prefill, add_special_tokens=False).ids
+            after = backend.encode(self._frame.after, add_special_tokens=False).ids
             ids[i] = before + self._literal.encode(messages[i], add_special_tokens=False).ids + after
         return ids
 
@@ -214,7 +216,9 @@ class Task:
     # -- the answer space --------------------------------------------------------------------
 
     def _continuation(self, text: str) -> list[int]:
-        """The tokens that `text` adds when it follows the prompt's end."""
+        """The tokens that `text` adds when it follows the prompt's end, after a space where that ends in a word."""
+        if self.config.answer_prefix and not self.config.answer_prefix[-1].isspace():
+            text = f" {text}"
         backend, special = self.tokenizer.backend_tokenizer, self._frame.add_special_tokens
         stem = f"{self._frame.before}{PROBE}{self._frame.after}"
         bare = backend.encode(stem, add_special_tokens=special).ids
@@ -223,16 +227,16 @@ class Task:
             return list(full[len(bare) :])
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    def _answer_space(self) -> tuple[list[str], str, list[int]]:
-        """(the texts that stand for the labels, text given to the model as its answer's start, token ids)."""
+    def _answer_space(self) -> tuple[list[str], list[int]]:
+        """(the texts that stand for the labels, the token id that each begins with)."""
         config = self.config
         if config.kind is TaskKind.generate:
-            return [], "", []
+            return [], []
         if not config.codes:
             ids = [self._continuation(label) for label in config.labels]
             firsts = [i[0] for i in ids]
             if len(set(firsts)) == len(firsts):
-                return list(config.labels), "", firsts
+                return list(config.labels), firsts
             if config.codes is False:
                 raise ConfigError(
                     "task.codes=false: some labels begin with the same token for this model; "
@@ -248,7 +252,7 @@ class Task:
                 "task.prompt: labels are answered by letter here (they begin with the same token, or task.codes=true), "
                 "so the prompt has to list them: put {{ choices }} in it"
             )
-        return letters, "", [self._continuation(letter)[0] for letter in letters]
+        return letters, [self._continuation(letter)[0] for letter in letters]
 
     def _choices(self) -> str:
         if self.asked == list(self.config.labels):

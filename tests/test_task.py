@@ -40,6 +40,17 @@ def test_a_prompt_is_what_the_chat_template_would_make(tokenizer: Any) -> None:
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_the_answer_can_be_begun_for_the_model(tokenizer: Any) -> None:
+    plain, begun = task(tokenizer), task(tokenizer, answer_prefix="The sentiment is")
+    message = plain.render({"text": "all is well"})
+    assert begun.framed(message) == plain.framed(message) + "The sentiment is"
+    assert [tokenizer.decode(i) for i in begun.sampling.score_ids] == [" positive", " neutral", " negative"]
+    assert [tokenizer.decode(i) for i in plain.sampling.score_ids] == ["positive", "neutral", "negative"]
+    ids = begun.encode([message])[0]
+    assert tokenizer.decode(ids).endswith("The sentiment is")
+    assert begun.key([1], "m") != plain.key([1], "m")
+
+
 def test_a_row_cannot_close_its_own_turn(tokenizer: Any) -> None:
     asked = task(tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
