@@ -3,11 +3,16 @@
     python benchmarks/quality.py --rows 4000 none int8 int8_rtn w4a16 w4a16_awq      # two CPU cores
     python benchmarks/quality.py none fp8 int8 int8_rtn w8a16 w4a16@32 w4a16@64      # a GPU, all rows
 
+    python benchmarks/quality.py --choose none int8              # first: which wording the model follows best
+
 The three sets of jobs/sentiment_transcripts/corpus.py, tweets, Amazon and film reviews, together: positive or negative
 by the sign of the mean rating, rows rated exactly 0 left out. Calibration prompts come from other rows of the same
-sets. Each line is printed as it is known: accuracy, recovery with its 95% interval (paired bootstrap), the share of
-labels that stay, mean KL of the distributions, bytes of the weights, prompt tokens/s of this engine while it answered,
-seconds to quantize and to start. `@32` sets the group size of a 4-bit scheme.
+sets, and so do those by which `--choose` takes the wording: the unquantized model's accuracy decides, on rows that
+serve for nothing else.
+
+Each line is printed as it is known: accuracy, recovery with its 95% interval (paired bootstrap), the share of labels
+that stay, mean KL of the distributions, bytes of the weights, prompt tokens/s of this engine while it answered, seconds
+to quantize and to start. `@32` sets the group size of a 4-bit scheme.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ from random import Random
 from typing import Any
 
 from batchq import capacity, cli, gate, hardware, models
-from batchq.config import Config, GateConfig, Scheme
+from batchq.config import Config, GateConfig, Scheme, TaskConfig
+from batchq.engine import Completion
 from batchq.errors import BatchqError
 from batchq.pool import Pool
 from batchq.quantize import Checkpoint, quantize
@@ -35,8 +41,43 @@ from batchq.task import Task
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jobs.sentiment_transcripts.corpus import rated_sentences
 
-SYSTEM = "You are a sentiment classifier. Your answers are one word long: positive or negative."
-PROMPT = "Somebody wrote:\n\n{{ text }}\n\nThe sentiment of the writer, in one word:"
+# Invented, not from the sets.
+SHOTS = (
+    ("I loved every minute of it and would buy it again.", "positive"),
+    ("The battery died after two days and nobody answered my mails.", "negative"),
+    ("Not bad at all, it does what it says.", "positive"),
+    ("A dull plot and wooden acting.", "negative"),
+    ("lol best day ever", "positive"),
+    ("so tired of this rain :(", "negative"),
+)
+BRIEF = "You are a sentiment classifier. Your answers are one word long: positive or negative."
+HELPFUL = "You are a helpful assistant."
+
+
+def shown(first: str, second: str, count: int) -> str:
+    """Examples, then the row, in the same form."""
+    examples = [f"{first} {text}\n{second} {label}" for text, label in SHOTS[:count]]
+    return "\n\n".join([*examples, f"{first} {{{{ text }}}}\n{second}"])
+
+
+# (system message, prompt, beginning of the answer)
+ASKED = {
+    "somebody wrote": (BRIEF, "Somebody wrote:\n\n{{ text }}\n\nThe sentiment of the writer, in one word:"),
+    "is this": (BRIEF, "{{ text }}\n\nIs the sentiment of this text positive or negative?"),
+    "classify": ("", "Classify the sentiment of this text as positive or negative.\n\n{{ text }}"),
+    "in the system": ("Classify the sentiment of what the user says as positive or negative.", "{{ text }}"),
+    "helpful": (HELPFUL, "Is this review positive or negative?\n\n{{ text }}"),
+    "feeling": ("", "{{ text }}\n\nHow does the writer feel, positive or negative?"),
+    "quoted": ("", 'Someone said: "{{ text }}"\n\nIs this a positive or a negative statement?'),
+    "2 examples": (BRIEF, shown("Text:", "Sentiment:", 2)),
+    "4 examples": (BRIEF, shown("Text:", "Sentiment:", 4)),
+    "6 examples": (BRIEF, shown("Text:", "Sentiment:", 6)),
+    "6 examples, bare": ("", "Positive or negative?\n\n" + shown("Text:", "Sentiment:", 6)),
+}
+PREFIXES = ("", "Sentiment:", "The sentiment is", "The sentiment of this text is", "Overall, this is", "It is")
+PROMPTS = [(*wording, prefix) for wording in ASKED.values() for prefix in PREFIXES]
+CHOSEN = PROMPTS[0]
+TUNING = 1000  # rows that only the wording is chosen by
 COLUMNS = (
     "scheme",
     "accuracy",
@@ -60,16 +101,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128, help="calibration prompts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="models quantized at a time")
+    parser.add_argument("--choose", action="store_true", help=f"compare {len(PROMPTS)} wordings first")
     parser.add_argument("--set", action="append", default=[], help="an override of the job")
     args = parser.parse_args()
     nowhere = ["input.path=none", "output.path=none"]
     config = cli.compose(["job=sentiment_transcripts", "engine.max_model_len=512", *nowhere, *args.set])
-    config.task = dataclasses.replace(
-        config.task, system=SYSTEM, prompt=PROMPT, labels=["positive", "negative"], gold="gold"
-    )
     config.quantization.samples = args.samples
     model = models.resolve(config.model)
-    task = Task(config.task, models.open_tokenizer(model.path), ["text", "gold"])
+    tokenizer = models.open_tokenizer(model.path)
+    config.task = worded(config, CHOSEN)
+    if args.choose:
+        config.task = choose(config, model, tokenizer, args.seed)
+    task = Task(config.task, tokenizer, ["text", "gold"])
     sample, calibration = rows(task, args.rows, args.samples, args.seed)
     golds = [g == "positive" for g in sample.golds]
     print(
@@ -86,10 +129,59 @@ def main() -> None:
         compare(config, args.schemes, sample, calibration, pool, Path(logs), ahead, model, task)
 
 
-def rows(task: Task, wanted: int | None, samples: int, seed: int) -> tuple[Sample, list[list[int]]]:
-    """Rows to judge by, and the prompts to calibrate on, from other rows."""
+def worded(config: Config, wording: tuple[str, str, str]) -> TaskConfig:
+    system, prompt, prefix = wording
+    labels = ["positive", "negative"]
+    return dataclasses.replace(
+        config.task, system=system, prompt=prompt, answer_prefix=prefix, labels=labels, gold="gold"
+    )
+
+
+def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> TaskConfig:
+    """The wording by which the unquantized model is right most often, of all in PROMPTS; prints the ten best."""
+    tuning = shuffled(seed)[-TUNING:]
+    tasks = [Task(worded(config, wording), tokenizer, ["text", "gold"]) for wording in PROMPTS]
+    with tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs, Pool(config.cluster, Path(logs)) as pool:
+        here = hardware.detect()
+        spec = capacity.engine_spec(config, model.path, capacity.stored_bytes(capacity.read_tensors(model.path)), here)
+        labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens
+        asked = [p for task in tasks for p in task.encode([task.render({"text": s.text}) for s in tuning])]
+        quiet: Callable[[int], None] = lambda _: None  # noqa: E731
+        answers, _ = pool.ask(
+            spec,
+            asked,
+            dataclasses.replace(tasks[0].sampling, score_ids=tuple(labels)),
+            2 * spec.max_num_seqs,
+            here,
+            "choose.log",
+            600,
+            threading.Event(),
+            quiet,
+        )
+    right = []
+    for i, task in enumerate(tasks):
+        good, bad = (labels.index(token) for token in task.sampling.score_ids)
+        given = answers[i * TUNING : (i + 1) * TUNING]
+        said = [isinstance(a, Completion) and a.logprobs[good] > a.logprobs[bad] for a in given]
+        right.append(sum(p == (s.rating > 0) for p, s in zip(said, tuning, strict=True)))
+    best = sorted(range(len(right)), key=lambda i: -right[i])
+    print(f"{len(PROMPTS)} wordings, accuracy on {TUNING:,} other rows")
+    for i in best[:10]:
+        name = list(ASKED)[i // len(PREFIXES)]
+        print(f"  {right[i] / TUNING:.3f}  {name}, answer begins with {PROMPTS[i][2]!r}", flush=True)
+    return tasks[best[0]].config
+
+
+def shuffled(seed: int) -> list[Any]:
+    """All rated sentences but those rated exactly 0."""
     rated = [s for s in rated_sentences() if s.rating]
     Random(seed).shuffle(rated)
+    return rated
+
+
+def rows(task: Task, wanted: int | None, samples: int, seed: int) -> tuple[Sample, list[list[int]]]:
+    """Rows to judge by, and the prompts to calibrate on, from other rows."""
+    rated = shuffled(seed)[:-TUNING]
     encoded = task.encode([task.render({"text": s.text}) for s in rated])
     golds: list[str | None] = ["positive" if s.rating > 0 else "negative" for s in rated]
     stop = len(rated) if wanted is None else samples + wanted
