@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from batchq import gate
+from batchq.cli import main
 from batchq.config import GateConfig
 from batchq.engine import Completion
 from batchq.gate import Verdict
 from batchq.records import Failure
 from batchq.sample import Sample, side
+from tests.conftest import write_jsonl
 
 LABELS = ["positive", "negative"]
 
@@ -105,3 +110,44 @@ def test_answers_are_remembered_without_text(cache: object) -> None:
     found = gate.recall("k")
     assert found is not None and found[1] == kept[1]
     assert isinstance(found[0], Completion) and found[0].text == "" and found[0].logprobs == (-0.1, -2.0)
+
+
+# ---- the whole of it, on the real engine ----
+
+
+@pytest.mark.engine
+def test_a_real_engine_walks_the_ladder_and_refuses_scrambled_scales(
+    project: Path, cache: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a recovery that nothing reaches: every rung is asked, then exit code 5, or the model itself. And a
+    checkpoint whose scales stand in the wrong rows is no model any more."""
+    texts = [
+        {"id": i, "text": f"order {i} {'came late' if i % 3 else 'is fine'} and number {i * i}"} for i in range(160)
+    ]
+    write_jsonl(project / "rows.jsonl", [{**row, "gold": None} for row in texts])
+    asked = ["job=mine", "quantization.scheme=int8_rtn", "quantization.samples=8", "gate.recovery=1.5"]
+    assert main([*asked, "gate.fallback=[int8]"]) == 5
+    refused = capsys.readouterr().err
+    assert "int8_rtn keeps" in refused and "; int8 keeps" in refused
+    assert not (project / "out/data").exists() and not (project / "out/meta/plan.json").exists()
+
+    assert main(asked) == 0  # the ladder's own end: the model as it is; both verdicts were kept
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert (report["quantization"], report["rows"], report["answers"]) == ("none", 160, 160)
+    assert [v["verdict"] for v in report["gate"]] == ["fail", "fail"]
+    assert report["device_seconds"]["gate"] == 0
+
+    cards = {json.loads(p.read_text())["recipe"]["scheme"]: p.parent for p in cache.glob("checkpoints/*/batchq.json")}
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(cards["int8_rtn"], project / "scrambled")
+    weights = project / "scrambled/model.safetensors"
+    tensors = load_file(weights)
+    for name in tensors:
+        if name.endswith("weight_scale"):
+            tensors[name] = tensors[name].flip(0).contiguous() * 4
+    save_file(tensors, weights, {"format": "pt"})
+    scrambled = ["job=mine", f"model.path={project / 'scrambled'}", f"gate.baseline={tiny}", "output.path=other"]
+    assert main(scrambled) == 5
+    assert "none keeps" in capsys.readouterr().err
+    assert not (project / "other/data").exists()
