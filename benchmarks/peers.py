@@ -231,7 +231,8 @@ def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overri
     spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
     tensors = capacity.read_tensors(found.path)
     parameters = sum(t.elements for t in tensors if capacity.is_quantized(t))
-    folder = work / "-".join([model.name, scheme, str(rows), str(tokens), *sorted(overrides)]).replace("/", "_")
+    variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []
+    folder = work / "-".join([model.name, scheme, str(rows), str(tokens), *variant])
     folder.mkdir(exist_ok=True)
     with prompts.open(encoding="utf-8") as file:
         lengths = [len(json.loads(text)["ids"]) for text in file]
