@@ -461,7 +461,9 @@ def run_batch(case: Case, side: str, log: Path, limit: float) -> Work:
             body = {"model": case.model, "messages": messages, "max_tokens": 1, "temperature": 0.0, **scores}
             line = {"custom_id": row["id"], "method": "POST", "url": "/v1/chat/completions", "body": body}
             file.write(json.dumps(line) + "\n")
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "run-batch", "-i", str(asked), "-o", str(answered)]
+    # vLLM's command asks for the version of a distribution called vllm, which the CPU build isn't.
+    entry = ["vllm.entrypoints.cli.main", "run-batch"] if installed("vllm") else ["vllm.entrypoints.openai.run_batch"]
+    command = [sys.executable, "-m", *entry, "-i", str(asked), "-o", str(answered)]
     command += ["--model", case.model, "--enable-prompt-tokens-details"]
     seen = call([*command, *flags(case.engine(limits=side.endswith("tuned")))], case, log, limit, BATCH_BEGINS)
     if seen is None:
