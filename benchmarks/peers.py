@@ -23,7 +23,7 @@ prompts begin with the same 36 tokens and share nothing else.
 
 Each side is a process of its own. "work" are the seconds from the first request to the last answer returned (generate)
 or written; start-up is left out, told apart so:
-- batchq: the time after its engine was ready, by its own accounts, waiting included.
+- batchq: the time after its engine was ready, by its own accounts, waiting included, about a second of it at the end.
 - run-batch: from its log line "Reading batch from" (the engine is ready) to the last change of the output file.
 - ray-data: from the first request's arrival at the engine, as vLLM notes it, to the last change of an output file.
 "whole" is the process from its start to its end, start-up and shutdown included; what is made beforehand isn't.
