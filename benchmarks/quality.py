@@ -76,7 +76,8 @@ ASKED = {
 }
 PREFIXES = ("", "Sentiment:", "The sentiment is", "The sentiment of this text is", "Overall, this is", "It is")
 PROMPTS = [(*wording, prefix) for wording in ASKED.values() for prefix in PREFIXES]
-CHOSEN = PROMPTS[0]
+# By --choose on one H200, 2026-11-24: right on 0.796 of 1,000 rows, "somebody wrote" without a prefix on 0.704.
+CHOSEN = (*ASKED["in the system"], "Sentiment:")
 TUNING = 1000  # rows that only the wording is chosen by
 COLUMNS = (
     "scheme",
