@@ -12,10 +12,10 @@ demo: $(VENV)/.cpu
 	$(PYTHON) -m batchq job=sentiment_transcripts
 
 test: $(VENV)/.dev
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/.dev lint
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff format --check .

@@ -180,7 +180,10 @@ def cache_of(config: QuantizationConfig) -> str:
 def _prompts(prompts: list[list[int]], scheme: Scheme, config: QuantizationConfig) -> list[list[int]]:
     prompts = [prompt[: config.max_tokens] for prompt in prompts if prompt][: config.samples]
     if not prompts:
-        raise ConfigError(f"quantization.scheme={scheme.value} needs prompts to calibrate on and the input gave none")
+        where = f"quantization.calibration={config.calibration}" if config.calibration else "the input"
+        raise ConfigError(
+            f"quantization.scheme={scheme.value} needs prompts to calibrate on; {where} has no row that can be asked"
+        )
     return prompts
 
 

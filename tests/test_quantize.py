@@ -350,25 +350,51 @@ def test_a_killed_process_is_said_and_leaves_nothing(base: Model, tmp_path: Path
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
+DRIVER = """
+import sys
+from batchq import models, quantize
+from batchq.config import ModelConfig, QuantizationConfig, Scheme
+from pathlib import Path
+base, out = models.resolve(ModelConfig(path=sys.argv[1])), Path(sys.argv[2])
+config = QuantizationConfig(cache=str(out), python=sys.argv[3])
+made = quantize.quantize(base, Scheme.fp8, config, list, out / "log", lambda text: print(text, flush=True))
+print(made.path, "found" if made.cached else "made")
+"""
+
+
+def driver(base: Model, cache: Path, python: str = sys.executable) -> subprocess.Popen[str]:
+    """A process that wants the model in FP8 and prints each step, then where it is."""
+    command = [sys.executable, "-c", DRIVER, base.path, str(cache), python]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
 def test_llm_compressor_ends_with_its_driver(base: Model, tmp_path: Path) -> None:
     """A driver that is killed outright can't clean up; the process it started must not go on for hours."""
-    code = (
-        "import sys; from pathlib import Path; from batchq import quantize, models; from batchq.config import *\n"
-        "base = models.resolve(ModelConfig(path=sys.argv[1])); out = Path(sys.argv[2])\n"
-        "config = QuantizationConfig(cache=str(out), python=sys.argv[3])\n"
-        "quantize.quantize(base, Scheme.fp8, config, list, out / 'log', lambda text: print(text, flush=True))\n"
-    )
     pid = tmp_path / "pid"
     python = script(tmp_path / "python", f'[ "$1" = -c ] || echo $$ > "{pid}"\nexec "{sys.executable}" "$@"')
-    command = [sys.executable, "-c", code, base.path, str(tmp_path / "cache"), python]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as driver:
-        assert driver.stdout
-        assert any("loading llm-compressor" in line for line in driver.stdout)
+    with driver(base, tmp_path / "cache", python) as process:
+        assert process.stdout
+        assert any("loading llm-compressor" in line for line in process.stdout)
         child = os.pidfd_open(int(pid.read_text()))
-        driver.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
     assert select.select([child], [], [], 30)[0], "still running"
     os.close(child)
+
+
+def test_two_at_once_build_once_after_kills_at_every_step(base: Model, tmp_path: Path) -> None:
+    """Whatever a killed driver left is not taken for a checkpoint, and does not stand in anybody's way."""
+    cache = tmp_path / "cache"
+    for step in ("quantizing", "loading llm-compressor", "loading the model", "saving"):
+        with driver(base, cache) as process:
+            assert process.stdout
+            assert any(step in line for line in process.stdout)
+            process.send_signal(signal.SIGKILL)
+        assert not [card for card in cache.glob("*/batchq.json") if quantize.is_whole(card.parent)]
+    said = [process.communicate()[0] for process in [driver(base, cache), driver(base, cache)]]
+    (one, how), (other, how_else) = (text.splitlines()[-1].split() for text in said)
+    assert one == other and quantize.is_whole(Path(one))
+    assert {how, how_else} == {"made", "found"}
+    assert [p.parent for p in cache.rglob("*.safetensors")] == [Path(one)], "nothing of the killed is left"
 
 
 def test_int8_without_prompts_is_refused(base: Model, tmp_path: Path, log: Path) -> None:
