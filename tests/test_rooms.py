@@ -30,7 +30,7 @@ ROOMS = [
     ),
     *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "scheme", "hardware", "account"),
     "progress",
-    *("storage", "config", "records", "errors"),
+    *("storage", "config", "records", "failpoint", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
 ONLY_IN = {
