@@ -11,7 +11,7 @@ import time
 import uuid
 from datetime import UTC, datetime
 
-from batchq import storage
+from batchq import failpoint, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
 
 REWRITE_SECONDS = 15.0
@@ -41,9 +41,11 @@ class Invocation:
 
     def close(self, state: str) -> None:
         account = self.account(state)
+        failpoint.reach("ledger.close.before_put")
         storage.put(
             storage.join(self.output, f"meta/runs/{self.id}.json"), json.dumps(dataclasses.asdict(account)).encode()
         )
+        failpoint.reach("ledger.close.after_put")
         self._written = time.monotonic()
 
     def account(self, state: str) -> RunAccount:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import read, storage, task, write
+from batchq import failpoint, read, storage, task, write
 from batchq.config import Config, KvCache, Scheme
 from batchq.errors import AlreadyExists, Changed, InputError, NotFound, OutputTaken, StorageError
 from batchq.records import InputObject, Plan, Receipt, Shard
@@ -179,13 +179,17 @@ def store(plan: Plan, output: str) -> Plan:
     data, staging = json.dumps(fields).encode(), storage.join(output, "meta/tmp")
     # Asked before the plan stands: afterwards every later run would take the store for a good one.
     probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
-    storage.create(probe, b"", staging=staging)
+    with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost
+        storage.create(probe, b"", staging=staging)
+    failpoint.reach("plan.store.probe_made")
     try:
         storage.require_create_only(probe, b"")
     finally:
         storage.delete(probe)
+    failpoint.reach("plan.store.before_put")
     with contextlib.suppress(AlreadyExists):
         storage.create(uri, data, staging=staging)
+    failpoint.reach("plan.store.after_put")
     standing = load(output)
     if standing is None:
         raise StorageError(f"{uri}: vanished after it was written")

@@ -21,7 +21,7 @@ from itertools import islice, pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchq import storage
+from batchq import failpoint, storage
 from batchq.config import InputConfig, InputFormat
 from batchq.errors import InputError, NotFound
 from batchq.records import InputObject, Row
@@ -225,6 +225,7 @@ def read_rows(
     Error codes: invalid_json, not_an_object, invalid_unicode, invalid_utf8, csv_columns, invalid_csv, line_too_long,
     invalid_value (of a table). Raises InputError, naming the object, if it is damaged or lacks a column.
     """
+    failpoint.reach("read.rows.before")
     with _readable(obj, format):
         if format in ("parquet", "dataset"):
             begin, end = (start, stop) if unit == "rows" else (0, sys.maxsize)
@@ -260,6 +261,7 @@ def _lines(obj: InputObject, file: BinaryIO, start: int, stop: int) -> Lines:
     reached, held = at, 0  # the end of what was read, and the bytes of an unfinished line before it
     pieces: list[bytes] = []  # of that line, as long as it isn't too long
     while block := file.read(min(BLOCK, max(stop - reached, TAIL))):
+        failpoint.reach("read.lines.block")
         reached += len(block)
         if start == 0 and reached == len(block):
             _refuse_other_files(obj, block)
@@ -452,6 +454,7 @@ def _parquet_batches(
                 size = min(max(1, at_a_time), BATCH_ROWS)
                 at = begin
                 for batch in parquet.iter_batches(size, row_groups=[index], columns=columns, use_threads=False):
+                    failpoint.reach("read.parquet.batch")
                     if at >= stop:
                         return
                     yield at, at + batch.num_rows, batch

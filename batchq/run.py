@@ -14,6 +14,7 @@ from typing import Any
 from batchq import (
     account,
     capacity,
+    failpoint,
     gate,
     hardware,
     ledger,
@@ -264,7 +265,9 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
             "failures": summary["failures"],
             "parts": summary["parts"],
         }
+        failpoint.reach("run.finish.before_manifest")
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
+    failpoint.reach("run.finish.before_report")
     storage.put(storage.join(output, "meta/report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     text, code = report.terminal(summary), 0

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote
 
+from batchq import failpoint
 from batchq.errors import (
     AlreadyExists,
     Changed,
@@ -307,7 +308,9 @@ def create(uri: str, data: Data, staging: str | None = None) -> Stat:
                 f"{uri}: this file system has no hard links, so a second run could overwrite the first; "
                 "choose an output on a local disk or in an object store"
             ) from error
+        failpoint.reach("storage.create.linked")
         _sync(os.path.dirname(final))
+        failpoint.reach("storage.create.folder_synced")
         return _local_stat(final, os.stat(final))
 
 
@@ -319,11 +322,14 @@ def put(uri: str, data: Data) -> Stat:
             import obstore
 
             store, key = _store(uri)
+            failpoint.reach("storage.put.before_put")
             result = obstore.put(store, key, view, mode="overwrite", use_multipart=False)
+            failpoint.reach("storage.put.after_put")
             return Stat(uri, len(view), result["e_tag"] or "")
         final = _local(uri)
         with _staged(final, view, None) as temporary:
             os.replace(temporary, final)
+            failpoint.reach("storage.put.replaced")
             _sync(os.path.dirname(final))
             return _local_stat(final, os.stat(final))
 
@@ -369,6 +375,7 @@ def delete_prefix(prefix_uri: str) -> None:
     import obstore
 
     keys = [_split(found.uri)[2] for found in _listed(prefix)]
+    failpoint.reach("storage.delete_prefix.listed")
     with _errors(prefix), suppress(FileNotFoundError):
         obstore.delete(_store(prefix)[0], keys)
 
@@ -466,7 +473,9 @@ def _create_remote(uri: str, view: memoryview) -> Stat:
         with _errors(uri):
             store, key = _store(uri)
             try:
+                failpoint.reach("storage.create.before_put")
                 result = obstore.put(store, key, view, mode="create", use_multipart=False)
+                failpoint.reach("storage.create.after_put")
                 return Stat(uri, len(view), result["e_tag"] or "")
             except AlreadyExistsError:
                 if exists(uri):
@@ -506,9 +515,12 @@ def _staged(final: str, view: memoryview | None, staging: str | None) -> Iterato
     try:
         if view is not None:
             with open(temporary, "wb", buffering=0) as file:
+                failpoint.reach("storage.stage.opened")
                 while view:
                     view = view[file.write(view) :]
+                failpoint.reach("storage.stage.written")
                 os.fsync(file.fileno())
+            failpoint.reach("storage.stage.synced")
         yield temporary
     finally:
         with suppress(FileNotFoundError):

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import storage
+from batchq import failpoint, storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, ConfigError, NotFound, StorageError
 from batchq.records import Answer, Failure, Receipt, Shard, Usage
@@ -172,9 +172,12 @@ def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Rece
     else:
         uri = storage.join(output, empty_name(shard.index))
         data = receipt_to_json(receipt)
+    failpoint.reach("write.commit.before_put")
     try:
         storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
+        failpoint.reach("write.commit.after_put")
     except AlreadyExists:
+        failpoint.reach("write.commit.taken")
         standing = read_receipt(uri)
         if standing.fingerprint != receipt.fingerprint:
             raise StorageError(f"{uri}: holds an object of another run; choose another output.path") from None
@@ -235,6 +238,7 @@ def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
     """State, before work begins, that this shard is attempted; returns how often it has been, this time included."""
     folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
     number = sum(1 for _ in storage.list_objects(folder)) + 1
+    failpoint.reach("write.mark_attempt.listed")
     while True:
         try:
             storage.create(
@@ -242,6 +246,7 @@ def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
                 json.dumps({"attempt": attempt}).encode(),
                 staging=storage.join(output, "meta/tmp"),
             )
+            failpoint.reach("write.mark_attempt.after_put")
             return number
         except AlreadyExists:
             number += 1
@@ -255,11 +260,14 @@ def spill(output: str, shard: Shard, attempt: str, number: int, fingerprint: str
     """Save answered rows of a shard under way, for the attempt that may come after this one."""
     data = serialize(pa.table(columns), {b"batchq.fingerprint": fingerprint.encode()})
     uri = storage.join(spill_folder(output, shard), f"{attempt}-{number:04d}.parquet")
+    failpoint.reach("write.spill.before_put")
     storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
+    failpoint.reach("write.spill.after_put")
 
 
 def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[str, tuple[str | None, Answer]]:
     """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again."""
+    failpoint.reach("write.read_spills.before")
     names = [f.name for f in answer_fields(task)]
     found: dict[str, tuple[str | None, Answer]] = {}
     for stat in storage.list_objects(spill_folder(output, shard)):
@@ -280,7 +288,9 @@ def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -
 
 
 def drop_spills(output: str, shard: Shard) -> None:
+    failpoint.reach("write.drop_spills.before")
     storage.delete_prefix(spill_folder(output, shard))
+    failpoint.reach("write.drop_spills.after")
 
 
 def count_duplicates(output: str, column: str) -> int:

@@ -18,10 +18,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from chaos import store
 from chaos.trial import Trial
 
 # Each in the order of the table. A module of trials is imported here and its functions are listed, no more.
-TRIALS: list[Callable[[Path, float], Trial]] = []
+TRIALS: list[Callable[[Path, float], Trial]] = [
+    store.killed_at_every_step,
+    store.killed_at_every_step_on_s3,
+    store.killed_at_random,
+    store.killed_in_mid_commit,
+    store.lost_replies,
+    store.store_faults,
+    store.races,
+    store.races_on_s3,
+    store.lying_clocks,
+]
 
 
 def main() -> int:
