@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -245,7 +246,8 @@ class Standing:
 
 
 def standing(plan: Plan, output: str) -> Standing:
-    """Read all receipts; a shard is done when its last part stands.
+    """Read all receipts; a shard is done when its last part stands, and all before it: a stream's parts are committed
+    side by side, so a kill may leave the last one standing alone.
 
     Raises StorageError if a committed object belongs to another plan.
     """
@@ -253,5 +255,6 @@ def standing(plan: Plan, output: str) -> Standing:
     for receipt in receipts:
         if receipt.fingerprint != plan.fingerprint:
             raise StorageError(f"{output}/data: part of shard {receipt.shard} belongs to another run; move it away")
-    done = {r.shard for r in receipts if r.last}
+    parts = Counter(r.shard for r in receipts)
+    done = {r.shard for r in receipts if r.last and parts[r.shard] == r.part + 1}
     return Standing(tuple(receipts), tuple(s for s in plan.shards if s.index not in done))

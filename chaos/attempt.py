@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import faulthandler
 import functools
 import io
 import itertools
@@ -40,7 +41,8 @@ from batchq.worker import Worker, WorkerSpec
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
-DIES_S = 120.0  # an attempt that takes longer hangs
+DIES_S = 60.0  # an attempt that takes longer hangs
+HUNG = 75
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ def exit_code(process: ForkServerProcess) -> int:
     """Wait for it: batchq's exit code, or minus the signal that ended it."""
     process.join(DIES_S)
     if process.exitcode is None:
-        process.kill()
+        process.kill()  # its log says where it was
         process.join()
-        raise RuntimeError(f"an attempt hung for {DIES_S:.0f} s")
+        return HUNG
     return process.exitcode
 
 
@@ -78,6 +80,7 @@ def attempt(order: Order, gate: Barrier | None, gate_at: str) -> None:
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.dump_traceback_later(DIES_S - 10)
     os.environ.update(order.env)
     _skew(order.skew_s)
     models.open_tokenizer = functools.cache(models.open_tokenizer)  # the fork's parent has opened it already
@@ -143,7 +146,10 @@ async def label(spec: WorkerSpec, shards: Sequence[Shard]) -> None:
     await worker.start()
     try:
         for ahead in range(0, len(shards), 2):  # as pool.py hands them out: two at a time
-            await asyncio.gather(*map(worker.label, shards[ahead : ahead + 2]))
+            done = await asyncio.gather(*map(worker.label, shards[ahead : ahead + 2]), return_exceptions=True)
+            for result in done:
+                if isinstance(result, BaseException):
+                    raise result
     finally:
         await worker.close()
 
@@ -166,11 +172,14 @@ def _skew(seconds: float) -> None:
 
 def _hold(gate: Barrier, at: str) -> None:
     reach = failpoint.reach
-    first = threading.Lock()  # never released: two threads may come here at once
+    first, passed = threading.Lock(), threading.Event()
 
     def held(name: str) -> None:
-        if name == at and first.acquire(blocking=False):
-            gate.wait(DIES_S)
+        if name == at:
+            if first.acquire(blocking=False):  # never released
+                gate.wait(DIES_S / 2)
+                passed.set()
+            passed.wait(DIES_S / 2)  # no other thread of this process slips by
         reach(name)
 
     failpoint.reach = held

@@ -156,7 +156,8 @@ def _at_every_step(bench: Bench, share: float, promise: str) -> Trial:
     trials = []
     for point in sorted(bench.hits):
         trials += [functools.partial(one, point, "kill", n, n == 0) for n in range(kills)]
-        trials += [functools.partial(one, point, "raise", n, False) for n in range(raises)]
+        spread = max(1, bench.hits[point] // 5)
+        trials += [functools.partial(one, point, "raise", n * spread, False) for n in range(raises)]
     side_by_side(trials)
     note = f"{struck['kill']} SIGKILLs, {struck['raise']} exceptions at {len(bench.hits)} steps"
     return bench.trial(promise, len(trials), struck.total(), note)
