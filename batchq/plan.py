@@ -19,7 +19,7 @@ from typing import Any
 from batchq import failpoint, read, storage, task, write
 from batchq.config import Config, KvCache, Scheme
 from batchq.errors import AlreadyExists, Changed, InputError, NotFound, OutputTaken, StorageError
-from batchq.records import InputObject, Plan, Receipt, Shard
+from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 
 NAME = "meta/plan.json"
@@ -158,7 +158,7 @@ def load(output: str) -> Plan | None:
     """The plan that stands at this output, if any. Raises StorageError if it is damaged."""
     uri = storage.join(output, NAME)
     try:
-        fields = json.loads(storage.read(uri))
+        fields = storage.read_checked(uri, unsealed)
         objects = tuple(InputObject(*o) for o in fields.pop("objects"))
         shards = tuple(Shard(i, *s) for i, s in enumerate(fields.pop("shards")))
         return Plan(**{**fields, "objects": objects, "shards": shards, "columns": tuple(fields["columns"])})
@@ -177,7 +177,7 @@ def store(plan: Plan, output: str) -> Plan:
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
     fields["shards"] = [[s.object, s.unit, s.start, s.stop] for s in plan.shards]
-    data, staging = json.dumps(fields).encode(), storage.join(output, "meta/tmp")
+    data, staging = sealed(fields), storage.join(output, "meta/tmp")
     # Asked before the plan stands: afterwards every later run would take the store for a good one.
     probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
     with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,6 +124,23 @@ class Plan:
     quantization: str  # the scheme that `auto` settled on
     model: str  # content digest of the model as named
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
+
+
+def sealed(fields: dict[str, Any]) -> bytes:
+    """JSON with a digest of its own, so that a byte that flipped on its way or at rest is noticed."""
+    return json.dumps({"digest": _digest(fields), **fields}, allow_nan=False).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What `sealed` was given. Raises ValueError if a byte of it is another."""
+    fields = json.loads(data)
+    if not isinstance(fields, dict) or fields.pop("digest", None) != _digest(fields):
+        raise ValueError("its digest doesn't fit")
+    return fields
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def values(record: Any) -> list[Any]:

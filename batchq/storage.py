@@ -19,13 +19,13 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import unquote
 
 from batchq import failpoint
@@ -48,12 +48,15 @@ if TYPE_CHECKING:
 
 SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # and the prefix of its settings in the environment
 TIMEOUT = "600s"  # of one request; the library's 30 s fail a slow link
+CHECKED_READS = 3  # of an object that doesn't pass its own check
 ATTEMPTS = 6  # at a body that breaks off, or a create that the store calls contended; above the library's own retries
 MIN_RANGE = 64 * 1024  # bytes of a request after a seek: a Parquet footer
 MAX_RANGE = 16 * 1024 * 1024  # bytes of a request in a sequential read; also the memory an open file holds
 COPY_THREADS = 4
 STAGING = ".tmp"  # this module's own folder for local files under way; listings leave it out
 NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}  # what link() says on FAT, FUSE and others
+
+T = TypeVar("T")
 
 _MAGIC = re.compile(r"[*?\[]")
 _METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
@@ -187,6 +190,18 @@ def read(
         options["range"] = {"offset": start}
     with _errors(uri):
         return bytes(_get(uri, options))
+
+
+def read_checked(uri: str, parse: Callable[[bytes], T], *, suffix: int | None = None) -> T:
+    """What `parse` makes of an object that carries its own check. Bytes that it refuses with a ValueError are read
+    again, because they may have been damaged on their way; raises the ValueError of the last time."""
+    for attempt in range(CHECKED_READS):
+        try:
+            return parse(read(uri, suffix=suffix))
+        except ValueError:
+            if attempt == CHECKED_READS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def open_read(uri: str, *, etag: str | None = None) -> BinaryIO:

@@ -16,7 +16,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,36 +192,43 @@ def receipt_to_json(receipt: Receipt) -> bytes:
     return json.dumps({"digest": hashlib.sha256(body.encode()).hexdigest(), "receipt": body}).encode()
 
 
-def receipt_from_json(data: bytes, uri: str) -> Receipt:
-    """Raises StorageError if it is not whole."""
+def receipt_from_json(data: bytes) -> Receipt:
+    """Raises ValueError if it is not whole."""
     try:
         outer = json.loads(data)
         body = outer["receipt"]
         if hashlib.sha256(body.encode()).hexdigest() != outer["digest"]:
-            raise ValueError("digest")
+            raise ValueError("its receipt is damaged")
         fields = json.loads(body)
         return Receipt(**{**fields, "usage": Usage(**fields["usage"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{uri}: its receipt is damaged; move the object away and run again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("its receipt is damaged") from error
 
 
 def read_receipt(uri: str) -> Receipt:
-    """A committed part's receipt, from the object's last bytes."""
-    if uri.endswith(".json"):
-        return receipt_from_json(storage.read(uri), uri)
+    """A committed part's receipt, from the object's last bytes. Raises StorageError if they are damaged."""
     try:
-        tail = storage.read(uri, suffix=TAIL)
-        wanted = int.from_bytes(tail[-8:-4], "little") + 8
-        if tail[-4:] != b"PAR1":
-            raise ValueError("no Parquet file")
-        if wanted > len(tail):
-            tail = storage.read(uri, suffix=wanted)
+        if uri.endswith(".json"):
+            return storage.read_checked(uri, receipt_from_json)
+        return storage.read_checked(uri, lambda tail: _receipt_in(uri, tail), suffix=TAIL)
+    except ValueError as error:
+        known = f" ({error})" if str(error).startswith(("its", "not", "no ")) else ""
+        raise StorageError(f"{uri}: not a whole object of batchq's{known}; move it away and run again") from error
+
+
+def _receipt_in(uri: str, tail: bytes) -> Receipt:
+    wanted = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1":
+        raise ValueError("not a whole Parquet file")
+    if wanted > len(tail):
+        tail = storage.read(uri, suffix=wanted)
+    try:
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-wanted:])).metadata or {}
-    except (ValueError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: not a whole Parquet file; move it away and run again") from error
+    except (pa.ArrowException, OSError) as error:  # damaged Thrift is an OSError
+        raise ValueError("its footer is damaged") from error
     if RECEIPT not in metadata:
-        raise StorageError(f"{uri}: not written by batchq (no receipt in its footer); move it away and run again")
-    return receipt_from_json(metadata[RECEIPT], uri)
+        raise ValueError("no receipt in its footer: not written by batchq")
+    return receipt_from_json(metadata[RECEIPT])
 
 
 def read_receipts(output: str, threads: int = 64) -> list[Receipt]:
@@ -249,6 +257,8 @@ def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
             failpoint.reach("write.mark_attempt.after_put")
             return number
         except AlreadyExists:
+            if attempt.encode() in storage.read(storage.join(folder, f"{number:04d}.json")):
+                return number  # ours: the reply was lost
             number += 1
 
 
@@ -259,9 +269,11 @@ def spill_folder(output: str, shard: Shard) -> str:
 def spill(output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]) -> None:
     """Save answered rows of a shard under way, for the attempt that may come after this one."""
     data = serialize(pa.table(columns), {b"batchq.fingerprint": fingerprint.encode()})
-    uri = storage.join(spill_folder(output, shard), f"{attempt}-{number:04d}.parquet")
+    # Its name holds its digest: nothing else would notice a byte that flipped in a page's header.
+    name = f"{attempt}-{number:04d}-{hashlib.sha256(data).hexdigest()}.parquet"
     failpoint.reach("write.spill.before_put")
-    storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
+    with suppress(AlreadyExists):  # nobody else writes this name: the reply was lost
+        storage.create(storage.join(spill_folder(output, shard), name), data, staging=storage.join(output, "meta/tmp"))
     failpoint.reach("write.spill.after_put")
 
 
@@ -272,12 +284,13 @@ def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -
     found: dict[str, tuple[str | None, Answer]] = {}
     for stat in storage.list_objects(spill_folder(output, shard)):
         try:
-            file = pq.ParquetFile(pa.BufferReader(storage.read(stat.uri)), page_checksum_verification=True)
-            table = file.read()
+            data = storage.read_checked(stat.uri, partial(_whole, stat.uri))
         except NotFound:
             continue  # another attempt committed and cleaned up between our listing and this read
-        except (pa.ArrowInvalid, OSError):
+        except ValueError:
             continue  # a damaged spill only costs asking its rows again
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read()
         if (file.metadata.metadata or {}).get(b"batchq.fingerprint") != fingerprint.encode():
             continue
         for row in table.to_pylist():
@@ -285,6 +298,13 @@ def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -
                 tokens = [row[f"batchq_{kind}_tokens"] for kind in ("prompt", "cached", "output")]
                 found[row["batchq_id"]] = (row["batchq_key"], Answer({n: row[n] for n in names}, *tokens))
     return found
+
+
+def _whole(uri: str, data: bytes) -> bytes:
+    """A spill's bytes. Raises ValueError if they aren't those that its name is made of."""
+    if not uri.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
+        raise ValueError("a damaged spill")
+    return data
 
 
 def drop_spills(output: str, shard: Shard) -> None:
