@@ -41,6 +41,11 @@ class InputFormat(Enum):
     dataset = "dataset"
 
 
+class Unreadable(Enum):
+    stop = "stop"
+    quarantine = "quarantine"
+
+
 class TaskKind(Enum):
     classify = "classify"
     generate = "generate"
@@ -218,6 +223,8 @@ class InputConfig:
     columns: what is read; null for all. text lines come as one column, `text`.
     id: a user's own id column; its duplicates are counted and reported.
     limit: rows at most, from the start of the corpus; null for all.
+    unreadable: what to do about a file that is damaged or lacks a column: stop (exit code 2), or quarantine it: the
+        rows before the damage are kept, meta/manifest.json names it and says why, and the run ends in exit code 4.
     """
 
     path: str = MISSING
@@ -225,6 +232,7 @@ class InputConfig:
     columns: list[str] | None = None
     id: str | None = None
     limit: int | None = None
+    unreadable: Unreadable = Unreadable.stop
 
 
 @dataclass

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq import failpoint, read, storage, task, write
-from batchq.config import Config, KvCache, Scheme
+from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, InputError, NotFound, OutputTaken, StorageError
 from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
@@ -82,6 +82,12 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
     """
     objects = read.list_input(config.input)
     format = read.format_of(objects[0].name, config.input.format)
+    unreadable: dict[str, str] = {}
+    if config.input.unreadable is Unreadable.quarantine:
+        unreadable = read.unreadable(objects, format)
+        objects = [each for each in objects if each.name not in unreadable]
+        if not objects:
+            raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
     schema = read.infer_schema(objects, format, config.input.columns)
     task.prompt_columns(config.task, schema.names)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
@@ -107,6 +113,7 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
         rows_per_part=config.output.rows_per_shard,
         quantization=scheme.value,
         model=model,
+        unreadable=unreadable,
         checkpoint=checkpoint,
     )
 
@@ -234,7 +241,7 @@ def check_inputs(plan: Plan, config: Config) -> list[str]:
             raise Changed(f"{planned.uri}: was planned and is gone; put it back, or choose a new output.path")
         if (found.size, found.etag) != (planned.size, planned.etag):
             raise Changed(f"{planned.uri}: is not the file that was planned; put it back, or choose a new output.path")
-    return sorted(o.name for o in now.values())
+    return sorted(o.name for o in now.values() if o.name not in plan.unreadable)
 
 
 @dataclass(frozen=True, slots=True)

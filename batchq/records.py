@@ -106,6 +106,7 @@ class Receipt:
     failures: dict[str, int] = field(default_factory=dict)  # by code
     next_position: int = 0  # where the shard's next part begins
     reused: int = 0  # rows taken over from an earlier attempt's spill, not asked again
+    quarantined: str = ""  # why the rest of the shard's input can't be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class Plan:
     rows_per_part: int
     quantization: str  # the scheme that `auto` settled on
     model: str  # content digest of the model as named
+    unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
 
 

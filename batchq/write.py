@@ -231,6 +231,21 @@ def _receipt_in(uri: str, tail: bytes) -> Receipt:
     return receipt_from_json(metadata[RECEIPT])
 
 
+def read_part(uri: str, columns: list[str]) -> pa.Table:
+    """Columns of one data object, page checksums verified; bytes that don't pass are read again.
+
+    Raises StorageError if they never do.
+    """
+    for attempt in range(storage.CHECKED_READS):
+        try:
+            with storage.open_read(uri) as file:
+                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if attempt == storage.CHECKED_READS - 1:
+                raise StorageError(f"{uri}: damaged: its pages don't pass their checksums") from error
+    raise AssertionError("unreachable")
+
+
 def read_receipts(output: str, threads: int = 64) -> list[Receipt]:
     """All committed parts' receipts, data and empty, in the order of their names."""
     uris = [s.uri for s in storage.list_objects(storage.join(output, "data")) if parse_part_name(s.uri)]
@@ -324,8 +339,7 @@ def count_duplicates(output: str, column: str) -> int:
     with tempfile.TemporaryDirectory(prefix="batchq-ids-") as scratch, ExitStack() as opened:
         buckets = [opened.enter_context(open(Path(scratch) / str(i), "w+b")) for i in range(BUCKETS)]
         for stat in storage.list_objects(storage.join(output, "data")):
-            with storage.open_read(stat.uri) as file:
-                values = pq.read_table(file, columns=[column]).column(0).to_pylist()
+            values = read_part(stat.uri, [column]).column(0).to_pylist()
             digests = (hashlib.blake2b(repr(v).encode(), digest_size=8).digest() for v in values if v is not None)
             hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
             for i, bucket in enumerate(buckets):

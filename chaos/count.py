@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-PART = re.compile(r"part-\d{5}(-\d{4})?\.parquet")
+PART = re.compile(r"part-\d{5,}(-\d{4,})?\.parquet")
 Answers = dict[str, tuple[Any, ...]]  # batchq_id -> key, label, probability, error
 
 

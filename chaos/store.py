@@ -85,7 +85,7 @@ class Bench:
             self.words.append(words)
 
     def trial(self, promise: str, trials: int, faults: int, note: str = "") -> Trial:
-        for word in self.words[:5]:
+        for word in self.words[:10]:
             print(f"  {word}")
         return Trial(promise, trials, faults, self.lost, self.repeated, note, self.broken)
 
