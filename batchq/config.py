@@ -266,6 +266,16 @@ class PricingConfig:
 
 
 @dataclass
+class CleanConfig:
+    """`batchq clean`.
+
+    cache_days: also remove models and checkpoints that this machine cached more than so many days ago; null for none.
+    """
+
+    cache_days: float | None = None
+
+
+@dataclass
 class Config:
     job: JobConfig = field(default_factory=JobConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -277,6 +287,7 @@ class Config:
     input: InputConfig = field(default_factory=InputConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     pricing: PricingConfig = field(default_factory=PricingConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
 
 
 def conf_dir() -> Path:
@@ -352,6 +363,7 @@ def check(config: Config) -> Config:
         "gate.recovery": config.gate.recovery,
         "output.rows_per_shard": config.output.rows_per_shard,
         "input.limit": config.input.limit,
+        "clean.cache_days": config.clean.cache_days,
     }.items():
         if number is not None and number <= 0:
             raise ConfigError(f"{name}={number}: must be above 0")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import gzip
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +54,7 @@ class Corpus:
 
 
 def make(work: Path) -> Corpus:
-    """Two files of JSON lines under work/corpus, one of them compressed, and a tiny model that is never run."""
+    """Two files of JSON lines under work/corpus, one of them compressed."""
     folder = work / "corpus"
     folder.mkdir()
     lines = list(_lines(LINES))
@@ -61,9 +65,16 @@ def make(work: Path) -> Corpus:
         offset += len(line)
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(_lines(STREAMED))))
     ids |= {f"b.jsonl.gz:{ordinal}" for ordinal in range(STREAMED)}
-    model = make_tiny_model(work / "model")
-    os.environ["CHAOS_MODEL"] = str(model)  # for preload.py; the forks' server is started after this
-    return Corpus(folder, model, frozenset(ids))
+    return Corpus(folder, tiny_model(), frozenset(ids))
+
+
+@functools.cache
+def tiny_model() -> Path:
+    """A model that is never run, only its tokenizer. One for all trials: the forks' server opens it once."""
+    folder = Path(tempfile.mkdtemp(prefix="batchq-chaos-model-"))
+    atexit.register(shutil.rmtree, folder)
+    os.environ["CHAOS_MODEL"] = str(make_tiny_model(folder))  # for preload.py
+    return folder
 
 
 def _lines(count: int) -> Iterator[bytes]:

@@ -17,6 +17,7 @@ ROOMS = [
         "cli",
         "doctor",
         "preview",
+        "verify",
         "run",
         "report",
         "gate",
