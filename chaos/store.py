@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from batchq import failpoint
 from chaos import attempt, corpus, count
 from chaos.attempt import FORKS, Order, exit_code, start
 from chaos.corpus import Corpus
@@ -154,13 +155,22 @@ def _at_every_step(bench: Bench, share: float, promise: str) -> Trial:
 
     kills, raises = times(20, share), times(5, share)
     trials = []
-    for point in sorted(bench.hits):
+    stride = max(1, round(0.05 / share))  # a share too small for one kill at each step takes fewer steps
+    for point in sorted(bench.hits)[::stride]:
         trials += [functools.partial(one, point, "kill", n, n == 0) for n in range(kills)]
         spread = max(1, bench.hits[point] // 5)
         trials += [functools.partial(one, point, "raise", n * spread, False) for n in range(raises)]
     side_by_side(trials)
     note = f"{struck['kill']} SIGKILLs, {struck['raise']} exceptions at {len(bench.hits)} steps"
+    if elsewhere := sorted(_failpoints() - bench.hits.keys()):
+        note += f"; not on this way: {', '.join(elsewhere)}"
     return bench.trial(promise, len(trials), struck.total(), note)
+
+
+def _failpoints() -> set[str]:
+    """All that the code names."""
+    rooms = Path(failpoint.__file__).parent.glob("*.py")
+    return {name for room in rooms for name in re.findall(r'failpoint\.reach\("([\w.]+)"\)', room.read_text())}
 
 
 def killed_at_random(work: Path, share: float) -> Trial:
