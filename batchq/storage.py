@@ -60,6 +60,7 @@ T = TypeVar("T")
 
 _MAGIC = re.compile(r"[*?\[]")
 _METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
+_SIGNED = re.compile(r"[?&](X-(Amz|Goog)-\w+|AWSAccessKeyId|Signature|sig|sv|token)=", re.IGNORECASE)
 _VISIBLE = r"(?![._])[^/]+"  # a path component that a wildcard may stand for: Spark's rule
 
 
@@ -147,7 +148,7 @@ def stat(uri: str) -> Stat:
         if not key:
             raise NotFound(f"{uri}: a bucket, not an object")
         meta = obstore.head(store, key)
-        return Stat(uri, meta["size"], meta["e_tag"] or "")
+        return Stat(uri, meta["size"], _etag(meta["e_tag"]))
 
 
 def exists(uri: str) -> bool:
@@ -457,6 +458,8 @@ def _split(uri: str) -> tuple[str, str, str]:
         raise ConfigError(f"{scheme}://: not a store that batchq knows; use a local path, s3://, gs:// or az://")
     if "@" in bucket:
         raise ConfigError(f"{scheme}://: credentials don't belong in a URI; set them in the environment")
+    if _SIGNED.search(key):
+        raise ConfigError(f"{scheme}://: a signed URI is a secret; give the plain one, and credentials by environment")
     if not bucket:
         raise ConfigError(f"{scheme}://: a bucket's name is missing, as in {scheme}://bucket/folder")
     return scheme, bucket, key.strip("/")
@@ -466,6 +469,11 @@ def _store(uri: str) -> tuple[ObjectStore, str]:
     scheme, bucket, key = _split(uri)
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(SCHEMES[scheme])))
     return _connect(scheme, bucket, settings), key
+
+
+def _etag(said: str | None) -> str:
+    """With its quotes: Azure's listing leaves them out, where its other replies, and If-Match, have them."""
+    return f'"{said}"' if said and not said.endswith('"') else said or ""
 
 
 @lru_cache(maxsize=32)
@@ -494,7 +502,7 @@ def _create_remote(uri: str, view: memoryview) -> Stat:
                 failpoint.reach("storage.create.before_put")
                 result = obstore.put(store, key, view, mode="create", use_multipart=False)
                 failpoint.reach("storage.create.after_put")
-                return Stat(uri, len(view), result["e_tag"] or "")
+                return Stat(uri, len(view), _etag(result["e_tag"]))
             except AlreadyExistsError:
                 if exists(uri):
                     raise
@@ -515,7 +523,7 @@ def _overwrite(uri: str, view: memoryview) -> Stat:
     for attempt in range(ATTEMPTS):
         try:
             result = obstore.put(store, key, view, mode="overwrite", use_multipart=False)
-            return Stat(uri, len(view), result["e_tag"] or "")
+            return Stat(uri, len(view), _etag(result["e_tag"]))
         except GenericError as error:
             if not _arrived_damaged(error) or attempt == ATTEMPTS - 1:
                 raise
@@ -625,7 +633,7 @@ def _listed(prefix_uri: str) -> Iterator[Stat]:
         for chunk in obstore.list(_store(prefix)[0], key or None, chunk_size=10_000):
             for meta in chunk:
                 if meta["path"] != key:  # a folder's own marker, which some tools leave
-                    yield Stat(root + meta["path"], meta["size"], meta["e_tag"] or "")
+                    yield Stat(root + meta["path"], meta["size"], _etag(meta["e_tag"]))
 
 
 def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Stat]:

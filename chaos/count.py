@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 PART = re.compile(r"part-\d{5,}(-\d{4,})?\.parquet")
 Answers = dict[str, tuple[Any, ...]]  # batchq_id -> key, label, probability, error
@@ -47,18 +48,11 @@ def count(output: str, expected: frozenset[str], env: Mapping[str, str], golden:
 
 def objects(folder: str, env: Mapping[str, str]) -> dict[str, bytes]:
     """Every file or object below a folder, by its name below it."""
-    if not folder.startswith("s3://"):
+    if "://" not in folder:
         root = Path(folder)
         return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    from pyarrow import fs
-
-    remote = fs.S3FileSystem(
-        access_key=env["AWS_ACCESS_KEY_ID"],
-        secret_key=env["AWS_SECRET_ACCESS_KEY"],
-        region=env["AWS_REGION"],
-        endpoint_override=env["AWS_ENDPOINT_URL"],
-    )
-    path = folder.removeprefix("s3://")
+    scheme, _, path = folder.partition("://")
+    remote = azure(env) if scheme == "az" else s3(env)
     listed = remote.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
     found = {}
     for info in listed:
@@ -66,6 +60,27 @@ def objects(folder: str, env: Mapping[str, str]) -> dict[str, bytes]:
             with remote.open_input_file(info.path) as file:
                 found[info.path[len(path) + 1 :]] = file.read()
     return found
+
+
+def s3(env: Mapping[str, str]) -> fs.S3FileSystem:
+    return fs.S3FileSystem(
+        access_key=env["AWS_ACCESS_KEY_ID"],
+        secret_key=env["AWS_SECRET_ACCESS_KEY"],
+        region=env["AWS_REGION"],
+        endpoint_override=env["AWS_ENDPOINT_URL"],
+    )
+
+
+def azure(env: Mapping[str, str]) -> fs.AzureFileSystem:
+    host = env["AZURE_STORAGE_ENDPOINT"].split("/")[2]
+    return fs.AzureFileSystem(
+        env["AZURE_STORAGE_ACCOUNT_NAME"],
+        account_key=env["AZURE_STORAGE_ACCOUNT_KEY"],
+        blob_storage_authority=host,
+        blob_storage_scheme="http",
+        dfs_storage_authority=host,
+        dfs_storage_scheme="http",
+    )
 
 
 def readers_that_fail(output: str, rows: int, scratch: Path, env: Mapping[str, str]) -> list[str]:

@@ -93,17 +93,17 @@ class Bench:
 
 @contextmanager
 def local(work: Path) -> Iterator[Bench]:
-    yield _measured(Bench(work, corpus.make(work), str(work), {}))
+    yield measured(Bench(work, corpus.make(work), str(work), {}))
 
 
 @contextmanager
 def on_s3(work: Path) -> Iterator[Bench]:
     made = corpus.make(work)
     with s3_server(work / "weed") as s3:
-        yield _measured(Bench(work, made, s3.make_bucket("chaos"), s3.env))
+        yield measured(Bench(work, made, s3.make_bucket("chaos"), s3.env))
 
 
-def _measured(bench: Bench) -> Bench:
+def measured(bench: Bench) -> Bench:
     """Run once without a fault: its answers are the golden ones, its failpoints those to strike at."""
     import json
 
@@ -127,15 +127,15 @@ def side_by_side(trials: Iterable[Callable[[], None]]) -> None:
 
 def killed_at_every_step(work: Path, share: float) -> Trial:
     with local(work) as bench:
-        return _at_every_step(bench, share, "killed or failing at each step, local files")
+        return at_every_step(bench, share, "killed or failing at each step, local files")
 
 
 def killed_at_every_step_on_s3(work: Path, share: float) -> Trial:
     with on_s3(work) as bench:
-        return _at_every_step(bench, share, "killed or failing at each step, S3")
+        return at_every_step(bench, share, "killed or failing at each step, S3")
 
 
-def _at_every_step(bench: Bench, share: float, promise: str) -> Trial:
+def at_every_step(bench: Bench, share: float, promise: str) -> Trial:
     struck: Counter[str] = Counter()
 
     def one(point: str, action: str, number: int, readers: bool) -> None:
