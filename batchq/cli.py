@@ -21,6 +21,8 @@ VERBS = {
     "quantize": "only make the quantized checkpoint, or find it in the cache",
     "status": "how far the run at output.path is, from the store alone",
     "report": "the report of what stands at output.path, at today's prices",
+    "verify": "count again, from inputs and data objects alone: every row once and whole, or exit code 1",
+    "clean": "remove what a finished run no longer needs; clean.cache_days=30 old cached models too",
     "doctor": "what this machine has and lacks; with job=NAME, that job's model, input and output too",
 }
 
@@ -101,7 +103,7 @@ def typed(composed: Any) -> Config:
 def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
-    from batchq import preview
+    from batchq import preview, verify
     from batchq.run import checkpoint_only, compose_report, run, status
 
     if verb == "plan":
@@ -110,6 +112,12 @@ def _do(verb: str, config: Config) -> int:
         print(preview.preview(config))
     elif verb == "quantize":
         print(checkpoint_only(config))
+    elif verb == "verify":
+        good, words = verify.verify(config)
+        print(words)
+        return 0 if good else 1
+    elif verb == "clean":
+        print(verify.clean(config))
     elif verb == "doctor":
         return _doctor(config)
     else:

@@ -41,6 +41,11 @@ class InputFormat(Enum):
     dataset = "dataset"
 
 
+class Unreadable(Enum):
+    stop = "stop"
+    quarantine = "quarantine"
+
+
 class TaskKind(Enum):
     classify = "classify"
     generate = "generate"
@@ -220,6 +225,8 @@ class InputConfig:
     columns: what is read; null for all. text lines come as one column, `text`.
     id: a user's own id column; its duplicates are counted and reported.
     limit: rows at most, from the start of the corpus; null for all.
+    unreadable: what to do about a file that is damaged or lacks a column: stop (exit code 2), or quarantine it: the
+        rows before the damage are kept, meta/manifest.json names it and says why, and the run ends in exit code 4.
     """
 
     path: str = MISSING
@@ -227,6 +234,7 @@ class InputConfig:
     columns: list[str] | None = None
     id: str | None = None
     limit: int | None = None
+    unreadable: Unreadable = Unreadable.stop
 
 
 @dataclass
@@ -260,6 +268,16 @@ class PricingConfig:
 
 
 @dataclass
+class CleanConfig:
+    """`batchq clean`.
+
+    cache_days: also remove models and checkpoints that this machine cached more than so many days ago; null for none.
+    """
+
+    cache_days: float | None = None
+
+
+@dataclass
 class Config:
     job: JobConfig = field(default_factory=JobConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -271,6 +289,7 @@ class Config:
     input: InputConfig = field(default_factory=InputConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     pricing: PricingConfig = field(default_factory=PricingConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
 
 
 def conf_dir() -> Path:
@@ -346,6 +365,7 @@ def check(config: Config) -> Config:
         "gate.recovery": config.gate.recovery,
         "output.rows_per_shard": config.output.rows_per_shard,
         "input.limit": config.input.limit,
+        "clean.cache_days": config.clean.cache_days,
     }.items():
         if number is not None and number <= 0:
             raise ConfigError(f"{name}={number}: must be above 0")

@@ -6,13 +6,14 @@ A driver that was killed leaves its last rewrite behind, so what it cost is not 
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import uuid
 from datetime import UTC, datetime
 
-from batchq import storage
+from batchq import failpoint, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
+from batchq.errors import StorageError
+from batchq.records import sealed, unsealed
 
 REWRITE_SECONDS = 15.0
 
@@ -41,9 +42,9 @@ class Invocation:
 
     def close(self, state: str) -> None:
         account = self.account(state)
-        storage.put(
-            storage.join(self.output, f"meta/runs/{self.id}.json"), json.dumps(dataclasses.asdict(account)).encode()
-        )
+        failpoint.reach("ledger.close.before_put")
+        storage.put(storage.join(self.output, f"meta/runs/{self.id}.json"), sealed(dataclasses.asdict(account)))
+        failpoint.reach("ledger.close.after_put")
         self._written = time.monotonic()
 
     def account(self, state: str) -> RunAccount:
@@ -52,6 +53,12 @@ class Invocation:
 
 
 def read_runs(output: str) -> list[RunAccount]:
-    """All invocations' records of one output, oldest first."""
-    uris = sorted(s.uri for s in storage.list_objects(storage.join(output, "meta/runs")))
-    return [account_from_json(json.loads(storage.read(uri))) for uri in uris]
+    """All invocations' records of one output, oldest first. Raises StorageError for one that is damaged."""
+    return [_read(s.uri) for s in storage.list_objects(storage.join(output, "meta/runs"))]
+
+
+def _read(uri: str) -> RunAccount:
+    try:
+        return account_from_json(storage.read_checked(uri, unsealed))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{uri}: damaged; without it the costs are incomplete. Move it away to go on") from error

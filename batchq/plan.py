@@ -11,14 +11,15 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import read, storage, task, write
-from batchq.config import Config, KvCache, Scheme
+from batchq import failpoint, read, storage, task, write
+from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, InputError, NotFound, OutputTaken, StorageError
-from batchq.records import InputObject, Plan, Receipt, Shard
+from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 
 NAME = "meta/plan.json"
@@ -81,6 +82,12 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
     """
     objects = read.list_input(config.input)
     format = read.format_of(objects[0].name, config.input.format)
+    unreadable: dict[str, str] = {}
+    if config.input.unreadable is Unreadable.quarantine:
+        unreadable = read.unreadable(objects, format)
+        objects = [each for each in objects if each.name not in unreadable]
+        if not objects:
+            raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
     schema = read.infer_schema(objects, format, config.input.columns)
     task.prompt_columns(config.task, schema.names)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
@@ -106,6 +113,7 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
         rows_per_part=config.output.rows_per_shard,
         quantization=scheme.value,
         model=model,
+        unreadable=unreadable,
         checkpoint=checkpoint,
     )
 
@@ -157,7 +165,7 @@ def load(output: str) -> Plan | None:
     """The plan that stands at this output, if any. Raises StorageError if it is damaged."""
     uri = storage.join(output, NAME)
     try:
-        fields = json.loads(storage.read(uri))
+        fields = storage.read_checked(uri, unsealed)
         objects = tuple(InputObject(*o) for o in fields.pop("objects"))
         shards = tuple(Shard(i, *s) for i, s in enumerate(fields.pop("shards")))
         return Plan(**{**fields, "objects": objects, "shards": shards, "columns": tuple(fields["columns"])})
@@ -176,16 +184,20 @@ def store(plan: Plan, output: str) -> Plan:
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
     fields["shards"] = [[s.object, s.unit, s.start, s.stop] for s in plan.shards]
-    data, staging = json.dumps(fields).encode(), storage.join(output, "meta/tmp")
+    data, staging = sealed(fields), storage.join(output, "meta/tmp")
     # Asked before the plan stands: afterwards every later run would take the store for a good one.
     probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
-    storage.create(probe, b"", staging=staging)
+    with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost
+        storage.create(probe, b"", staging=staging)
+    failpoint.reach("plan.store.probe_made")
     try:
         storage.require_create_only(probe, b"")
     finally:
         storage.delete(probe)
+    failpoint.reach("plan.store.before_put")
     with contextlib.suppress(AlreadyExists):
         storage.create(uri, data, staging=staging)
+    failpoint.reach("plan.store.after_put")
     standing = load(output)
     if standing is None:
         raise StorageError(f"{uri}: vanished after it was written")
@@ -229,7 +241,7 @@ def check_inputs(plan: Plan, config: Config) -> list[str]:
             raise Changed(f"{planned.uri}: was planned and is gone; put it back, or choose a new output.path")
         if (found.size, found.etag) != (planned.size, planned.etag):
             raise Changed(f"{planned.uri}: is not the file that was planned; put it back, or choose a new output.path")
-    return sorted(o.name for o in now.values())
+    return sorted(o.name for o in now.values() if o.name not in plan.unreadable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +253,8 @@ class Standing:
 
 
 def standing(plan: Plan, output: str) -> Standing:
-    """Read all receipts; a shard is done when its last part stands.
+    """Read all receipts; a shard is done when its last part stands, and all before it: a stream's parts are committed
+    side by side, so a kill may leave the last one standing alone.
 
     Raises StorageError if a committed object belongs to another plan.
     """
@@ -249,5 +262,6 @@ def standing(plan: Plan, output: str) -> Standing:
     for receipt in receipts:
         if receipt.fingerprint != plan.fingerprint:
             raise StorageError(f"{output}/data: part of shard {receipt.shard} belongs to another run; move it away")
-    done = {r.shard for r in receipts if r.last}
+    parts = Counter(r.shard for r in receipts)
+    done = {r.shard for r in receipts if r.last and parts[r.shard] == r.part + 1}
     return Standing(tuple(receipts), tuple(s for s in plan.shards if s.index not in done))

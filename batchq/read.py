@@ -16,12 +16,13 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from batchq import storage
+from batchq import failpoint, storage
 from batchq.config import InputConfig, InputFormat
 from batchq.errors import InputError, NotFound
 from batchq.records import InputObject, Row
@@ -50,6 +51,7 @@ TAIL = 64 * 1024  # bytes read at a time beyond a range's end, to finish its las
 BATCH_BYTES = 16 * 1024 * 1024  # of a table, decoded at a time
 BATCH_ROWS = 1024
 SAMPLED_OBJECTS = 8
+OPENED_AT_ONCE = 16  # objects, when each is looked at
 
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -225,6 +227,7 @@ def read_rows(
     Error codes: invalid_json, not_an_object, invalid_unicode, invalid_utf8, csv_columns, invalid_csv, line_too_long,
     invalid_value (of a table). Raises InputError, naming the object, if it is damaged or lacks a column.
     """
+    failpoint.reach("read.rows.before")
     with _readable(obj, format):
         if format in ("parquet", "dataset"):
             begin, end = (start, stop) if unit == "rows" else (0, sys.maxsize)
@@ -260,6 +263,7 @@ def _lines(obj: InputObject, file: BinaryIO, start: int, stop: int) -> Lines:
     reached, held = at, 0  # the end of what was read, and the bytes of an unfinished line before it
     pieces: list[bytes] = []  # of that line, as long as it isn't too long
     while block := file.read(min(BLOCK, max(stop - reached, TAIL))):
+        failpoint.reach("read.lines.block")
         reached += len(block)
         if start == 0 and reached == len(block):
             _refuse_other_files(obj, block)
@@ -452,6 +456,7 @@ def _parquet_batches(
                 size = min(max(1, at_a_time), BATCH_ROWS)
                 at = begin
                 for batch in parquet.iter_batches(size, row_groups=[index], columns=columns, use_threads=False):
+                    failpoint.reach("read.parquet.batch")
                     if at >= stop:
                         return
                     yield at, at + batch.num_rows, batch
@@ -581,6 +586,24 @@ def infer_schema(
     return pa.schema([(name, fields[name]) for name in columns or fields])
 
 
+def unreadable(objects: list[InputObject], format: str) -> dict[str, str]:
+    """Objects whose very beginning can't be read, by name: why. Damage further on shows when it is reached."""
+
+    def why(obj: InputObject) -> str:
+        try:
+            if format in ("parquet", "dataset"):
+                _file_fields([obj], format, may_be_empty=True)
+            else:
+                _head(obj, format, 1)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:
+        found = zip(objects, threads.map(why, objects), strict=True)
+        return {obj.name: reason for obj, reason in found if reason}
+
+
 def _spread(objects: list[InputObject]) -> list[InputObject]:
     """A few objects, from the first to the last."""
     count = min(len(objects), SAMPLED_OBJECTS)
@@ -657,7 +680,7 @@ def _has_null(type: pa.DataType) -> bool:
     return bool(pa.types.is_null(type) or (pa.types.is_list(type) and pa.types.is_null(type.value_type)))
 
 
-def _file_fields(objects: list[InputObject], format: str) -> dict[str, pa.DataType]:
+def _file_fields(objects: list[InputObject], format: str, may_be_empty: bool = False) -> dict[str, pa.DataType]:
     import pyarrow.parquet as pq
 
     schema = None
@@ -673,6 +696,8 @@ def _file_fields(objects: list[InputObject], format: str) -> dict[str, pa.DataTy
             schema = own
         if rows:
             return {field.name: _plain(field.type) for field in schema}
+    if may_be_empty:
+        return {}
     raise _empty()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +106,7 @@ class Receipt:
     failures: dict[str, int] = field(default_factory=dict)  # by code
     next_position: int = 0  # where the shard's next part begins
     reused: int = 0  # rows taken over from an earlier attempt's spill, not asked again
+    quarantined: str = ""  # why the rest of the shard's input can't be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,25 @@ class Plan:
     rows_per_part: int
     quantization: str  # the scheme that `auto` settled on
     model: str  # content digest of the model as named
+    unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
+
+
+def sealed(fields: dict[str, Any]) -> bytes:
+    """JSON with a digest of its own, so that a byte that flipped on its way or at rest is noticed."""
+    return json.dumps({"digest": _digest(fields), **fields}, allow_nan=False).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What `sealed` was given. Raises ValueError if a byte of it is another."""
+    fields = json.loads(data)
+    if not isinstance(fields, dict) or fields.pop("digest", None) != _digest(fields):
+        raise ValueError("its digest doesn't fit")
+    return fields
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def values(record: Any) -> list[Any]:

@@ -51,6 +51,10 @@ def terminal(summary: Mapping[str, Any]) -> str:
         lines.append(
             _line("note", f"{s['duplicate_ids']:,} values of {s['id_column']} stand more than once in the input")
         )
+    for bad in s["quarantined"][:3]:
+        lines.append(_line("quarantine", f"{bad['why']}; {bad['rows']:,} rows of it were read and stand"))
+    if len(s["quarantined"]) > 3:
+        lines.append(_line("quarantine", f"and {len(s['quarantined']) - 3} more files; meta/manifest.json names them"))
     if s["new_inputs"]:
         lines.append(
             _line(

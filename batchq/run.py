@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from batchq import (
     account,
     capacity,
+    failpoint,
     gate,
     hardware,
     ledger,
@@ -27,7 +29,7 @@ from batchq import (
     write,
 )
 from batchq.capacity import Choice
-from batchq.config import Config, EngineKind, KvCache, Scheme, check
+from batchq.config import Config, EngineKind, KvCache, Scheme, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, NotFound, Stopped
 from batchq.gate import Verdict
 from batchq.hardware import Hardware
@@ -203,6 +205,7 @@ def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardw
         chat_template=config.model.chat_template,
         in_flight=config.engine.in_flight or 2 * engine.max_num_seqs,
         spill_seconds=config.cluster.spill_seconds,
+        quarantine=config.input.unreadable is Unreadable.quarantine,
     )
 
 
@@ -263,8 +266,11 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
             "answers": summary["answers"],
             "failures": summary["failures"],
             "parts": summary["parts"],
+            "quarantined": summary["quarantined"],
         }
+        failpoint.reach("run.finish.before_manifest")
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
+    failpoint.reach("run.finish.before_report")
     storage.put(storage.join(output, "meta/report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     text, code = report.terminal(summary), 0
@@ -272,6 +278,8 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
         code = 4
         limit = config.output.max_error_rate
         text += f"\n  note       {rate:.1%} of the rows failed, above output.max_error_rate={limit}: exit code 4"
+    if summary["quarantined"]:
+        code = 4
     return Result(code, summary, text)
 
 
@@ -297,7 +305,20 @@ def summarise(
         "id_column": id_column,
         "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
         "new_inputs": new_inputs,
+        "quarantined": quarantined(fixed, standing),
     }
+
+
+def quarantined(fixed: Plan, standing: plan.Standing) -> list[dict[str, Any]]:
+    """Input files that couldn't be read, or not to their ends: name, why, and how many of their rows stand."""
+    rows: Counter[str] = Counter()
+    why = dict(fixed.unreadable)
+    for receipt in standing.receipts:
+        name = fixed.objects[fixed.shards[receipt.shard].object].name
+        rows[name] += receipt.usage.rows
+        if receipt.quarantined:
+            why[name] = receipt.quarantined
+    return [{"name": name, "why": why[name], "rows": rows[name]} for name in sorted(why)]
 
 
 def status(config: Config) -> Result:

@@ -26,7 +26,7 @@ from batchq import models, read, storage, write
 from batchq.account import PhaseClock
 from batchq.config import TaskConfig
 from batchq.engine import Engine, EngineSpec
-from batchq.errors import BatchqError, EngineError, RowError, Stopped
+from batchq.errors import BatchqError, EngineError, InputError, RowError, Stopped
 from batchq.fake_engine import FakeEngine
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
@@ -47,6 +47,7 @@ class WorkerSpec:
     chat_template: dict[str, Any]
     in_flight: int
     spill_seconds: float
+    quarantine: bool = False  # a shard whose input can't be read on ends there, and its receipt says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Worker:
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
         self.stopping = False
         self.cpu: dict[str, float] = dict.fromkeys(("read", "render", "tokenize", "write"), 0.0)
+        self.quarantined: dict[int, str] = {}  # shard -> why its input can't be read to its end
         self._under_way = 0
         self._rows = 0
         self._tokens = 0
@@ -308,12 +310,7 @@ class Worker:
         self, shard: Shard, part: int, skip: int, known: dict[str, tuple[str | None, Answer]]
     ) -> Iterator[Batch]:
         """The shard's rows in batches; none straddles two parts."""
-        source = self.spec.plan.objects[shard.object]
-        # Where unknown keys are kept, all are read.
-        columns = None if self.extra else list(self.spec.plan.columns)
-        rows = read.read_rows(
-            source, self.spec.plan.format, shard.unit, shard.start, shard.stop, columns=columns, skip_until=skip
-        )
+        rows = self._readable_rows(shard, skip)
         if shard.unit == "stream":
             if shard.stop:
                 rows = itertools.takewhile(lambda row: row.position < shard.stop, rows)
@@ -329,6 +326,31 @@ class Worker:
                 part += 1
         while (batch := self._batch(part, rows, BATCH, known)) is not None:
             yield batch
+
+    def _readable_rows(self, shard: Shard, skip: int) -> Iterator[Row]:
+        """The shard's rows, up to where its input can't be read on; read twice there before it is believed.
+
+        Raises InputError, unless such input is to be quarantined.
+        """
+        source = self.spec.plan.objects[shard.object]
+        # Where unknown keys are kept, all are read.
+        columns = None if self.extra else list(self.spec.plan.columns)
+        where = (source, self.spec.plan.format, shard.unit, shard.start, shard.stop)
+        failed_at = -1
+        while True:
+            try:
+                for row in read.read_rows(*where, columns=columns, skip_until=skip):
+                    yield row
+                    skip = row.position + 1
+                return
+            except InputError as error:
+                if failed_at != skip:
+                    failed_at = skip  # it may have been damaged on its way
+                elif self.spec.quarantine:
+                    self.quarantined[shard.index] = str(error)
+                    return
+                else:
+                    raise
 
     def _batch(
         self, part: int, rows: Iterator[Row], size: int, known: dict[str, tuple[str | None, Answer]]
@@ -434,6 +456,7 @@ class Worker:
                 failures=failures,
                 next_position=batches[-1].positions[-1] + 1 if batches else 0,
                 reused=sum(b.reused for b in batches),
+                quarantined=self.quarantined.get(shard.index, "") if part.last else "",
             )
             columns = self._outcome_columns(batches)
             for name in [*self.columns.names, *([write.EXTRA.name] if self.extra else [])]:

@@ -16,14 +16,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import storage
+from batchq import failpoint, storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, ConfigError, NotFound, StorageError
 from batchq.records import Answer, Failure, Receipt, Shard, Usage
@@ -172,9 +173,12 @@ def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Rece
     else:
         uri = storage.join(output, empty_name(shard.index))
         data = receipt_to_json(receipt)
+    failpoint.reach("write.commit.before_put")
     try:
         storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
+        failpoint.reach("write.commit.after_put")
     except AlreadyExists:
+        failpoint.reach("write.commit.taken")
         standing = read_receipt(uri)
         if standing.fingerprint != receipt.fingerprint:
             raise StorageError(f"{uri}: holds an object of another run; choose another output.path") from None
@@ -188,36 +192,58 @@ def receipt_to_json(receipt: Receipt) -> bytes:
     return json.dumps({"digest": hashlib.sha256(body.encode()).hexdigest(), "receipt": body}).encode()
 
 
-def receipt_from_json(data: bytes, uri: str) -> Receipt:
-    """Raises StorageError if it is not whole."""
+def receipt_from_json(data: bytes) -> Receipt:
+    """Raises ValueError if it is not whole."""
     try:
         outer = json.loads(data)
         body = outer["receipt"]
         if hashlib.sha256(body.encode()).hexdigest() != outer["digest"]:
-            raise ValueError("digest")
+            raise ValueError("its receipt is damaged")
         fields = json.loads(body)
         return Receipt(**{**fields, "usage": Usage(**fields["usage"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{uri}: its receipt is damaged; move the object away and run again") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("its receipt is damaged") from error
 
 
 def read_receipt(uri: str) -> Receipt:
-    """A committed part's receipt, from the object's last bytes."""
-    if uri.endswith(".json"):
-        return receipt_from_json(storage.read(uri), uri)
+    """A committed part's receipt, from the object's last bytes. Raises StorageError if they are damaged."""
     try:
-        tail = storage.read(uri, suffix=TAIL)
-        wanted = int.from_bytes(tail[-8:-4], "little") + 8
-        if tail[-4:] != b"PAR1":
-            raise ValueError("no Parquet file")
-        if wanted > len(tail):
-            tail = storage.read(uri, suffix=wanted)
+        if uri.endswith(".json"):
+            return storage.read_checked(uri, receipt_from_json)
+        return storage.read_checked(uri, lambda tail: _receipt_in(uri, tail), suffix=TAIL)
+    except ValueError as error:
+        known = f" ({error})" if str(error).startswith(("its", "not", "no ")) else ""
+        raise StorageError(f"{uri}: not a whole object of batchq's{known}; move it away and run again") from error
+
+
+def _receipt_in(uri: str, tail: bytes) -> Receipt:
+    wanted = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1":
+        raise ValueError("not a whole Parquet file")
+    if wanted > len(tail):
+        tail = storage.read(uri, suffix=wanted)
+    try:
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-wanted:])).metadata or {}
-    except (ValueError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: not a whole Parquet file; move it away and run again") from error
+    except (pa.ArrowException, OSError) as error:  # damaged Thrift is an OSError
+        raise ValueError("its footer is damaged") from error
     if RECEIPT not in metadata:
-        raise StorageError(f"{uri}: not written by batchq (no receipt in its footer); move it away and run again")
-    return receipt_from_json(metadata[RECEIPT], uri)
+        raise ValueError("no receipt in its footer: not written by batchq")
+    return receipt_from_json(metadata[RECEIPT])
+
+
+def read_part(uri: str, columns: list[str]) -> pa.Table:
+    """Columns of one data object, page checksums verified; bytes that don't pass are read again.
+
+    Raises StorageError if they never do.
+    """
+    for attempt in range(storage.CHECKED_READS):
+        try:
+            with storage.open_read(uri) as file:
+                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if attempt == storage.CHECKED_READS - 1:
+                raise StorageError(f"{uri}: damaged: its pages don't pass their checksums") from error
+    raise AssertionError("unreachable")
 
 
 def read_receipts(output: str, threads: int = 64) -> list[Receipt]:
@@ -235,6 +261,7 @@ def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
     """State, before work begins, that this shard is attempted; returns how often it has been, this time included."""
     folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
     number = sum(1 for _ in storage.list_objects(folder)) + 1
+    failpoint.reach("write.mark_attempt.listed")
     while True:
         try:
             storage.create(
@@ -242,8 +269,11 @@ def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
                 json.dumps({"attempt": attempt}).encode(),
                 staging=storage.join(output, "meta/tmp"),
             )
+            failpoint.reach("write.mark_attempt.after_put")
             return number
         except AlreadyExists:
+            if attempt.encode() in storage.read(storage.join(folder, f"{number:04d}.json")):
+                return number  # ours: the reply was lost
             number += 1
 
 
@@ -254,22 +284,28 @@ def spill_folder(output: str, shard: Shard) -> str:
 def spill(output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]) -> None:
     """Save answered rows of a shard under way, for the attempt that may come after this one."""
     data = serialize(pa.table(columns), {b"batchq.fingerprint": fingerprint.encode()})
-    uri = storage.join(spill_folder(output, shard), f"{attempt}-{number:04d}.parquet")
-    storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
+    # Its name holds its digest: nothing else would notice a byte that flipped in a page's header.
+    name = f"{attempt}-{number:04d}-{hashlib.sha256(data).hexdigest()}.parquet"
+    failpoint.reach("write.spill.before_put")
+    with suppress(AlreadyExists):  # nobody else writes this name: the reply was lost
+        storage.create(storage.join(spill_folder(output, shard), name), data, staging=storage.join(output, "meta/tmp"))
+    failpoint.reach("write.spill.after_put")
 
 
 def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[str, tuple[str | None, Answer]]:
     """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again."""
+    failpoint.reach("write.read_spills.before")
     names = [f.name for f in answer_fields(task)]
     found: dict[str, tuple[str | None, Answer]] = {}
     for stat in storage.list_objects(spill_folder(output, shard)):
         try:
-            file = pq.ParquetFile(pa.BufferReader(storage.read(stat.uri)), page_checksum_verification=True)
-            table = file.read()
+            data = storage.read_checked(stat.uri, partial(_whole, stat.uri))
         except NotFound:
             continue  # another attempt committed and cleaned up between our listing and this read
-        except (pa.ArrowInvalid, OSError):
+        except ValueError:
             continue  # a damaged spill only costs asking its rows again
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read()
         if (file.metadata.metadata or {}).get(b"batchq.fingerprint") != fingerprint.encode():
             continue
         for row in table.to_pylist():
@@ -279,8 +315,17 @@ def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -
     return found
 
 
+def _whole(uri: str, data: bytes) -> bytes:
+    """A spill's bytes. Raises ValueError if they aren't those that its name is made of."""
+    if not uri.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
+        raise ValueError("a damaged spill")
+    return data
+
+
 def drop_spills(output: str, shard: Shard) -> None:
+    failpoint.reach("write.drop_spills.before")
     storage.delete_prefix(spill_folder(output, shard))
+    failpoint.reach("write.drop_spills.after")
 
 
 def count_duplicates(output: str, column: str) -> int:
@@ -294,8 +339,7 @@ def count_duplicates(output: str, column: str) -> int:
     with tempfile.TemporaryDirectory(prefix="batchq-ids-") as scratch, ExitStack() as opened:
         buckets = [opened.enter_context(open(Path(scratch) / str(i), "w+b")) for i in range(BUCKETS)]
         for stat in storage.list_objects(storage.join(output, "data")):
-            with storage.open_read(stat.uri) as file:
-                values = pq.read_table(file, columns=[column]).column(0).to_pylist()
+            values = read_part(stat.uri, [column]).column(0).to_pylist()
             digests = (hashlib.blake2b(repr(v).encode(), digest_size=8).digest() for v in values if v is not None)
             hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
             for i, bucket in enumerate(buckets):

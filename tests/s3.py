@@ -10,13 +10,15 @@ It honours If-None-Match and If-Match and checks signatures. It is up in about t
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,12 +127,15 @@ class Flaky:
 
     `faults` is taken from its front, one a request: "pass", "conflict" (answer 409 without asking the server), "lose"
     (let the server do it, then drop the connection without a reply), "cut" (drop it in the middle of the body),
-    "accept" (answer 200 without asking the server, as a store does that ignores conditions).
-    With none left, everything passes.
+    "accept" (answer 200 without asking the server, as a store does that ignores conditions), "busy" (answer 503
+    without asking it), "reset" (drop the connection without asking it), "flip" (change a byte of the reply's body),
+    "spoil" (change a byte of what is sent to the server). With none left, everything passes. `choose`, if it is set,
+    is asked instead: it gets a request's head and returns the fault.
     """
 
     def __init__(self, s3: S3, listener: socket.socket) -> None:
         self.faults: list[str] = []
+        self.choose: Callable[[bytes], str] | None = None
         self.requests = 0
         self._listener = listener
         self._upstream = int(s3.env["AWS_ENDPOINT_URL"].rpartition(":")[2])
@@ -152,15 +157,32 @@ class Flaky:
             fields = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:])
             body = incoming.read(int(fields.get(b"content-length", 0)))
             self.requests += 1
-            fault = self.faults.pop(0) if self.faults else "pass"
-            if status := {"conflict": b"409 Conflict", "accept": b'200 OK\r\netag: "0"'}.get(fault):
+            fault = self.choose(head) if self.choose else self.faults.pop(0) if self.faults else "pass"
+            if fault == "reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            if status := STATUS.get(fault):
                 client.sendall(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
                 return
             with socket.create_connection(("127.0.0.1", self._upstream)) as server:
-                server.sendall(head + b"connection: close\r\n\r\n" + body)
+                sent = _flipped(body, 0) if fault == "spoil" else body
+                server.sendall(head + b"connection: close\r\n\r\n" + sent)
                 reply = b"".join(iter(lambda: server.recv(1 << 16), b""))
+            if fault == "flip":
+                reply = _flipped(reply, reply.index(b"\r\n\r\n") + 4)
             kept = {"lose": 0, "cut": reply.index(b"\r\n\r\n") + 4 + len(reply) // 2}.get(fault, len(reply))
             client.sendall(reply[:kept])
+
+
+STATUS = {"conflict": b"409 Conflict", "accept": b'200 OK\r\netag: "0"', "busy": b"503 Service Unavailable"}
+
+
+def _flipped(data: bytes, start: int) -> bytes:
+    """One bit of the bytes from `start` on is another; nothing happens if there are none."""
+    if start >= len(data):
+        return data
+    at = random.randrange(start, len(data))
+    return data[:at] + bytes([data[at] ^ 1 << random.randrange(8)]) + data[at + 1 :]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ ROOMS = [
         "cli",
         "doctor",
         "preview",
+        "verify",
         "run",
         "report",
         "gate",
@@ -32,7 +33,7 @@ ROOMS = [
     ),
     *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "scheme", "hardware", "account"),
     "progress",
-    *("storage", "config", "records", "errors"),
+    *("storage", "config", "records", "failpoint", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
 ONLY_IN = {

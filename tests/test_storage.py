@@ -62,7 +62,17 @@ def test_a_local_uri_becomes_an_absolute_path(tmp_path: Path, monkeypatch: pytes
     assert storage.is_remote("az://box/x") and not storage.is_remote("file:///x") and not storage.is_remote("x")
 
 
-@pytest.mark.parametrize("uri", ["s3://key:hunter2@bucket/x", "https://u:hunter2@host/x", "s3:///x", "hdfs://h/x"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:hunter2@bucket/x",
+        "https://u:hunter2@host/x",
+        "s3:///x",
+        "hdfs://h/x",
+        "az://box/x.csv?sv=2024&sig=hunter2",
+        "s3://bucket/x.csv?X-Amz-Credential=a&X-Amz-Signature=hunter2",
+    ],
+)
 def test_a_uri_that_is_none_is_refused_without_showing_its_secret(uri: str) -> None:
     with pytest.raises(ConfigError) as refused:
         storage.normalize(uri)

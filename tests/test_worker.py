@@ -136,6 +136,20 @@ def test_a_stream_whose_rows_fill_its_parts_ends_without_an_empty_one(
     assert [(r.part, r.last, r.usage.rows) for r in receipts] == [(0, False, 20), (1, True, 20)]
 
 
+def test_a_last_part_that_stands_alone_is_no_finished_stream(compose: Callable[..., Config], project: Path) -> None:
+    """Parts are committed side by side: a kill may leave the third without the second."""
+    gzipped(project / "rows.jsonl.gz", 50)
+    config = compose("input.path=rows.jsonl.gz")
+    fixed = planned(config)
+    asyncio.run(labelled(config, fixed))
+    (project / "out/data/part-00000-0001.parquet").unlink()
+    output = storage.normalize(config.output.path)
+    assert plan.standing(fixed, output).remaining == fixed.shards
+    asyncio.run(labelled(config, fixed))
+    assert sorted(r["id"] for r in rows(config)) == list(range(50))
+    assert not plan.standing(fixed, output).remaining
+
+
 def test_spilled_answers_are_not_asked_again(compose: Callable[..., Config], project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(20))
     config = compose("output.rows_per_shard=1000")

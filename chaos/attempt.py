@@ -1,0 +1,218 @@
+"""One attempt at a job in a process of its own, without Ray: what run.py does, until it dies where it was told to.
+
+Processes are forked from a server that has imported everything, so that an attempt takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import faulthandler
+import functools
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchq import failpoint, ledger, models, plan, storage, write
+from batchq.config import Config, Scheme
+from batchq.engine import EngineSpec
+from batchq.errors import BatchqError, StorageError
+from batchq.models import Model
+from batchq.records import Receipt, Shard, Usage
+from batchq.run import finish, resumable
+from batchq.worker import Worker, WorkerSpec
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
+DIES_S = 60.0  # an attempt that takes longer hangs
+HUNG = 75
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an attempt is to do. `log` takes its output; it is appended to."""
+
+    config: Config
+    env: dict[str, str]
+    log: Path
+    failpoints: str = ""  # in the words of BATCHQ_FAILPOINT
+    engine: dict[str, Any] = field(default_factory=dict)  # the fake engine's options
+    skew_s: float = 0.0  # how far this process's clock is off
+    hits: Path | None = None  # where to note which failpoints were reached, and how often
+
+
+def start(order: Order, gate: Barrier | None = None, gate_at: str = "") -> ForkServerProcess:
+    """Start an attempt; `gate`, if there is one, holds it the first time it reaches the failpoint `gate_at`."""
+    process = FORKS.Process(target=attempt, args=(order, gate, gate_at), daemon=True)
+    process.start()
+    return process
+
+
+def exit_code(process: ForkServerProcess) -> int:
+    """Wait for it: batchq's exit code, or minus the signal that ended it."""
+    process.join(DIES_S)
+    if process.exitcode is None:
+        process.kill()  # its log says where it was
+        process.join()
+        return HUNG
+    return process.exitcode
+
+
+def attempt(order: Order, gate: Barrier | None, gate_at: str) -> None:
+    """Runs in the fork."""
+    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    faulthandler.dump_traceback_later(DIES_S - 10)
+    os.environ.update(order.env)
+    _skew(order.skew_s)
+    models.open_tokenizer = functools.cache(models.open_tokenizer)  # the fork's parent has opened it already
+    if gate is not None:
+        _hold(gate, gate_at)
+    counted: Counter[str] = Counter()
+    if order.hits is not None:
+        _count_hits(counted)
+    failpoint.arm(order.failpoints)
+    try:
+        work(order)
+    except BatchqError as error:
+        print(f"batchq: {error}", flush=True)
+        code = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        code = 70  # a defect
+    else:
+        code = 0
+    if order.hits is not None:
+        order.hits.write_text(json.dumps(counted))
+    sys.stdout.flush()
+    os._exit(code)  # a tokio runtime in a fork has nothing to say at exit
+
+
+def work(order: Order) -> None:
+    """plan -> label what is left -> account, as run.run does."""
+    config = order.config
+    output = storage.normalize(config.output.path)
+    model = Model(path=config.model.path, name="tiny", digest="model", quantized=None)
+    stored = plan.load(output)
+    if stored is not None:
+        resumable(stored, config, model, output)
+    fixed = stored or plan.store(plan.make(config, model.digest, Scheme.none, model.digest), output)
+    remaining = plan.standing(fixed, output).remaining
+    if not remaining:
+        finish(config, fixed, model, "complete", output, [])
+        return
+    invocation = ledger.Invocation(output)
+    invocation.close("running")
+    spec = WorkerSpec(
+        plan=dataclasses.replace(fixed, shards=()),
+        task=config.task,
+        engine=EngineSpec("fake", config.model.path, config.engine.max_model_len, 2048, 64, options=order.engine),
+        output=output,
+        chat_template={},
+        in_flight=8,
+        spill_seconds=config.cluster.spill_seconds,
+    )
+    try:
+        asyncio.run(label(spec, remaining))
+    except BaseException:
+        invocation.close("failed")
+        raise
+    invocation.close("complete")
+    if plan.standing(fixed, output).remaining:
+        raise StorageError(f"{output}: shards were labelled but don't stand there")
+    finish(config, fixed, model, "complete", output, [])
+
+
+async def label(spec: WorkerSpec, shards: Sequence[Shard]) -> None:
+    worker = Worker(spec)
+    await worker.start()
+    try:
+        for ahead in range(0, len(shards), 2):  # as pool.py hands them out: two at a time
+            done = await asyncio.gather(*map(worker.label, shards[ahead : ahead + 2]), return_exceptions=True)
+            for result in done:
+                if isinstance(result, BaseException):
+                    raise result
+    finally:
+        await worker.close()
+
+
+def _skew(seconds: float) -> None:
+    """Let every clock that tells the time of day lie. The monotonic one can't."""
+    if not seconds:
+        return
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + seconds
+    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+
+    class Lying(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return super().now(tz) + datetime.timedelta(seconds=seconds)
+
+    ledger.datetime = Lying  # type: ignore[attr-defined]
+
+
+def _hold(gate: Barrier, at: str) -> None:
+    reach = failpoint.reach
+    first, passed = threading.Lock(), threading.Event()
+
+    def held(name: str) -> None:
+        if name == at:
+            if first.acquire(blocking=False):  # never released
+                gate.wait(DIES_S / 2)
+                passed.set()
+            passed.wait(DIES_S / 2)  # no other thread of this process slips by
+        reach(name)
+
+    failpoint.reach = held
+
+
+def _count_hits(counted: Counter[str]) -> None:
+    reach = failpoint.reach
+
+    def noted(name: str) -> None:
+        counted[name] += 1
+        reach(name)
+
+    failpoint.reach = noted
+
+
+# ---- a writer that does nothing but commit ----
+
+ROWS_A_COMMIT = 20_000
+
+
+def commit_forever(output: str, first: int, ready: Event) -> None:
+    """Commit objects of about two MB, part-NNNNN from `first` on, until killed."""
+    text = os.urandom(100).hex()
+    ids = [f":{i}:{text[i % 100 :]}" for i in range(ROWS_A_COMMIT)]
+    for index in itertools.count(first):
+        shard = Shard(index, 0, "rows")
+        receipt = Receipt(index, 0, True, "chaos", "chaos", Usage(rows=ROWS_A_COMMIT))
+        table = pa.table({"batchq_id": [f"{index}{i}" for i in ids]})
+        ready.set()
+        write.commit(output, shard, receipt, table)
+
+
+def ids_of(data: bytes) -> list[str]:
+    table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
+    found: list[str] = table.column("batchq_id").to_pylist()
+    return found

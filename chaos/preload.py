@@ -1,0 +1,15 @@
+"""What the server that attempts are forked from opens once: everything that is slow and keeps no thread or socket."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pandas  # noqa: F401 - pyarrow imports it for to_pylist
+import pyarrow.parquet  # noqa: F401
+
+from batchq import models
+
+models.open_tokenizer = functools.cache(models.open_tokenizer)
+if folder := os.environ.get("CHAOS_MODEL"):
+    models.open_tokenizer(folder)

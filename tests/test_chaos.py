@@ -1,0 +1,74 @@
+"""A few of each of the trials that `make chaos` does by the hundred."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchq import failpoint
+from batchq.errors import ConfigError, StorageError
+from chaos import store
+from chaos.__main__ import TRIALS, row
+from chaos.trial import Trial
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("trial", "share"),
+    [
+        (store.killed_at_every_step, 0.01),
+        (store.killed_in_mid_commit, 0.05),
+        (store.store_faults, 0.06),
+        (store.lost_replies, 0.1),
+        (store.lying_clocks, 0.1),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_promise_holds(trial, share: float, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = trial(tmp_path, share)
+    assert done.holds, row(done, 0)
+    assert done.faults > 0
+
+
+def test_a_broken_promise_is_told() -> None:
+    assert not Trial("p", 1, 1, lost=1, repeated=0).holds
+    assert not Trial("p", 1, 1, lost=0, repeated=0, broken=1).holds
+    assert not Trial("p", 0, 0, lost=0, repeated=0).holds, "nothing tried is nothing proved"
+    assert "BROKEN" in row(Trial("p", 1, 1, lost=0, repeated=2), 0)
+
+
+def test_the_table_names_each_trial_once() -> None:
+    names = [trial.__name__ for trial in TRIALS]
+    assert len(set(names)) == len(names)
+
+
+def test_a_failpoint_strikes_once_at_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failpoint, "_armed", {})
+    failpoint.arm("here@2=raise")
+    failpoint.reach("here")
+    failpoint.reach("elsewhere")
+    with pytest.raises(StorageError, match="here"):
+        failpoint.reach("here")
+    failpoint.reach("here")
+    for orders in ("here", "here=explode", "here@x=kill"):
+        with pytest.raises(ConfigError, match="BATCHQ_FAILPOINT"):
+            failpoint.arm(orders)
+
+
+def test_a_failpoint_kills_the_process_that_the_environment_names() -> None:
+    code = "from batchq import failpoint; failpoint.reach('a'); print('lives', flush=True); failpoint.reach('b')"
+    environment = {**os.environ, "BATCHQ_FAILPOINT": "b=kill"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (-9, "lives\n")
+
+
+def test_a_wrong_order_is_one_line() -> None:
+    command = [sys.executable, "-m", "batchq", "plan", "job=sentiment_transcripts"]
+    environment = {**os.environ, "BATCHQ_FAILPOINT": "b=explode"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("batchq: BATCHQ_FAILPOINT") and done.stderr.count("\n") == 1
