@@ -203,6 +203,7 @@ def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardw
         chat_template=config.model.chat_template,
         in_flight=config.engine.in_flight or 2 * engine.max_num_seqs,
         spill_seconds=config.cluster.spill_seconds,
+        stall_seconds=config.engine.stall_timeout_s,
     )
 
 
@@ -241,7 +242,7 @@ def label(
         show.update(line + progress.eta(share, done_before, elapsed))
 
     spec = worker_spec(config, fixed, checkpoint, here)
-    pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress)
+    pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress, show.step)
     if missing := len(plan.standing(fixed, output).remaining):
         raise BatchqError(
             f"{output}: {missing} shards were labelled but don't stand there; "

@@ -27,6 +27,7 @@ ROOMS = [
         "capacity",
         "pool",
         "worker",
+        "poison",
     ),
     *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "scheme", "hardware", "account"),
     "progress",
