@@ -45,17 +45,8 @@ class FakeEngine:
         return {"load": 0.0, "compile": 0.0}
 
     async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
-        if not self.faulty:
-            return await self._answer(prompt, sampling)
-        self.under_way += 1
-        try:
-            await asyncio.sleep(0)  # whoever asks at once is in flight with this one
+        if self.faulty:
             await self._strike(prompt)
-            return await self._answer(prompt, sampling)
-        finally:
-            self.under_way -= 1
-
-    async def _answer(self, prompt: list[int], sampling: Sampling) -> Completion:
         option = self.options.get
         if (token := option("refuse_token")) is not None and token in prompt:
             raise RowError("engine_refused", "the engine refused this prompt")
@@ -81,6 +72,16 @@ class FakeEngine:
 
     async def _strike(self, prompt: list[int]) -> None:
         """Carry out the fault that is due, if any."""
+        self.under_way += 1
+        try:
+            await asyncio.sleep(
+                float(self.options.get("latency_s", 0))
+            )  # whoever asks at once is in flight with this one
+            await self._strike_now(prompt)
+        finally:
+            self.under_way -= 1
+
+    async def _strike_now(self, prompt: list[int]) -> None:
         fault = "die" if self.dead else self._due(prompt)
         if fault is None:
             return

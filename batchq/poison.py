@@ -5,7 +5,7 @@ lost engines withholds the suspects, lets everything else be answered first, and
 nothing beside them, half of the rest if those were answered, and so on: each death halves the suspects, and a group
 that is answered costs no engine. So one such row among n takes at most floor(log2(n)) + 2 engines: one for the first
 death, and one more where that was a lost process, which may have been a preemption. If all are answered alone, it was
-no row but memory pressure, and concurrency is lowered.
+no row but memory pressure, and concurrency is lowered (for that shard only, where all that was seen is lost processes).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Search:
     kept: int = 0
     barren: int = 0
     lost: int = 0
+    witnessed: bool = False  # an engine died under a living process, which no preemption does
 
     @property
     def searching(self) -> bool:
@@ -55,18 +56,26 @@ class Search:
 
     def acquits(self) -> Search:
         """All suspects were answered with nothing beside them."""
-        return dataclasses.replace(self, strikes=0, suspects=(), alone=())
+        return dataclasses.replace(self, strikes=0, suspects=(), alone=(), witnessed=False)
 
     def died(self, in_flight: Iterable[int] | None = None, strikes: int = LOST) -> Search:
         """After an engine was lost. `in_flight`: the shard's rows that were; None if nobody could tell."""
         accused = self.alone or None if in_flight is None else tuple(sorted(in_flight))
         if accused == ():
             return self  # other shards' rows killed it
-        after = dataclasses.replace(self, alone=(), suspects=accused, barren=self.barren + 1, lost=self.lost + 1)
+        after = dataclasses.replace(
+            self,
+            alone=(),
+            suspects=accused,
+            barren=self.barren + 1,
+            lost=self.lost + 1,
+            witnessed=self.witnessed or in_flight is not None,
+        )
         if not self.alone:
             return dataclasses.replace(after, strikes=self.strikes + strikes)
         if accused is not None and len(accused) == 1:  # the next death is suspicious at once
-            return dataclasses.replace(after, strikes=SEARCH - 1, suspects=(), convicted=(*self.convicted, *accused))
+            convicted = (*self.convicted, *accused)
+            return dataclasses.replace(after, strikes=SEARCH - 1, suspects=(), convicted=convicted, witnessed=False)
         return dataclasses.replace(after, strikes=self.strikes + 1)
 
 

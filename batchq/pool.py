@@ -44,13 +44,25 @@ CLOSE_SHARE = 0.2  # of the grace period, from which on nothing is waited for bu
 class Replica:
     """The actor: one worker in its own process, its output and its children's in one log file."""
 
-    def __init__(self, spec: WorkerSpec, log: str) -> None:
+    def __init__(self, spec: WorkerSpec, log: str, grace: float) -> None:
         began = time.monotonic()
         _log_to(log)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self.worker = Worker(spec, began)
+        self.grace = grace
+        self.loop: asyncio.AbstractEventLoop | None = None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._told_to_end)  # Ray's own leaves at once
+
+    def _told_to_end(self, *_: object) -> None:
+        """This process alone is to go, such as when its node is taken back: its shards go on elsewhere."""
+        print("batchq: SIGTERM; answers are kept", file=sys.stderr, flush=True)
+        if self.loop is None:
+            os._exit(0)
+        self.loop.call_soon_threadsafe(self.worker.stop, DRAIN_SHARE * self.grace)
 
     async def start(self) -> None:
+        self.loop = asyncio.get_running_loop()
         await self.worker.start()
 
     async def label(self, shard: Shard, attempt: str) -> list[Receipt]:
@@ -383,7 +395,11 @@ class _Labelling:
         number = len(self.members) + len(self.former)
         log = str(self.pool.logs / f"replica-{number}.log")
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
-        actor = _actor_class(Replica).options(**_placement(slot, spec.engine, self.here)).remote(spec, log)
+        actor = (
+            _actor_class(Replica)
+            .options(**_placement(slot, spec.engine, self.here))
+            .remote(spec, log, self.pool.cluster.grace_seconds)
+        )
         member = Member(number, slot, actor, log, time.monotonic())
         self.members.append(member)
         self.futures[actor.start.remote()] = ("start", member, None)

@@ -120,8 +120,12 @@ class Attempt:
     committed: int = 0  # rows
     withheld: list[tuple[Part, Batch, int]] = field(default_factory=list)  # suspects, to be asked alone
     marks: int = 0  # that the shard has, ours and earlier ones
-    marked: bool = False
     kept: asyncio.Event = field(default_factory=asyncio.Event)  # over, one way or another, and nothing to lose
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its parts stood before it began."""
+        return bool(self.standing) and (self.standing[-1].last or self.shard.unit != "stream")
 
     def keeps(self) -> int:
         """Rows of the shard that need not be asked again once all is spilled."""
@@ -218,7 +222,7 @@ class Worker:
         """
         made = await self._thread(self._begin, shard, attempt or uuid.uuid4().hex)
         standing = made.standing
-        if standing and (standing[-1].last or shard.unit != "stream"):
+        if made.finished:
             return standing  # type: ignore[no-any-return]
         self.attempts.add(made)
         spiller = asyncio.create_task(self._spill_regularly(made))
@@ -251,11 +255,21 @@ class Worker:
         return [*standing, *receipts]
 
     def _begin(self, shard: Shard, attempt: str) -> Attempt:
-        """What is known of the shard from the store."""
+        """What is known of the shard from the store; marks the attempt there if there is anything left to do.
+
+        In a thread, and before the shard's turn: a mark that the engine waited for cost a tenth of the speed.
+        """
         marks = [poison.from_json(m) for m in write.read_marks(self.spec.output, shard)]
         known = write.read_spills(self.spec.output, shard, self.spec.plan.fingerprint, self.spec.task)
-        standing = self._standing_parts(shard)
-        return Attempt(shard, attempt, poison.resumed(marks), known, standing, marks=len(marks))
+        made = Attempt(shard, attempt, poison.resumed(marks), known, self._standing_parts(shard), marks=len(marks))
+        if not made.finished:
+            self._write_mark(made)
+        return made
+
+    def _write_mark(self, made: Attempt) -> None:
+        made.search = made.search.keeps(made.keeps())
+        mark = poison.to_json(Mark(made.id, made.search))
+        made.marks = write.mark_attempt(self.spec.output, made.shard, mark, made.marks + 1)
 
     async def _feed(self, made: Attempt) -> None:
         """Hand the shard's rows to the engine, in order, as places in flight come free."""
@@ -266,11 +280,11 @@ class Worker:
         part = Part(first)
         made.parts.append(part)
         ahead = asyncio.ensure_future(self._thread(next, batches, None))
-        await self._mark(made)
         convicted, suspects = frozenset(made.search.convicted), made.search.suspects
         self._convicted |= bool(convicted)
         careful = bool(convicted) or made.search.searching
-        if made.search.searching:
+        self.in_flight = self.lowered or self.spec.in_flight
+        if careful and made.search.searching:
             self.in_flight = made.search.concurrency(min(self.in_flight, self.spec.engine.max_num_seqs))
         while (batch := await ahead) is not None:
             ahead = asyncio.ensure_future(self._thread(next, batches, None))
@@ -341,7 +355,7 @@ class Worker:
             group = left[-poison.half(left) :]
             del left[-len(group) :]
             made.search = made.search.asks_alone([batch.positions[i] for _, batch, i in group])
-            await self._mark(made)
+            await self._thread(self._write_mark, made)
             for part, batch, i in group:
                 while self._under_way >= self.in_flight and not (part.error or self.stopping):
                     self.room.clear()
@@ -354,12 +368,12 @@ class Worker:
             self.in_flight = self.lowered or self.spec.in_flight
             return
         await self._nothing_in_flight(made)
-        made.search = made.search.acquits()
-        await self._mark(made)
-        if self._convicted:
-            self.in_flight = self.lowered or self.spec.in_flight
-        else:
+        if made.search.witnessed and not self._convicted:
             self.lowered = self.in_flight
+        elif self._convicted:
+            self.in_flight = self.lowered or self.spec.in_flight
+        made.search = made.search.acquits()
+        await self._thread(self._write_mark, made)
 
     async def _nothing_in_flight(self, made: Attempt) -> None:
         """Wait for what is, this shard's and others', and keep it. Raises what ended the engine, or Stopped."""
@@ -369,16 +383,8 @@ class Worker:
         self._raise_if_over()
         await self._spill_safely(made, time.time_ns())
 
-    async def _mark(self, made: Attempt) -> None:
-        made.marked = True
-        made.search = made.search.keeps(made.keeps())
-        mark = poison.to_json(Mark(made.id, made.search))
-        made.marks = await self._thread(write.mark_attempt, self.spec.output, made.shard, mark, made.marks + 1)
-
     async def _note_death(self, made: Attempt) -> None:
         """Leave behind which rows were in flight: the next attempt suspects those and no others."""
-        if not made.marked:
-            return
         in_flight = tuple(made.in_flight())
         strikes = poison.LOST if isinstance(self.ended, EngineOutOfMemory) else poison.DIED
         mark = Mark(made.id, made.search.keeps(made.keeps()).died(in_flight, strikes), True, in_flight)

@@ -22,6 +22,7 @@ ROOMS = [
         "gate",
         "sample",
         "ledger",
+        "lease",
         "quantize",
         "plan",
         "capacity",
