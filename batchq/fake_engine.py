@@ -6,7 +6,8 @@ Options (all off by default): `latency_s` a request; `tokens_per_s` for a whole 
 Deaths: `exit_...` kills the process, `die_...` raises EngineError, `hang_...` never answers again;
 `..._after` after that many answers, `..._token` at a row whose prompt holds this id. `oom_above`
 raises EngineOutOfMemory, `exit_above` kills, when more rows than that are in flight. With `once`, a
-path, a fault strikes only while that file doesn't exist, and makes it.
+path, a fault strikes only while that file doesn't exist, and makes it. `asked`, a path, gets a line
+for every row that is asked.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import numpy as np
 from batchq.engine import Completion, EngineSpec, Sampling
 from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
-PLAIN = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "once", "oom_above", "exit_above")
 FAULTS = tuple(f"{fault}_{when}" for fault in ("exit", "die", "hang") for when in ("after", "token"))
-OPTIONS = (*PLAIN, *FAULTS)
+RARE = (*FAULTS, "oom_above", "exit_above", "asked")
+OPTIONS = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "once", *RARE)
 
 
 class FakeEngine:
@@ -35,7 +36,7 @@ class FakeEngine:
         if unknown:
             raise EngineError(f"engine.options.{unknown[0]}: the fake engine knows {', '.join(OPTIONS)}")
         self.options: dict[str, Any] = dict(spec.options)
-        self.faulty = any(name in self.options for name in (*FAULTS, "oom_above", "exit_above"))
+        self.faulty = any(name in self.options for name in RARE)
         self.answered = 0
         self.under_way = 0
         self.dead = False
@@ -71,7 +72,10 @@ class FakeEngine:
         return Completion((), f"answer {seed:08x}", "stop", len(prompt), 0, len(ids), ids, known)
 
     async def _strike(self, prompt: list[int]) -> None:
-        """Carry out the fault that is due, if any."""
+        """Note the row, and carry out the fault that is due, if any."""
+        if path := self.options.get("asked"):
+            with open(path, "a") as file:
+                file.write(f"{zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes()):08x}\n")
         self.under_way += 1
         try:
             await asyncio.sleep(
