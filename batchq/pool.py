@@ -421,7 +421,7 @@ class _Labelling:
         self.lost += 1
         self.say(f"replica {member.number} lost: {why}; log: {member.log}")
         for shard, attempt in reversed(member.shards.values()):
-            if died:
+            if died and self.stopped_at is None:  # a signal to all processes may have ended it
                 self._suspect(shard, attempt, member, why)
             if self.stopped_at is None:
                 self.pending.appendleft(shard)

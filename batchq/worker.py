@@ -237,7 +237,7 @@ class Worker:
             if isinstance(self.ended, EngineError):
                 await self._drain(SETTLE_SECONDS)
             await self._spill_safely(made, time.time_ns())
-            if isinstance(self.ended, EngineError):
+            if isinstance(self.ended, EngineError) and not self.stopping:  # a signal to all may have ended the engine
                 await self._note_death(made)
             made.kept.set()
             if self.ended or self.stopping:  # whoever hears of it may end this process

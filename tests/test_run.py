@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from batchq.cli import main
 from batchq.config import Config
-from tests.conftest import rows_of, write_jsonl
+from tests.conftest import rows_of, wait_for, write_jsonl
 from tests.s3 import S3
 
 ROOT = Path(__file__).parent.parent
@@ -40,14 +39,6 @@ def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def stamps(data: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in data.glob("*.parquet")}
-
-
-def wait_for(process: subprocess.Popen[str], done: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)  # polling another process; nothing here depends on how long
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
