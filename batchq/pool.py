@@ -44,25 +44,13 @@ CLOSE_SHARE = 0.2  # of the grace period, from which on nothing is waited for bu
 class Replica:
     """The actor: one worker in its own process, its output and its children's in one log file."""
 
-    def __init__(self, spec: WorkerSpec, log: str, grace: float) -> None:
+    def __init__(self, spec: WorkerSpec, log: str) -> None:
         began = time.monotonic()
         _log_to(log)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self.worker = Worker(spec, began)
-        self.grace = grace
-        self.loop: asyncio.AbstractEventLoop | None = None
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._told_to_end)  # Ray's own leaves at once
-
-    def _told_to_end(self, *_: object) -> None:
-        """This process alone is to go, such as when its node is taken back: its shards go on elsewhere."""
-        print("batchq: SIGTERM; answers are kept", file=sys.stderr, flush=True)
-        if self.loop is None:
-            os._exit(0)
-        self.loop.call_soon_threadsafe(self.worker.stop, DRAIN_SHARE * self.grace)
 
     async def start(self) -> None:
-        self.loop = asyncio.get_running_loop()
         await self.worker.start()
 
     async def label(self, shard: Shard, attempt: str) -> list[Receipt]:
@@ -395,17 +383,13 @@ class _Labelling:
         number = len(self.members) + len(self.former)
         log = str(self.pool.logs / f"replica-{number}.log")
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
-        actor = (
-            _actor_class(Replica)
-            .options(**_placement(slot, spec.engine, self.here))
-            .remote(spec, log, self.pool.cluster.grace_seconds)
-        )
+        actor = _actor_class(Replica).options(**_placement(slot, spec.engine, self.here)).remote(spec, log)
         member = Member(number, slot, actor, log, time.monotonic())
         self.members.append(member)
         self.futures[actor.start.remote()] = ("start", member, None)
 
-    def _lose(self, member: Member, why: str, died: bool = True) -> None:
-        """Give a lost replica's shards back, and start another in its place. `died`: its rows may be to blame.
+    def _lose(self, member: Member, why: str) -> None:
+        """Give a lost replica's shards back, and start another in its place; its rows may be to blame.
 
         Raises EngineError when a shard has cost too many engines.
         """
@@ -421,7 +405,7 @@ class _Labelling:
         self.lost += 1
         self.say(f"replica {member.number} lost: {why}; log: {member.log}")
         for shard, attempt in reversed(member.shards.values()):
-            if died and self.stopped_at is None:  # a signal to all processes may have ended it
+            if self.stopped_at is None:  # a signal to all processes may have ended it
                 self._suspect(shard, attempt, member, why)
             if self.stopped_at is None:
                 self.pending.appendleft(shard)
@@ -528,7 +512,8 @@ class _Labelling:
         except ray.exceptions.RayError as error:  # the process, its node, or the place it was to run at
             if not member.ready and self._alive(member.slot):
                 self.false_starts += 1
-                if self.false_starts >= self.pool.cluster.max_attempts:
+                refused = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed
+                if refused or self.false_starts >= self.pool.cluster.max_attempts:
                     raise EngineError(f"a replica did not start ({type(error).__name__}); log: {member.log}") from None
             self._lose(member, "its process died")
             return
@@ -543,10 +528,8 @@ class _Labelling:
             self.receipts[shard.index] = result
 
     def _failed(self, member: Member, what: str, shard: Shard | None, cause: BaseException) -> None:
-        if isinstance(cause, Stopped) and shard is not None and self.stopped_at is not None:
+        if isinstance(cause, Stopped) and shard is not None:
             member.shards.pop(shard.index, None)  # the others are still draining
-        elif isinstance(cause, Stopped) and what == "label":
-            self._lose(member, "its process was told to end", died=False)
         elif isinstance(cause, EngineError) and what == "label":
             if isinstance(cause, EngineOutOfMemory):
                 most = min(self.spec.in_flight, self.spec.engine.max_num_seqs)
