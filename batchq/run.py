@@ -72,10 +72,13 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         here = pool.hardware()
         choice = choose(config, stored, model, here)
         halt = stop or threading.Event()
+        draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")  # before anything is written
         lease = Lease(output, show.step, halt, lost=halt)
         invocation = ledger.Invocation(output)
         try:
-            draft, checkpoint, verdicts = settle(config, stored, model, choice, pool, here, invocation, halt, show)
+            draft, checkpoint, verdicts = settle(
+                config, stored, draft, model, choice, pool, here, invocation, halt, show
+            )
             fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
             plan.refuse_other(fixed, draft, checkpoint.key, output)
             if not stored:
@@ -126,6 +129,7 @@ def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) ->
 def settle(
     config: Config,
     stored: Plan | None,
+    draft: Plan,
     model: Model,
     choice: Choice,
     pool: Pool,
@@ -141,7 +145,8 @@ def settle(
     verdicts: list[Verdict] = []
     why = choice.why
     for scheme in (choice.scheme, *choice.fallback):
-        draft = stored or plan.make(config, model.digest, scheme, checkpoint="")
+        if scheme is not choice.scheme:
+            draft = plan.make(config, model.digest, scheme, checkpoint="")
         show.step(f"{len(draft.objects)} input objects in {len(draft.shards)} shards · {scheme.value}: {why}")
         checkpoint = quantized(config, draft, model, scheme, here, invocation, show, stop)
         if stored:

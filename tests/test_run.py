@@ -168,7 +168,7 @@ def test_a_row_that_kills_a_preempted_replica_and_a_second_submission(project: P
     made[290]["text"] = "~"
     write_jsonl(project / "rows.jsonl", made)
     (token,) = models.open_tokenizer(str(compose_job(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
-    faults = [f"+engine.options.exit_token={token}", "+engine.options.tokens_per_s=4000", "engine.in_flight=8"]
+    faults = [f"+engine.options.die_token={token}", "+engine.options.tokens_per_s=4000", "engine.in_flight=8"]
     options = [*faults, "cluster.replicas=2", "output.rows_per_shard=30"]
     first = start(project, *options)
     wait_for(first, lambda: bool(list((project / "out/data").glob("*.parquet"))))
@@ -185,7 +185,7 @@ def test_a_row_that_kills_a_preempted_replica_and_a_second_submission(project: P
     assert sorted(r["id"] for r in rows(project / "out")) == list(range(300))
     assert {r["id"]: r["batchq_error"] for r in rows(project / "out") if r["batchq_error"]} == {290: "killed_engine"}
     report = json.loads((project / "out/meta/report.json").read_text())
-    assert report["lost_replicas"] - 1 <= math.log2(30) + 2, "halving, not trying"
+    assert report["lost_replicas"] - 1 <= math.log2(8) + 2, "of the eight rows in flight, by halving"
 
 
 def test_a_driver_that_was_suspended_leaves_to_the_one_that_took_over(tmp_path: Path) -> None:
