@@ -122,7 +122,7 @@ def _do(verb: str, config: Config) -> int:
         return _doctor(config)
     else:
         action: dict[str, Callable[[], Any]] = {
-            "run": lambda: run(config, _stop_on_signals()),
+            "run": lambda: run(config, _stop_on_signals(config.cluster.grace_seconds)),
             "status": lambda: status(config),
             "report": lambda: compose_report(config),
         }
@@ -140,14 +140,21 @@ def _doctor(config: Config | None) -> int:
     return 0 if good else 1
 
 
-def _stop_on_signals() -> threading.Event:
-    """The first SIGINT or SIGTERM stops intake; the second leaves at once."""
+def _stop_on_signals(grace: float) -> threading.Event:
+    """The first SIGINT or SIGTERM stops intake; the second, or the end of the grace period, leaves at once."""
     stop = threading.Event()
+
+    def leave() -> None:
+        print("batchq: not done within cluster.grace_seconds; what is saved stays", file=sys.stderr, flush=True)
+        os._exit(Stopped.exit_code)
 
     def handle(number: int, _: Any) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
+        timer = threading.Timer(grace, leave)
+        timer.daemon = True
+        timer.start()
         print("\nbatchq: stopping; rows in flight are finished and kept (again: leave at once)", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -184,6 +184,7 @@ class EngineConfig:
     max_num_batched_tokens, max_num_seqs: tokens and sequences a step.
     in_flight: rows handed to the engine and not yet answered; null for twice max_num_seqs.
     start_timeout_s: an engine not ready by then has failed.
+    stall_timeout_s: an engine that answers nothing for so long, with rows in flight, is taken down and replaced.
     options: any other of vLLM's engine arguments, under its own name.
     """
 
@@ -193,6 +194,7 @@ class EngineConfig:
     max_num_seqs: int | None = None
     in_flight: int | None = None
     start_timeout_s: float = 900.0
+    stall_timeout_s: float = 600.0
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -204,8 +206,10 @@ class ClusterConfig:
     replicas: engines side by side; null for as many as the machine has room for.
     tensor_parallel_size: accelerators each engine spans.
     cpus_per_replica: cores bound to each engine; null for an equal share of the machine's.
-    max_attempts: how often a shard whose actor was lost is handed out before the run gives up.
+    max_attempts: engines that a shard may lose in a row without one more answer before the run gives up; and as many
+        times over it may lose what finding a row that kills engines takes.
     spill_seconds: how often answered rows of an unfinished shard are saved.
+    grace_seconds: after SIGTERM or SIGINT all is finished or saved, and the run over, within this time.
     """
 
     address: str | None = None
@@ -214,6 +218,7 @@ class ClusterConfig:
     cpus_per_replica: int | None = None
     max_attempts: int = 4
     spill_seconds: float = 60.0
+    grace_seconds: float = 25.0
 
 
 @dataclass
@@ -358,6 +363,9 @@ def check(config: Config) -> Config:
         "cluster.cpus_per_replica": cluster.cpus_per_replica,
         "cluster.max_attempts": cluster.max_attempts,
         "cluster.spill_seconds": cluster.spill_seconds,
+        "cluster.grace_seconds": cluster.grace_seconds,
+        "engine.start_timeout_s": engine.start_timeout_s,
+        "engine.stall_timeout_s": engine.stall_timeout_s,
         "quantization.samples": config.quantization.samples,
         "quantization.max_tokens": config.quantization.max_tokens,
         "quantization.group_size": config.quantization.group_size,

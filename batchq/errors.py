@@ -12,6 +12,7 @@
     │   ├── Changed                      the object is no longer the one that was planned
     │   └── NoConditionalWrites exit 2   the store would let the last writer win
     ├── EngineError             exit 1   the engine could not start, died, or stalled
+    │   └── EngineOutOfMemory            the engine died for want of memory
     ├── QuantizeError           exit 1   llm-compressor failed; its log is named
     ├── GateRefused             exit 5   no scheme that fits keeps the wanted quality
     └── Stopped                 exit 3   stopped early on purpose; the same command resumes
@@ -74,6 +75,10 @@ class NoConditionalWrites(StorageError):
 
 class EngineError(BatchqError):
     """The engine could not start, died or stalled; the message names its log file."""
+
+
+class EngineOutOfMemory(EngineError):
+    """The engine died for want of memory, its device's or the machine's; fewer rows at a time may do."""
 
 
 class QuantizeError(BatchqError):

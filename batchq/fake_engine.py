@@ -1,9 +1,13 @@
 """The Engine protocol without a model: deterministic answers, and faults that a test can order.
 
 Options (all off by default): `latency_s` a request; `tokens_per_s` for a whole engine;
-`refuse_token` refuses the row whose prompt holds this id; `nan_token` scores it NaN;
-`exit_after` kills the process, `die_after` raises EngineError, after that many answers; with
-`once`, a path, a fault strikes only while that file doesn't exist, and makes it.
+`refuse_token` refuses the row whose prompt holds this id; `nan_token` scores it NaN.
+
+Deaths: `exit_...` kills the process, `die_...` raises EngineError, `hang_...` never answers again;
+`..._after` after that many answers, `..._token` at a row whose prompt holds this id. `oom_above`
+raises EngineOutOfMemory, `exit_above` kills, when more rows than that are in flight. With `once`, a
+path, a fault strikes only while that file doesn't exist, and makes it. `asked`, a path, gets a line
+for every row that is asked.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from typing import Any
 import numpy as np
 
 from batchq.engine import Completion, EngineSpec, Sampling
-from batchq.errors import EngineError, RowError
+from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
-OPTIONS = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "exit_after", "die_after", "once")
+FAULTS = tuple(f"{fault}_{when}" for fault in ("exit", "die", "hang") for when in ("after", "token"))
+RARE = (*FAULTS, "oom_above", "exit_above", "asked")
+OPTIONS = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "once", *RARE)
 
 
 class FakeEngine:
@@ -30,13 +36,18 @@ class FakeEngine:
         if unknown:
             raise EngineError(f"engine.options.{unknown[0]}: the fake engine knows {', '.join(OPTIONS)}")
         self.options: dict[str, Any] = dict(spec.options)
+        self.faulty = any(name in self.options for name in RARE)
         self.answered = 0
+        self.under_way = 0
+        self.dead = False
         self._free_at = 0.0  # when the engine has worked off what it was given, on the loop's clock
 
     async def start(self) -> dict[str, float]:
         return {"load": 0.0, "compile": 0.0}
 
     async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
+        if self.faulty:
+            await self._strike(prompt)
         option = self.options.get
         if (token := option("refuse_token")) is not None and token in prompt:
             raise RowError("engine_refused", "the engine refused this prompt")
@@ -46,8 +57,9 @@ class FakeEngine:
             await asyncio.sleep(self._free_at - loop.time())
         if latency := option("latency_s"):
             await asyncio.sleep(float(latency))
+        if self.dead:
+            raise EngineError("the fake engine is dead, as ordered")
         self.answered += 1
-        self._strike()
         seed = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())
         if sampling.score_ids:
             weights = [1 + (seed >> (3 * i)) % 97 for i in range(len(sampling.score_ids))]
@@ -59,20 +71,49 @@ class FakeEngine:
         known = -0.5 * len(prompt) if sampling.score_prompt else None
         return Completion((), f"answer {seed:08x}", "stop", len(prompt), 0, len(ids), ids, known)
 
-    def _strike(self) -> None:
-        """Carry out the fault that is due, if any."""
-        kill = self.options.get("exit_after")
-        die = self.options.get("die_after")
-        if not (kill is not None and self.answered > int(kill)) and not (die is not None and self.answered > int(die)):
+    async def _strike(self, prompt: list[int]) -> None:
+        """Note the row, and carry out the fault that is due, if any."""
+        if path := self.options.get("asked"):
+            with open(path, "a") as file:
+                file.write(f"{zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes()):08x}\n")
+        self.under_way += 1
+        try:
+            await asyncio.sleep(
+                float(self.options.get("latency_s", 0))
+            )  # whoever asks at once is in flight with this one
+            await self._strike_now(prompt)
+        finally:
+            self.under_way -= 1
+
+    async def _strike_now(self, prompt: list[int]) -> None:
+        fault = "die" if self.dead else self._due(prompt)
+        if fault is None:
             return
-        if flag := self.options.get("once"):
+        if (flag := self.options.get("once")) and not self.dead:
             try:
                 Path(flag).touch(exist_ok=False)
             except FileExistsError:
                 return
-        if kill is not None:
+        if fault == "exit":
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang":
+            await asyncio.Event().wait()
+        self.dead = True
+        if fault == "oom":
+            raise EngineOutOfMemory("the fake engine is out of memory, as ordered")
         raise EngineError("the fake engine died, as ordered")
+
+    def _due(self, prompt: list[int]) -> str | None:
+        for name in FAULTS:
+            fault, _, when = name.partition("_")
+            if (order := self.options.get(name)) is not None and (
+                order in prompt if when == "token" else self.answered >= int(order)
+            ):
+                return fault
+        for fault in ("oom", "exit"):
+            if (most := self.options.get(f"{fault}_above")) is not None and self.under_way > int(most):
+                return fault
+        return None
 
     async def close(self) -> None:
         return None

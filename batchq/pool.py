@@ -18,17 +18,18 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, deque
+import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchq import hardware
+from batchq import hardware, poison, write
 from batchq.account import PhaseClock, ReplicaAccount
 from batchq.config import ClusterConfig
 from batchq.engine import Completion, EngineSpec, Sampling
-from batchq.errors import BatchqError, ConfigError, EngineError, RowError, Stopped
+from batchq.errors import BatchqError, ConfigError, EngineError, EngineOutOfMemory, RowError, Stopped
 from batchq.hardware import Hardware
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
@@ -36,6 +37,8 @@ from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
 AHEAD = 2  # shards a replica holds: the one that feeds its engine, and the next
 POLL_SECONDS = 1.0  # between snapshots of a replica
 CLOSE_SECONDS = 20.0
+DRAIN_SHARE = 0.6  # of the grace period, for rows in flight to be answered; then answers are saved
+CLOSE_SHARE = 0.2  # of the grace period, from which on nothing is waited for but the end
 
 
 class Replica:
@@ -50,9 +53,9 @@ class Replica:
     async def start(self) -> None:
         await self.worker.start()
 
-    async def label(self, shard: Shard) -> list[Receipt]:
+    async def label(self, shard: Shard, attempt: str) -> list[Receipt]:
         try:
-            return await self.worker.label(shard)
+            return await self.worker.label(shard, attempt)
         except BatchqError:
             raise
         except Exception as error:  # a defect: where it happened goes to the log, its message may quote a row
@@ -66,8 +69,8 @@ class Replica:
     async def snapshot(self) -> Snapshot:
         return self.worker.snapshot()
 
-    async def stop(self) -> None:
-        self.worker.stop()
+    async def stop(self, grace: float) -> None:
+        self.worker.stop(grace)
 
     async def close(self) -> Snapshot:
         snapshot = self.worker.snapshot()
@@ -124,12 +127,13 @@ class Slot:
 class Member:
     """A replica as the driver sees it."""
 
+    number: int
     slot: Slot
     actor: Any
     log: str
     started_at: float
     ready: bool = False
-    shards: dict[int, Shard] = field(default_factory=dict)
+    shards: dict[int, tuple[Shard, str]] = field(default_factory=dict)  # and the attempt's id
     snapshot: Snapshot | None = None
     polling: bool = False
     polled_at: float = 0.0
@@ -302,14 +306,15 @@ class Pool:
         start_timeout: float,
         stop: threading.Event,
         on_progress: Callable[[State], None],
+        say: Callable[[str], None],
     ) -> State:
-        """Label all `shards`; returns the final state.
+        """Label all `shards`; returns the final state. `say` is told of every replica that is lost.
 
-        Raises Stopped after `stop` was set, EngineError when an engine doesn't start or a shard
-        lost its replica `cluster.max_attempts` times, and what a worker raised for good.
+        Raises Stopped after `stop` was set, within `cluster.grace_seconds`; EngineError when an engine
+        doesn't start or a shard lost too many (`cluster.max_attempts`); and what a worker raised for good.
         """
         self.connect()
-        return _Labelling(self, spec, shards, here, start_timeout, stop, on_progress).run()
+        return _Labelling(self, spec, shards, here, start_timeout, stop, on_progress, say).run()
 
 
 class _Labelling:
@@ -322,16 +327,17 @@ class _Labelling:
         start_timeout: float,
         stop: threading.Event,
         on_progress: Callable[[State], None],
+        say: Callable[[str], None],
     ) -> None:
         self.pool, self.spec, self.here = pool, spec, here
-        self.start_timeout, self.stop, self.on_progress = start_timeout, stop, on_progress
+        self.start_timeout, self.stop, self.on_progress, self.say = start_timeout, stop, on_progress, say
         self.pending = deque(shards)
-        self.attempts: Counter[int] = Counter()
         self.members: list[Member] = []
         self.former: list[Member] = []
         self.futures: dict[Any, tuple[str, Member, Shard | None]] = {}
+        self.false_starts = 0  # processes in a row that were lost before they were ready
         self.receipts: dict[int, list[Receipt]] = {}
-        self.stopped = False
+        self.stopped_at: float | None = None
         self.lost = 0
         self.told_at = 0.0
 
@@ -351,20 +357,23 @@ class _Labelling:
                     self._settle(future)
                 self._poll()
                 self._check_starts()
+                self._check_stalls()
                 if time.monotonic() - self.told_at >= POLL_SECONDS:
                     self.told_at = time.monotonic()
                     self.on_progress(self._state())
-                if self.stop.is_set() and not self.stopped:
-                    self.stopped = True
+                if self.stop.is_set() and self.stopped_at is None:
+                    self.stopped_at = time.monotonic()
                     self.pending.clear()
                     for member in self.members:
-                        member.actor.stop.remote()
-                if self.stopped and not any(m.ready and m.shards for m in self.members):
+                        member.actor.stop.remote(DRAIN_SHARE * self.pool.cluster.grace_seconds)
+                if self.stopped_at is not None and (
+                    not any(m.ready and m.shards for m in self.members) or self._grace() < CLOSE_SHARE
+                ):
                     break
         finally:
             self._close()
         self.on_progress(self._state())
-        if self.stopped:
+        if self.stopped_at is not None:
             raise Stopped("stopped before the end; the same command goes on from here")
         return self._state()
 
@@ -375,12 +384,15 @@ class _Labelling:
         log = str(self.pool.logs / f"replica-{number}.log")
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
         actor = _actor_class(Replica).options(**_placement(slot, spec.engine, self.here)).remote(spec, log)
-        member = Member(slot, actor, log, time.monotonic())
+        member = Member(number, slot, actor, log, time.monotonic())
         self.members.append(member)
         self.futures[actor.start.remote()] = ("start", member, None)
 
     def _lose(self, member: Member, why: str) -> None:
-        """Give a lost replica's shards back, and start another in its place."""
+        """Give a lost replica's shards back, and start another in its place; its rows may be to blame.
+
+        Raises EngineError when a shard has cost too many engines.
+        """
         import ray
 
         if member not in self.members:
@@ -391,23 +403,58 @@ class _Labelling:
         self.former.append(member)
         self.futures = {f: v for f, v in self.futures.items() if v[1] is not member}
         self.lost += 1
-        for shard in reversed(member.shards.values()):
-            self.attempts[shard.index] += 1
-            if self.attempts[shard.index] >= self.pool.cluster.max_attempts:
-                name = self.spec.plan.objects[shard.object].name
-                raise EngineError(
-                    f"shard {shard.index} ({name}) lost its replica {self.attempts[shard.index]} times ({why}); "
-                    f"log: {member.log}"
-                )
-            if not self.stopped:
+        self.say(f"replica {member.number} lost: {why}; log: {member.log}")
+        for shard, attempt in reversed(member.shards.values()):
+            if self.stopped_at is None:  # a signal to all processes may have ended it
+                self._suspect(shard, attempt, member, why)
+            if self.stopped_at is None:
                 self.pending.appendleft(shard)
         member.shards.clear()
-        if self.stopped:
+        if self.stopped_at is not None:
             return
         if self._alive(member.slot):
             self._open(member.slot)
         elif not self.members:
             raise EngineError(f"every node that ran replicas is gone ({why}); the same command goes on elsewhere")
+
+    def _suspect(self, shard: Shard, attempt: str, member: Member, why: str) -> None:
+        """Note in the store that this attempt lost its engine; say what follows, or raise EngineError."""
+        marks = [poison.from_json(m) for m in write.read_marks(self.spec.output, shard)]
+        if mark := poison.after_loss(marks, attempt):
+            write.mark_attempt(self.spec.output, shard, poison.to_json(mark), len(marks) + 1)
+        ours = [m for m in [*marks, *([mark] if mark else [])] if m.attempt == attempt]
+        if not ours:
+            return  # none of its rows had been asked
+        search, before = ours[-1].search, ours[0].search
+        name = self.spec.plan.objects[shard.object].name
+        most = self.pool.cluster.max_attempts
+        if search.barren >= most or search.lost > most * (self.spec.plan.rows_per_part.bit_length() + 2):
+            raise EngineError(
+                f"shard {shard.index} ({name}) lost its replica {search.lost} times ({why}); log: {member.log}"
+            )
+        if len(search.convicted) > len(before.convicted):
+            self.say(
+                f"shard {shard.index} ({name}): the row at {search.convicted[-1]} kills engines; it becomes a failure"
+            )
+        elif search.searching:
+            count = "its unanswered rows" if search.suspects is None else f"{len(search.suspects)} rows"
+            self.say(
+                f"shard {shard.index} ({name}): {count} may kill engines; half of them are asked apart from the rest"
+            )
+
+    def _lower(self, most: int, why: str) -> None:
+        """Replicas from here on have fewer rows in flight."""
+        if most < self.spec.in_flight:
+            engine = self.spec.engine
+            engine = dataclasses.replace(engine, max_num_seqs=min(engine.max_num_seqs, most))
+            self.spec = dataclasses.replace(self.spec, in_flight=most, engine=engine)
+            self.say(f"{why}: new engines have at most {most} rows in flight")
+
+    def _grace(self) -> float:
+        """Share of the grace period that is left; 1 before it began."""
+        if self.stopped_at is None:
+            return 1.0
+        return 1 - (time.monotonic() - self.stopped_at) / self.pool.cluster.grace_seconds
 
     def _alive(self, slot: Slot) -> bool:
         return any(node["NodeID"] == slot.node for node in _nodes())
@@ -419,11 +466,21 @@ class _Labelling:
                     f"an engine was not ready after engine.start_timeout_s={self.start_timeout:.0f}; log: {member.log}"
                 )
 
+    def _check_stalls(self) -> None:
+        """A process that doesn't even say how far it is; what its engine does is watched in the process itself."""
+        limit = self.spec.stall_seconds + 4 * POLL_SECONDS
+        for member in [m for m in self.members if m.ready and m.polling]:
+            if time.monotonic() - member.polled_at > limit:
+                self._lose(member, f"it has not answered for engine.stall_timeout_s={self.spec.stall_seconds:g}")
+
     def _close(self) -> None:
         import ray
 
+        limit = CLOSE_SECONDS
+        if self.stopped_at is not None:
+            limit = min(limit, max(0.0, self._grace() * self.pool.cluster.grace_seconds / 2))
         closing = {m.actor.close.remote(): m for m in self.members if m.ready}
-        done, _ = ray.wait(list(closing), num_returns=len(closing), timeout=CLOSE_SECONDS) if closing else ([], [])
+        done, _ = ray.wait(list(closing), num_returns=len(closing), timeout=limit) if closing else ([], [])
         for future in done:
             with contextlib.suppress(ray.exceptions.RayError):  # it is gone, which is what we want
                 closing[future].snapshot = ray.get(future)
@@ -437,8 +494,9 @@ class _Labelling:
             for member in self.members:
                 if self.pending and member.ready and len(member.shards) == depth:
                     shard = self.pending.popleft()
-                    member.shards[shard.index] = shard
-                    self.futures[member.actor.label.remote(shard)] = ("label", member, shard)
+                    attempt = uuid.uuid4().hex
+                    member.shards[shard.index] = (shard, attempt)
+                    self.futures[member.actor.label.remote(shard, attempt)] = ("label", member, shard)
 
     def _settle(self, future: Any) -> None:
         import ray
@@ -453,13 +511,18 @@ class _Labelling:
             return
         except ray.exceptions.RayError as error:  # the process, its node, or the place it was to run at
             if not member.ready and self._alive(member.slot):
-                raise EngineError(f"a replica did not start ({type(error).__name__}); log: {member.log}") from None
+                self.false_starts += 1
+                refused = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed
+                if refused or self.false_starts >= self.pool.cluster.max_attempts:
+                    raise EngineError(f"a replica did not start ({type(error).__name__}); log: {member.log}") from None
             self._lose(member, "its process died")
             return
         if what == "start":
-            member.ready = True
+            member.ready, self.false_starts = True, 0
         elif what == "snapshot":
             member.polling, member.snapshot = False, result
+            if result.lowered:
+                self._lower(result.lowered, "no row alone kills an engine, so memory is short")
         elif shard is not None:
             member.shards.pop(shard.index, None)
             self.receipts[shard.index] = result
@@ -468,6 +531,9 @@ class _Labelling:
         if isinstance(cause, Stopped) and shard is not None:
             member.shards.pop(shard.index, None)  # the others are still draining
         elif isinstance(cause, EngineError) and what == "label":
+            if isinstance(cause, EngineOutOfMemory):
+                most = min(self.spec.in_flight, self.spec.engine.max_num_seqs)
+                self._lower(max(1, most // 2), "an engine ran out of memory")
             self._lose(member, str(cause))
         elif isinstance(cause, EngineError):
             raise EngineError(f"{cause}; log: {member.log}") from None

@@ -33,6 +33,7 @@ from batchq.config import Config, EngineKind, KvCache, Scheme, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, NotFound, Stopped
 from batchq.gate import Verdict
 from batchq.hardware import Hardware
+from batchq.lease import Lease
 from batchq.models import Model
 from batchq.pool import Pool, State
 from batchq.progress import Progress
@@ -72,23 +73,33 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
 
         here = pool.hardware()
         choice = choose(config, stored, model, here)
-        invocation = ledger.Invocation(output)
         halt = stop or threading.Event()
+        draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")  # before anything is written
+        lease = Lease(output, show.step, halt, lost=halt)
+        invocation = ledger.Invocation(output)
         try:
-            draft, checkpoint, verdicts = settle(config, stored, model, choice, pool, here, invocation, halt, show)
+            draft, checkpoint, verdicts = settle(
+                config, stored, draft, model, choice, pool, here, invocation, halt, show
+            )
             fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
             plan.refuse_other(fixed, draft, checkpoint.key, output)
             if not stored:
                 note_verdicts(output, verdicts)
             label(config, fixed, checkpoint, pool, here, invocation, halt, show)
-        except BaseException as error:
-            if plan.load(output):  # without a plan there is no output to keep accounts of
-                invocation.close("stopped" if isinstance(error, Stopped) else "failed")
-            raise
-        finally:
             show.clear()
-        invocation.close("complete")
-        return finish(config, fixed, model, "complete", output, new_inputs)
+            invocation.close("complete")
+            result = finish(config, fixed, model, "complete", output, new_inputs)
+        except BaseException as error:
+            show.clear()
+            begun = plan.load(output) is not None  # without a plan there is no output to keep accounts of
+            if begun:
+                invocation.close("stopped" if isinstance(error, Stopped) else "failed")
+            lease.close(forget=not begun)
+            if isinstance(error, Stopped) and lease.taken_by:
+                raise Stopped(f"{output}: {lease.taken_by} has taken over, so this one left; nothing is lost") from None
+            raise
+        lease.close()
+        return result
 
 
 def resumable(stored: Plan, config: Config, model: Model, output: str) -> list[str]:
@@ -120,6 +131,7 @@ def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) ->
 def settle(
     config: Config,
     stored: Plan | None,
+    draft: Plan,
     model: Model,
     choice: Choice,
     pool: Pool,
@@ -135,9 +147,10 @@ def settle(
     verdicts: list[Verdict] = []
     why = choice.why
     for scheme in (choice.scheme, *choice.fallback):
-        draft = stored or plan.make(config, model.digest, scheme, checkpoint="")
+        if scheme is not choice.scheme:
+            draft = plan.make(config, model.digest, scheme, checkpoint="")
         show.step(f"{len(draft.objects)} input objects in {len(draft.shards)} shards · {scheme.value}: {why}")
-        checkpoint = quantized(config, draft, model, scheme, here, invocation, show)
+        checkpoint = quantized(config, draft, model, scheme, here, invocation, show, stop)
         if stored:
             return draft, checkpoint, []  # it was judged before it was planned
         verdict = gate.judged(config, draft, model, scheme, checkpoint, pool, here, invocation, stop, show)
@@ -176,8 +189,12 @@ def quantized(
     here: Hardware,
     invocation: ledger.Invocation | None,
     show: Progress,
+    stop: threading.Event | None = None,
 ) -> Checkpoint:
-    """The checkpoint that is served: quantized now, taken from the cache, or the model as it is."""
+    """The checkpoint that is served: quantized now, taken from the cache, or the model as it is.
+
+    Raises Stopped at the next layer after `stop` was set.
+    """
     began = time.monotonic()
     if scheme is not Scheme.none:
         show.step(f"quantizing {model.name} to {scheme.value}, unless it is cached")
@@ -187,7 +204,12 @@ def quantized(
         task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
         return sample.calibration(config, draft, task)
 
-    checkpoint = quantize.quantize(model, scheme, config.quantization, prompts, log, on_progress=show.update)
+    def on_progress(words: str) -> None:
+        if stop and stop.is_set():
+            raise Stopped("stopped while the model was quantized; nothing was labelled yet")
+        show.update(words)
+
+    checkpoint = quantize.quantize(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
     if invocation and not checkpoint.cached and scheme is not Scheme.none:
         devices = len(here.gpus) or len(here.cores)
         spent = {"quantize": round(time.monotonic() - began, 3)}
@@ -205,6 +227,7 @@ def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardw
         chat_template=config.model.chat_template,
         in_flight=config.engine.in_flight or 2 * engine.max_num_seqs,
         spill_seconds=config.cluster.spill_seconds,
+        stall_seconds=config.engine.stall_timeout_s,
         quarantine=config.input.unreadable is Unreadable.quarantine,
     )
 
@@ -244,7 +267,7 @@ def label(
         show.update(line + progress.eta(share, done_before, elapsed))
 
     spec = worker_spec(config, fixed, checkpoint, here)
-    pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress)
+    pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress, show.step)
     if missing := len(plan.standing(fixed, output).remaining):
         raise BatchqError(
             f"{output}: {missing} shards were labelled but don't stand there; "

@@ -11,12 +11,17 @@ import dataclasses
 import importlib.util
 import os
 import re
+import select
+import signal
+import stat
+import sys
+import threading
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from batchq.engine import Completion, EngineSpec, Sampling
-from batchq.errors import EngineError, RowError
+from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -28,10 +33,12 @@ class VllmEngine:
         self.llm: AsyncLLM | None = None
         self._ids = count()
         self._params: dict[Sampling, Any] = {}
+        self._log_began = 0
 
     async def start(self) -> dict[str, float]:
         _environment(self.spec)
         began = time.monotonic()
+        self._log_began = _log_size()
         # In a thread: the constructor blocks until the weights are loaded and warmed up, and the
         # loop has to answer "how far are you" meanwhile.
         try:
@@ -39,6 +46,7 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM did not start: {_first_line(error)}") from error
         total = time.monotonic() - began
+        await self.llm.collective_rpc("batchq_end_with", args=(os.getpid(),))
         # vLLM keeps it in its worker processes: 31.6 of 116 s until an H200 was ready for a 135M model.
         compiled = max(await self.llm.collective_rpc("batchq_compile_seconds"))
         return {"load": max(0.0, total - compiled), "compile": compiled}
@@ -61,9 +69,12 @@ class VllmEngine:
             async for output in self.llm.generate(request, params, str(next(self._ids))):  # type: ignore[arg-type]
                 final = output
         except EngineDeadError as error:
+            if _out_of_memory(_log_since(self._log_began)):
+                raise EngineOutOfMemory("vLLM's engine process died for want of memory") from error
             raise EngineError("vLLM's engine process died") from error
         except EngineGenerateError as error:
-            raise EngineError(f"vLLM failed: {_first_line(error)}") from error
+            kind = EngineOutOfMemory if _out_of_memory(str(error.__cause__ or error)) else EngineError
+            raise kind(f"vLLM failed: {_first_line(error)}") from error
         except _refusals(vllm.exceptions) as error:
             raise RowError("engine_refused", f"vLLM refused the prompt: {type(error).__name__}") from error
         if final is None:
@@ -106,13 +117,27 @@ class VllmEngine:
             await asyncio.to_thread(llm.shutdown)
 
 
-class CompileTime:
+class Extension:
     """What vLLM's worker classes are given besides their own methods."""
 
     compilation_config: Any
 
     def batchq_compile_seconds(self) -> float:
         return float(self.compilation_config.compilation_time or 0.0)
+
+    def batchq_end_with(self, process: int) -> None:
+        """End when that process does. vLLM's engine outlives a killed parent, and would hold its device for good."""
+        try:
+            alive = os.pidfd_open(process)
+        except OSError as error:  # a container that forbids it
+            print(f"batchq: vLLM's processes may outlive a killed replica: {error}", file=sys.stderr, flush=True)
+            return
+
+        def watch() -> None:
+            select.select([alive], [], [])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=watch, name="batchq-end-with", daemon=True).start()
 
 
 def _environment(spec: EngineSpec) -> None:
@@ -140,7 +165,7 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "max_logprobs": max(20, spec.scored),  # vLLM refuses every request that asks for more than its 20
-        "worker_extension_cls": f"{__name__}.{CompileTime.__name__}",
+        "worker_extension_cls": f"{__name__}.{Extension.__name__}",
         "generation_config": "vllm",  # the job's sampling alone counts, not the model's own defaults
     }
     if spec.tensor_parallel_size > 1:
@@ -178,6 +203,34 @@ def _prompt_logprob(positions: Any, prompt: list[int]) -> float:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return re.sub(r"\s+", " ", lines[0])[:300] if lines else type(error).__name__
+
+
+# What a process says that had no memory left: torch on a GPU, CUDA itself, torch on a CPU, NumPy and C++.
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|can't allocate memory|Unable to allocate|bad_alloc",
+    re.IGNORECASE,
+)
+_LAST_WORDS = 64 * 1024  # bytes of the log that are read for them
+
+
+def _out_of_memory(words: str) -> bool:
+    return _MEMORY.search(words) is not None
+
+
+def _log_size() -> int:
+    """Bytes that this process and its children have written so far, where that is a file."""
+    found = os.fstat(2)
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _log_since(began: int) -> str:
+    """The end of what they wrote since: vLLM tells us that its process died, and only the log says of what."""
+    size = _log_size()
+    if size <= began:
+        return ""
+    with open("/proc/self/fd/2", "rb") as log:
+        log.seek(max(began, size - _LAST_WORDS))
+        return log.read().decode(errors="replace")
 
 
 # ---- what differs between the versions ----

@@ -4,6 +4,9 @@ Reading, rendering and tokenising run in threads, a batch ahead of the engine; e
 to the engine as soon as there is a place in flight; a part is written when its last row is
 answered. One shard feeds at a time, but the next begins while the last one drains, so the engine
 never waits at a shard's end.
+
+When the engine dies, stalls or is told to leave, every answer is spilled before anything is raised,
+and what was in flight is noted; poison.py says what the next attempt makes of that.
 """
 
 from __future__ import annotations
@@ -22,18 +25,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchq import models, read, storage, write
+from batchq import models, poison, read, storage, write
 from batchq.account import PhaseClock
 from batchq.config import TaskConfig
 from batchq.engine import Engine, EngineSpec
-from batchq.errors import BatchqError, EngineError, InputError, RowError, Stopped
+from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, InputError, RowError, Stopped
 from batchq.fake_engine import FakeEngine
+from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
 from batchq.vllm_engine import VllmEngine
 
 _TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON
 BATCH = 256  # rows read, rendered and tokenised at a time
+SETTLE_SECONDS = 2.0  # that a dead engine's other requests have to fail in, and its last answers to come
+LEFT = "stopped while a shard was under way; its answers so far are kept"
+KEEP_SECONDS = 20.0  # that a shard waits, before it raises, for the others to be spilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class WorkerSpec:
     chat_template: dict[str, Any]
     in_flight: int
     spill_seconds: float
+    stall_seconds: float
     quarantine: bool = False  # a shard whose input can't be read on ends there, and its receipt says why
 
 
@@ -59,17 +67,21 @@ class Snapshot:
     cpu: dict[str, float]
     rows: int
     tokens: int
+    lowered: int = 0  # rows that may be in flight since memory was found short; 0: as many as were asked for
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows on their way: columns already in Arrow, prompts already tokenised."""
+    """Rows on their way: columns already in Arrow, prompts already tokenised.
+
+    A row is in flight when both its prompt and its outcome are None.
+    """
 
     part: int
     ids: list[str]
     positions: list[int]
     inputs: pa.RecordBatch
-    prompts: list[list[int] | None]  # None: the row has failed, or was answered by an earlier attempt
+    prompts: list[list[int] | None]  # None: asked, failed, or answered by an earlier attempt
     keys: list[str | None]
     outcomes: list[Answer | Failure | None]
     raws: list[str | None]
@@ -95,6 +107,43 @@ class Part:
             self.done.set()
 
 
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One shard under way on this worker."""
+
+    shard: Shard
+    id: str
+    search: Search
+    known: dict[str, tuple[str | None, Answer]]  # answers that earlier attempts spilled
+    standing: list[Receipt]  # parts that are committed already
+    parts: list[Part] = field(default_factory=list)  # open ones
+    commits: list[asyncio.Task[Receipt]] = field(default_factory=list)
+    committed: int = 0  # rows
+    withheld: list[tuple[Part, Batch, int]] = field(default_factory=list)  # suspects, to be asked alone
+    marks: int = 0  # that the shard has, ours and earlier ones
+    kept: asyncio.Event = field(default_factory=asyncio.Event)  # over, one way or another, and nothing to lose
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its parts stood before it began."""
+        return bool(self.standing) and (self.standing[-1].last or self.shard.unit != "stream")
+
+    def keeps(self) -> int:
+        """Rows of the shard that need not be asked again once all is spilled."""
+        answered = sum(isinstance(o, Answer) for p in self.parts for b in p.batches for o in b.outcomes)
+        standing = sum(r.usage.rows for r in self.standing)
+        return standing + self.committed + max(answered, len(self.known) - standing)
+
+    def in_flight(self) -> list[int]:
+        return [
+            b.positions[i]
+            for p in self.parts
+            for b in p.batches
+            for i, outcome in enumerate(b.outcomes)
+            if outcome is None and b.prompts[i] is None
+        ]
+
+
 def open_engine(spec: EngineSpec) -> Engine:
     """An engine of the kind that is asked for, not started yet."""
     return (FakeEngine if spec.kind == "fake" else VllmEngine)(spec)
@@ -118,6 +167,12 @@ class Worker:
         self.intake = asyncio.Lock()
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
         self.stopping = False
+        self.ended: BaseException | None = None  # the engine's death, or that the time to leave is up
+        self.in_flight = spec.in_flight
+        self.lowered = 0  # what in_flight had to be lowered to, because memory was short
+        self.attempts: set[Attempt] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._convicted = False  # an earlier engine's death has been explained by a row
         self.cpu: dict[str, float] = dict.fromkeys(("read", "render", "tokenize", "write"), 0.0)
         self.quarantined: dict[int, str] = {}  # shard -> why its input can't be read to its end
         self._under_way = 0
@@ -134,12 +189,18 @@ class Worker:
         phases = await self.engine.start()
         self.clock.enter("idle")
         self.clock.move("load", "compile", phases.get("compile", 0.0))
+        self._watch = asyncio.create_task(self._watch_for_stalls())
 
-    def stop(self) -> None:
-        """Take no more rows; what is in flight is finished, spilled, and `label` raises Stopped."""
+    def stop(self, grace: float) -> None:
+        """Take no more rows; what is in flight is finished if it is within `grace` seconds, the rest is given up,
+        all answers are spilled, and `label` raises Stopped."""
         self.stopping = True
+        self.room.set()
+        asyncio.get_running_loop().call_later(grace, lambda: self._end(Stopped(LEFT)))
 
     async def close(self) -> None:
+        if self._watch:
+            self._watch.cancel()
         await self.engine.close()
         self.threads.shutdown(wait=False)
 
@@ -150,98 +211,194 @@ class Worker:
             {k: round(v, 3) for k, v in self.cpu.items()},
             self._rows,
             self._tokens,
+            self.lowered,
         )
 
     # -- a shard -------------------------------------------------------------------------------
 
-    async def label(self, shard: Shard) -> list[Receipt]:
+    async def label(self, shard: Shard, attempt: str = "") -> list[Receipt]:
         """Label one shard and commit its parts; returns the receipts that now stand for it.
 
-        Raises EngineError when the engine died, Stopped after `stop`, InputError or StorageError
+        Raises EngineError when the engine died or stalled, Stopped after `stop`, InputError or StorageError
         when reading or writing failed for good. Whatever was answered by then has been spilled.
         """
-        output, plan = self.spec.output, self.spec.plan
-        attempt = uuid.uuid4().hex
-        await self._thread(write.mark_attempt, output, shard, attempt)
-        known = await self._thread(write.read_spills, output, shard, plan.fingerprint, self.spec.task)
-        standing: list[Receipt] = await self._thread(self._standing_parts, shard)
-        if standing and (standing[-1].last or shard.unit != "stream"):
-            return standing
-        open_parts: list[Part] = []
-        commits: list[asyncio.Task[Receipt]] = []
-        spiller = asyncio.create_task(self._spill_regularly(shard, attempt, open_parts))
+        made = await self._thread(self._begin, shard, attempt or uuid.uuid4().hex)
+        standing = made.standing
+        if made.finished:
+            return standing  # type: ignore[no-any-return]
+        self.attempts.add(made)
+        spiller = asyncio.create_task(self._spill_regularly(made))
         try:
             async with self.intake:
-                await self._feed(shard, attempt, known, standing, open_parts, commits)
-            receipts = await asyncio.gather(*commits)
+                await self._feed(made)
+            receipts = await asyncio.gather(*made.commits)
         except BaseException:
-            for task in commits:
+            for task in made.commits:
                 task.cancel()
-            await asyncio.gather(*commits, return_exceptions=True)
-            await self._spill_safely(shard, attempt, open_parts, time.time_ns())
+            await asyncio.gather(*made.commits, return_exceptions=True)
+            if isinstance(self.ended, EngineError):
+                await self._drain(SETTLE_SECONDS)
+            await self._spill_safely(made, time.time_ns())
+            if isinstance(self.ended, EngineError) and not self.stopping:  # a signal to all may have ended the engine
+                await self._note_death(made)
+            made.kept.set()
+            if self.ended or self.stopping:  # whoever hears of it may end this process
+                waits = [asyncio.ensure_future(other.kept.wait()) for other in self.attempts]
+                _, late = await asyncio.wait(waits, timeout=KEEP_SECONDS)
+                for task in late:
+                    task.cancel()
             raise
         finally:
+            made.kept.set()
+            self.attempts.discard(made)
             spiller.cancel()
             await asyncio.gather(spiller, return_exceptions=True)
-        await self._thread(write.drop_spills, output, shard)
+        await self._thread(write.drop_spills, self.spec.output, shard)
         return [*standing, *receipts]
 
-    async def _feed(
-        self,
-        shard: Shard,
-        attempt: str,
-        known: dict[str, tuple[str | None, Answer]],
-        standing: list[Receipt],
-        open_parts: list[Part],
-        commits: list[asyncio.Task[Receipt]],
-    ) -> None:
+    def _begin(self, shard: Shard, attempt: str) -> Attempt:
+        """What is known of the shard from the store; marks the attempt there if there is anything left to do.
+
+        In a thread, and before the shard's turn: a mark that the engine waited for cost a tenth of the speed.
+        """
+        marks = [poison.from_json(m) for m in write.read_marks(self.spec.output, shard)]
+        known = write.read_spills(self.spec.output, shard, self.spec.plan.fingerprint, self.spec.task)
+        made = Attempt(shard, attempt, poison.resumed(marks), known, self._standing_parts(shard), marks=len(marks))
+        if not made.finished:
+            self._write_mark(made)
+        return made
+
+    def _write_mark(self, made: Attempt) -> None:
+        made.search = made.search.keeps(made.keeps())
+        mark = poison.to_json(Mark(made.id, made.search))
+        made.marks = write.mark_attempt(self.spec.output, made.shard, mark, made.marks + 1)
+
+    async def _feed(self, made: Attempt) -> None:
         """Hand the shard's rows to the engine, in order, as places in flight come free."""
-        first = len(standing)
-        skip = standing[-1].next_position if standing else 0
-        batches = self._batches(shard, first, skip, known)
+        self._raise_if_over()
+        first = len(made.standing)
+        skip = made.standing[-1].next_position if made.standing else 0
+        batches = self._batches(made.shard, first, skip, made.known)
         part = Part(first)
-        open_parts.append(part)
+        made.parts.append(part)
         ahead = asyncio.ensure_future(self._thread(next, batches, None))
+        convicted, suspects = frozenset(made.search.convicted), made.search.suspects
+        self._convicted |= bool(convicted)
+        careful = bool(convicted) or made.search.searching
+        self.in_flight = self.lowered or self.spec.in_flight
+        if careful and made.search.searching:
+            self.in_flight = made.search.concurrency(min(self.in_flight, self.spec.engine.max_num_seqs))
         while (batch := await ahead) is not None:
             ahead = asyncio.ensure_future(self._thread(next, batches, None))
-            for commit in commits:
+            if self.ended:
+                raise self.ended
+            for commit in made.commits:
                 if commit.done():
                     commit.result()  # a part that can't be written ends the shard now, not at its end
             if batch.part != part.index:
-                self._seal(part, False, shard, attempt, open_parts, commits)
+                await self._search(made)
+                self._seal(made, part, False)
                 part = Part(batch.part)
-                open_parts.append(part)
+                made.parts.append(part)
             part.batches.append(batch)
             for i, prompt in enumerate(batch.prompts):
                 if prompt is None:
                     self._rows += 1
                     continue
-                if self.stopping:
-                    ahead.cancel()
-                    await self._drain(open_parts)
-                    raise Stopped("stopped while a shard was under way; its answers so far are kept")
-                while self._under_way >= self.spec.in_flight:
+                if careful:
+                    position = batch.positions[i]
+                    if position in convicted:
+                        batch.outcomes[i], batch.prompts[i] = Failure(poison.CODE, poison.MESSAGE), None
+                        self._rows += 1
+                        continue
+                    if made.search.searching and (suspects is None or position in suspects):
+                        made.withheld.append((part, batch, i))
+                        part.pending += 1
+                        continue
+                    if suspects and position > suspects[-1]:
+                        await self._search(made)
+                        suspects = ()
+                while self._under_way >= self.in_flight and not (part.error or self.stopping):
                     self.room.clear()
                     await self.room.wait()
                 if part.error:
                     raise part.error
+                if self.stopping:
+                    ahead.cancel()
+                    await self._drain()
+                    raise Stopped(LEFT)
                 part.pending += 1
-                self._enter(+1)
-                asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
-        self._seal(part, True, shard, attempt, open_parts, commits)
+                self._hand_over(part, batch, i, prompt)
+        await self._search(made)
+        self._seal(made, part, True)
 
-    def _seal(
-        self,
-        part: Part,
-        last: bool,
-        shard: Shard,
-        attempt: str,
-        open_parts: list[Part],
-        commits: list[asyncio.Task[Receipt]],
-    ) -> None:
+    def _raise_if_over(self) -> None:
+        if self.ended:
+            raise self.ended
+        if self.stopping:
+            raise Stopped(LEFT)
+
+    def _hand_over(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
+        batch.prompts[i] = None  # from here on the row is in flight
+        self._enter(+1)
+        asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
+
+    async def _search(self, made: Attempt) -> None:
+        """Ask the suspects that were withheld, in groups with nothing else in flight; see poison.py.
+
+        Returns when all were answered: then it was no row that killed the engine.
+        """
+        if not made.search.searching:
+            return
+        left, made.withheld = made.withheld, []
+        suspected = bool(left)
+        while left:
+            await self._nothing_in_flight(made)
+            group = left[-poison.half(left) :]
+            del left[-len(group) :]
+            made.search = made.search.asks_alone([batch.positions[i] for _, batch, i in group])
+            await self._thread(self._write_mark, made)
+            for part, batch, i in group:
+                while self._under_way >= self.in_flight and not (part.error or self.stopping):
+                    self.room.clear()
+                    await self.room.wait()
+                prompt = batch.prompts[i]
+                if self.stopping or part.error or prompt is None:
+                    break
+                self._hand_over(part, batch, i, prompt)
+        if not suspected:
+            self.in_flight = self.lowered or self.spec.in_flight
+            return
+        await self._nothing_in_flight(made)
+        if made.search.witnessed and not self._convicted:
+            self.lowered = self.in_flight
+        elif self._convicted:
+            self.in_flight = self.lowered or self.spec.in_flight
+        made.search = made.search.acquits()
+        await self._thread(self._write_mark, made)
+
+    async def _nothing_in_flight(self, made: Attempt) -> None:
+        """Wait for what is, this shard's and others', and keep it. Raises what ended the engine, or Stopped."""
+        while self._under_way and not self.ended:
+            self.room.clear()
+            await self.room.wait()
+        self._raise_if_over()
+        await self._spill_safely(made, time.time_ns())
+
+    async def _note_death(self, made: Attempt) -> None:
+        """Leave behind which rows were in flight: the next attempt suspects those and no others."""
+        in_flight = tuple(made.in_flight())
+        strikes = poison.LOST if isinstance(self.ended, EngineOutOfMemory) else poison.DIED
+        mark = Mark(made.id, made.search.keeps(made.keeps()).died(in_flight, strikes), True, in_flight)
+        try:
+            await self._thread(write.mark_attempt, self.spec.output, made.shard, poison.to_json(mark), made.marks + 1)
+        except BatchqError as error:  # without it more rows are suspected than need be
+            print(f"batchq: shard {made.shard.index}: its mark failed: {error}", file=sys.stderr, flush=True)
+
+    def _seal(self, made: Attempt, part: Part, last: bool) -> None:
         part.sealed, part.last = True, last
         part.settle()
-        commits.append(asyncio.create_task(self._commit(part, shard, attempt, open_parts)))
+        made.commits.append(asyncio.create_task(self._commit(made, part)))
 
     async def _ask(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
         try:
@@ -250,29 +407,57 @@ class Worker:
             self._tokens += answer.prompt_tokens + answer.output_tokens
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
+        except EngineError as error:
+            self._end(error)
+            part.error = part.error or self.ended
         except BaseException as error:
             part.error = error if isinstance(error, Exception) else EngineError("a request was cancelled")
         finally:
-            batch.prompts[i] = None  # its token ids are of no more use
             self._rows += 1
             self._enter(-1)
             self.room.set()
             part.pending -= 1
             part.settle()
 
-    async def _commit(self, part: Part, shard: Shard, attempt: str, open_parts: list[Part]) -> Receipt:
+    async def _commit(self, made: Attempt, part: Part) -> Receipt:
         await part.done.wait()
         if part.error:
             raise part.error
-        receipt: Receipt = await self._thread(self._write, part, shard, attempt)
-        open_parts.remove(part)
+        receipt: Receipt = await self._thread(self._write, part, made.shard, made.id)
+        made.parts.remove(part)
+        made.committed += receipt.usage.rows
         return receipt
 
-    async def _drain(self, open_parts: list[Part]) -> None:
-        """Wait for what is in flight."""
-        for part in open_parts:
-            while part.pending and not part.error:
-                await asyncio.sleep(0.02)
+    def _end(self, error: BaseException) -> None:
+        """The engine is of no more use: no shard waits for it any longer."""
+        if self.ended:
+            return
+        self.ended = error
+        for made in self.attempts:
+            for part in made.parts:
+                if part.pending or not part.sealed:
+                    part.error = part.error or error
+                    part.settle()
+        self.room.set()
+
+    async def _watch_for_stalls(self) -> None:
+        limit = self.spec.stall_seconds
+        seen, since = -1, 0.0
+        while not self.ended:
+            await asyncio.sleep(min(limit / 4, 10.0))
+            now = time.monotonic()
+            if self._rows != seen or not self._under_way:
+                seen, since = self._rows, now
+            elif now - since >= limit:
+                self._end(
+                    EngineError(f"{self._under_way} rows in flight and no answer for engine.stall_timeout_s={limit:g}")
+                )
+
+    async def _drain(self, seconds: float = float("inf")) -> None:
+        """Wait for what is in flight, until the end is called; with a limit even then, for a dead engine's others."""
+        deadline = time.monotonic() + seconds
+        while self._under_way and time.monotonic() < deadline and (seconds < float("inf") or not self.ended):
+            await asyncio.sleep(0.02)
 
     def _enter(self, change: int) -> None:
         """Keep the phase clock: the engine infers while anything is in flight, and idles otherwise."""
@@ -474,16 +659,16 @@ class Worker:
             [r for b in batches for r in b.raws],
         )
 
-    async def _spill_regularly(self, shard: Shard, attempt: str, open_parts: list[Part]) -> None:
+    async def _spill_regularly(self, made: Attempt) -> None:
         for number in itertools.count(1):
             await asyncio.sleep(self.spec.spill_seconds)
-            await self._spill_safely(shard, attempt, list(open_parts), number)
+            await self._spill_safely(made, number)
 
-    async def _spill_safely(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
+    async def _spill_safely(self, made: Attempt, number: int) -> None:
         try:
-            await self._thread(self._spill, shard, attempt, parts, number)
+            await self._thread(self._spill, made.shard, made.id, list(made.parts), number)
         except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
-            print(f"batchq: a spill of shard {shard.index} failed: {error}", file=sys.stderr, flush=True)
+            print(f"batchq: a spill of shard {made.shard.index} failed: {error}", file=sys.stderr, flush=True)
 
     def _spill(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
         """Save the answers that no spill and no commit holds yet."""

@@ -257,24 +257,33 @@ def read_receipts(output: str, threads: int = 64) -> list[Receipt]:
 # -- attempts and spills --------------------------------------------------------------------------
 
 
-def mark_attempt(output: str, shard: Shard, attempt: str) -> int:
-    """State, before work begins, that this shard is attempted; returns how often it has been, this time included."""
+def mark_attempt(output: str, shard: Shard, mark: dict[str, Any], number: int) -> int:
+    """Add a record to the shard's attempts, create-only: before its rows are asked, and whatever is learnt since.
+
+    `number` is the first that may be free; returns the one it got.
+    """
     folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
-    number = sum(1 for _ in storage.list_objects(folder)) + 1
-    failpoint.reach("write.mark_attempt.listed")
+    stated = json.dumps(mark).encode()
+    failpoint.reach("write.mark_attempt.before_put")
     while True:
         try:
             storage.create(
                 storage.join(folder, f"{number:04d}.json"),
-                json.dumps({"attempt": attempt}).encode(),
+                stated,
                 staging=storage.join(output, "meta/tmp"),
             )
             failpoint.reach("write.mark_attempt.after_put")
             return number
         except AlreadyExists:
-            if attempt.encode() in storage.read(storage.join(folder, f"{number:04d}.json")):
+            if storage.read(storage.join(folder, f"{number:04d}.json")) == stated:
                 return number  # ours: the reply was lost
             number += 1
+
+
+def read_marks(output: str, shard: Shard) -> list[dict[str, Any]]:
+    """The shard's attempts as they were recorded, oldest first."""
+    folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
+    return [json.loads(storage.read(uri)) for uri in sorted(s.uri for s in storage.list_objects(folder))]
 
 
 def spill_folder(output: str, shard: Shard) -> str:

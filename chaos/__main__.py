@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos import azure, store
+from chaos import azure, drivers, store
 from chaos.trial import Trial
 
 # Each in the order of the table. A module of trials is imported here and its functions are listed, no more.
@@ -33,6 +33,7 @@ TRIALS: list[Callable[[Path, float], Trial]] = [
     store.races_on_s3,
     store.lying_clocks,
     azure.killed_at_every_step_on_azure,
+    *drivers.TRIALS,
 ]
 
 

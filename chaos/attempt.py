@@ -129,6 +129,7 @@ def work(order: Order) -> None:
         chat_template={},
         in_flight=8,
         spill_seconds=config.cluster.spill_seconds,
+        stall_seconds=config.engine.stall_timeout_s,
     )
     try:
         asyncio.run(label(spec, remaining))

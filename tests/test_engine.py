@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -15,11 +17,12 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import hardware
-from batchq.cli import main
+from batchq import hardware, models
+from batchq.cli import compose, main
 from batchq.engine import EngineSpec, Sampling
 from batchq.errors import EngineError, RowError
-from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _refusals
+from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _out_of_memory, _refusals
+from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 
@@ -157,3 +160,62 @@ def test_the_main_job_on_the_real_model(
     report = json.loads((tmp_path / "out/sentiment_transcripts/meta/report.json").read_text())
     assert report["accuracy"] > 0.6
     assert report["device_seconds"]["infer"] > 0
+
+
+# -- deaths ---------------------------------------------------------------------------------------------------------
+
+SMALL = [
+    *("engine.max_num_batched_tokens=256", "engine.max_num_seqs=2", "engine.in_flight=4"),
+    *("+engine.options.kv_cache_memory_bytes=16777216", "cluster.replicas=1", "output.rows_per_shard=10"),
+]
+
+
+@pytest.mark.engine
+def test_a_row_that_kills_vllms_process_is_found(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = rows_of(10)
+    made[4]["text"] = "~"
+    write_jsonl(project / "rows.jsonl", made)
+    (token,) = models.open_tokenizer(str(compose(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
+    monkeypatch.setenv("BATCHQ_TEST_KILL_TOKEN", str(token))
+    faulty = "+engine.options.worker_extension_cls=tests.faulty_vllm.Faulty"
+    assert main(["job=mine", *SMALL, faulty, "output.max_error_rate=0.2"]) == 0
+    found = pq.read_table(project / "out/data").to_pylist()
+    assert sorted(r["id"] for r in found) == list(range(10))
+    assert {r["id"]: r["batchq_error"] for r in found if r["batchq_error"]} == {4: "killed_engine"}
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert 2 <= report["lost_replicas"] <= math.log2(4) + 1, "only the four rows in flight are suspected"
+    assert "the row at" in capsys.readouterr().err
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("victim", ["engine", "actor"])
+def test_vllm_killed_in_mid_shard(victim: str, project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(600))
+    shards = "output.rows_per_shard=200"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "batchq", "job=mine", *SMALL, shards],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(driver, lambda: bool(list((project / "out/data").glob("*.parquet"))), 300)
+    (actor,) = processes_below(driver.pid, b"ray::Replica")
+    (engine,) = processes_below(actor, b"EngineCore")
+    os.kill({"engine": engine, "actor": actor}[victim], signal.SIGKILL)
+    wait_for(driver, lambda: not Path(f"/proc/{engine}").exists(), 30)  # or it would hold its device for good
+    out, err = driver.communicate(timeout=400)
+    assert driver.returncode == 0, err
+    assert "600 = 600 answers + 0 failures" in out
+    assert "replica 0 lost" in err
+    found = pq.read_table(project / "out/data").to_pylist()
+    assert sorted(r["id"] for r in found) == list(range(600))
+
+
+def test_want_of_memory_is_recognised() -> None:
+    gpu = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+    cpu = "RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+    assert all(map(_out_of_memory, (gpu, cpu, "terminate called after throwing an instance of 'std::bad_alloc'")))
+    assert not _out_of_memory("EngineCore encountered an issue. See stack trace (above) for the root cause.")

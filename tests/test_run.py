@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from batchq import lease, models
+from batchq.cli import compose as compose_job
 from batchq.cli import main
 from batchq.config import Config
-from tests.conftest import rows_of, write_jsonl
+from batchq.errors import Stopped
+from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 from tests.s3 import S3
 
 ROOT = Path(__file__).parent.parent
@@ -40,14 +45,6 @@ def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def stamps(data: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in data.glob("*.parquet")}
-
-
-def wait_for(process: subprocess.Popen[str], done: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)  # polling another process; nothing here depends on how long
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -147,19 +144,68 @@ def test_a_shard_that_loses_every_replica_ends_the_run_with_its_name(
     assert "Traceback" not in err
 
 
-def test_sigterm_stops_with_three_and_the_same_command_goes_on(project: Path) -> None:
+def test_sigterm_stops_with_three_and_no_answer_is_asked_twice(project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(400))
-    slow = ["output.rows_per_shard=40", "+engine.options.tokens_per_s=8000"]
-    process = start(project, *slow)
+    noted = f"+engine.options.asked={project / 'asked'}"  # a line a row that the engine is asked
+    process = start(project, "output.rows_per_shard=40", "+engine.options.tokens_per_s=8000", noted)
     wait_for(process, lambda: len(list((project / "out/data").glob("*.parquet"))) >= 2)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
     assert "the same command goes on from here" in err
-    again = start(project, "output.rows_per_shard=40")
+    assert 80 <= len((project / "asked").read_text().splitlines()) < 400
+    again = start(project, "output.rows_per_shard=40", noted)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert "400 = 400 answers + 0 failures" in out
+    assert "watching" not in err, "a run that said it was over is not waited for"
+    assert len((project / "asked").read_text().splitlines()) == 400
+
+
+def test_a_row_that_kills_a_preempted_replica_and_a_second_submission(project: Path) -> None:
+    """At once: the row becomes a failure, the pool goes on, the second driver leaves and names the first."""
+    made = rows_of(300)
+    made[290]["text"] = "~"
+    write_jsonl(project / "rows.jsonl", made)
+    (token,) = models.open_tokenizer(str(compose_job(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
+    faults = [f"+engine.options.die_token={token}", "+engine.options.tokens_per_s=4000", "engine.in_flight=8"]
+    options = [*faults, "cluster.replicas=2", "output.rows_per_shard=30"]
+    first = start(project, *options)
+    wait_for(first, lambda: bool(list((project / "out/data").glob("*.parquet"))))
+    os.kill(processes_below(first.pid, b"ray::Replica")[-1], signal.SIGTERM)
+    second = start(project, *options)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 3, said
+    assert f"another run (process {first.pid} on " in said and "nothing was started here" in said
+    out, err = first.communicate(timeout=240)
+    assert first.returncode == 0, err
+    assert "300 = 299 answers + 1 failures" in out
+    assert "replica 1 lost: its process died" in err or "replica 0 lost: its process died" in err, err
+    assert "kills engines; it becomes a failure" in err, err
+    assert sorted(r["id"] for r in rows(project / "out")) == list(range(300))
+    assert {r["id"]: r["batchq_error"] for r in rows(project / "out") if r["batchq_error"]} == {290: "killed_engine"}
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert report["lost_replicas"] - 1 <= math.log2(8) + 2, "of the eight rows in flight, by halving"
+
+
+def test_a_driver_that_was_suspended_leaves_to_the_one_that_took_over(tmp_path: Path) -> None:
+    stop, lost = threading.Event(), threading.Event()
+    said: list[str] = []
+    first = lease.Lease(str(tmp_path), said.append, stop, lost)
+    assert not said, "nobody was there before"
+    with pytest.raises(Stopped, match="is at work on it, so nothing was started here"):
+        lease.Lease(str(tmp_path), said.append, stop, threading.Event())
+    first._over.set()  # it hangs: no beat any more
+    first._thread.join()
+    second = lease.Lease(str(tmp_path), said.append, stop, threading.Event())
+    assert "going on from where it was" in said[-1]
+    first._over.clear()
+    first._run()  # it wakes
+    assert lost.is_set() and first.taken_by == f"another run (process {os.getpid()} on {socket.gethostname()})"
+    second.close()
+    heard = len(said)
+    lease.Lease(str(tmp_path), said.append, stop, threading.Event()).close()
+    assert len(said) == heard, "who said that it was over is not watched"
 
 
 def test_all_readers_see_one_clean_table(project: Path) -> None:

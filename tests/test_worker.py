@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gzip
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import plan, storage, write
+from batchq import models, plan, poison, storage, write
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
@@ -26,7 +27,7 @@ def planned(config: Config) -> Plan:
     return plan.store(plan.make(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
 
 
-def worker(config: Config, fixed: Plan, **options: Any) -> Worker:
+def worker(config: Config, fixed: Plan, stall: float = 600, **options: Any) -> Worker:
     spec = WorkerSpec(
         plan=dataclasses.replace(fixed, shards=()),
         task=config.task,
@@ -35,6 +36,7 @@ def worker(config: Config, fixed: Plan, **options: Any) -> Worker:
         chat_template={},
         in_flight=16,
         spill_seconds=3600,
+        stall_seconds=stall,
     )
     return Worker(spec)
 
@@ -160,7 +162,7 @@ def test_spilled_answers_are_not_asked_again(compose: Callable[..., Config], pro
     assert [r.usage.rows for r in receipts] == [20]
     assert receipts[0].reused >= 12
     assert not list((project / "out/meta/partial").rglob("*.parquet"))
-    assert len(list((project / "out/meta/attempts/00000").iterdir())) == 2
+    assert len(list((project / "out/meta/attempts/00000").iterdir())) >= 2
 
 
 def test_an_empty_shard_and_one_of_failures_leave_a_clean_table(compose: Callable[..., Config], project: Path) -> None:
@@ -186,7 +188,7 @@ def test_stop_keeps_what_was_answered(compose: Callable[..., Config], project: P
         label = asyncio.create_task(made.label(fixed.shards[0]))
         while made.snapshot().rows < 30:
             await asyncio.sleep(0)
-        made.stop()
+        made.stop(20)
         with pytest.raises(Stopped):
             await label
         await made.close()
@@ -298,3 +300,120 @@ def test_limit_takes_the_first_rows(compose: Callable[..., Config], project: Pat
         config = compose("input.limit=33", f"input.path={path}", f"output.path=out-{path}")
         asyncio.run(labelled(config, planned(config)))
         assert sorted(r["id"] for r in rows(config)) == list(range(33))
+
+
+# -- engines that die, stall and run out of memory ----------------------------------------------------------------
+
+
+def token_of(config: Config, text: str) -> int:
+    """The id of a character that only one row holds."""
+    (token,) = models.open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
+    return int(token)
+
+
+async def labelled_to_the_end(config: Config, fixed: Plan, **options: Any) -> int:
+    """As the pool would: another worker for every one whose engine dies; returns how many were lost."""
+    for lost in range(50):
+        try:
+            await labelled(config, fixed, **options)
+            return lost
+        except EngineError:
+            continue
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("where", [0, 7, 15, 16, 150, 299])
+def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
+    where: int, compose: Callable[..., Config], project: Path
+) -> None:
+    made = rows_of(300)
+    made[where]["text"] = "~"
+    write_jsonl(project / "rows.jsonl", made)
+    config = compose("output.rows_per_shard=150")
+    fixed = planned(config)
+    lost = asyncio.run(labelled_to_the_end(config, fixed, die_token=token_of(config, "~")))
+    found = rows(config)
+    assert len(found) == len({r["batchq_id"] for r in found}) == 300
+    assert [r["id"] for r in found if r["batchq_error"]] == [where]
+    assert [r["batchq_error"] for r in found if r["batchq_error"]] == ["killed_engine"]
+    assert lost <= math.log2(16) + 2, "only what was in flight is suspected, 16 rows"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz"])
+def test_two_rows_that_kill_engines_in_one_object(kind: str, compose: Callable[..., Config], project: Path) -> None:
+    made = rows_of(120)
+    made[3]["text"] = made[77]["text"] = "~"
+    write_jsonl(project / "rows.jsonl", made)
+    if kind.endswith("gz"):
+        (project / "rows.jsonl.gz").write_bytes(gzip.compress((project / "rows.jsonl").read_bytes()))
+    config = compose(f"input.path=rows.{kind}", "output.rows_per_shard=50")
+    lost = asyncio.run(labelled_to_the_end(config, planned(config), die_token=token_of(config, "~")))
+    found = rows(config)
+    assert sorted(r["id"] for r in found) == list(range(120))
+    assert [r["id"] for r in found if r["batchq_error"]] == [3, 77]
+    assert lost <= 2 * (math.log2(16) + 2)
+
+
+def test_memory_pressure_convicts_no_row_and_lowers_concurrency(compose: Callable[..., Config], project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(100))
+    config = compose("output.rows_per_shard=1000")
+    fixed = planned(config)
+    lost = asyncio.run(labelled_to_the_end(config, fixed, oom_above=5))
+    assert [r["batchq_error"] for r in rows(config)] == [None] * 100
+    assert lost <= math.log2(16) + 2
+
+
+def test_a_stalled_engine_ends_the_attempt_and_its_row_is_found(compose: Callable[..., Config], project: Path) -> None:
+    made = rows_of(40)
+    made[20]["text"] = "~"
+    write_jsonl(project / "rows.jsonl", made)
+    config = compose("output.rows_per_shard=1000")
+    fixed = planned(config)
+    hang = {"hang_token": token_of(config, "~"), "stall": 0.1}
+    with pytest.raises(EngineError, match=r"1 rows in flight and no answer for engine\.stall_timeout_s=0\.1"):
+        asyncio.run(labelled(config, fixed, **hang))
+    lost = 1 + asyncio.run(labelled_to_the_end(config, fixed, **hang))
+    assert [r["id"] for r in rows(config) if r["batchq_error"] == "killed_engine"] == [20]
+    assert lost == 2, "once among others, once alone"
+
+
+def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
+    compose: Callable[..., Config], project: Path
+) -> None:
+    made = rows_of(40)
+    made[20]["text"] = "~"
+    write_jsonl(project / "rows.jsonl", made)
+    config = compose("output.rows_per_shard=1000")
+    fixed = planned(config)
+
+    async def stopped() -> None:
+        hung = worker(config, fixed, hang_token=token_of(config, "~"))
+        await hung.start()
+        label = asyncio.create_task(hung.label(fixed.shards[0]))
+        while hung.snapshot().rows < 39:
+            await asyncio.sleep(0)
+        hung.stop(0.05)
+        with pytest.raises(Stopped):
+            await label
+        await hung.close()
+
+    asyncio.run(stopped())
+    receipts = asyncio.run(labelled(config, fixed))
+    assert receipts[0].reused == 39
+    assert [r["batchq_error"] for r in rows(config)] == [None] * 40, "to be told to leave accuses no row"
+
+
+def test_the_search_goes_on_where_another_driver_left_it() -> None:
+    search = poison.Search().died().died()  # two processes lost; nobody knows which rows were in flight
+    assert search.searching and search.suspects is None
+    search = search.asks_alone(range(50, 100))
+    killed_driver = [poison.Mark("a", search)]
+    assert poison.resumed(killed_driver).suspects is None, "an end that nobody saw accuses no row"
+    lost = poison.after_loss(killed_driver, "a")
+    assert lost is not None and lost.search.suspects == tuple(range(50, 100))
+    again = [poison.from_json(json.loads(json.dumps(poison.to_json(m)))) for m in (*killed_driver, lost)]
+    assert poison.resumed(again).suspects == tuple(range(50, 100))
+    assert poison.after_loss(again, "a") is None, "one loss counts once"
+    assert poison.after_loss(again, "b") is None, "another's marks accuse nobody"
+    alone = lost.search.asks_alone([77])
+    assert alone.died().convicted == (77,)
