@@ -157,7 +157,7 @@ def test_the_card_tells_what_it_is(base: Model, int8: tuple[Checkpoint, list[str
     assert (card["recipe"]["scheme"], card["recipe"]["seed"]) == ("int8", 0)
     (_, [(first, smoothing)]), (_, [(second, gptq)]) = card["recipe"]["steps"]
     assert (first, smoothing) == ("SmoothQuantModifier", {"smoothing_strength": 0.8})
-    assert second == "GPTQModifier" and "lm_head" in gptq["ignore"]
+    assert second == "GPTQModifier" and any("lm_head" in name for name in gptq["ignore"])
     assert card["calibration"] == {"prompts": 8, "tokens": sum(map(len, prompts()))}
     assert set(card["versions"]) == {"llmcompressor", "compressed-tensors", "transformers"}
     assert set(card["files"]) == {path.name for path in folder.iterdir()} - {"batchq.json"}
