@@ -5,7 +5,8 @@
 
 Both sides start a fresh engine each time, and only the time from the first request to the last answer counts. Of
 batchq that is all the time after its engine was ready (reading, rendering, tokenising, committing and waiting
-included), as its own report accounts for it; of `LLM.generate`, the call, with every token id list made beforehand.
+included; "idle" is that part of it in which no row was in flight), as its own report accounts for it; of
+`LLM.generate`, the call, with every token id list made beforehand.
 """
 
 from __future__ import annotations
@@ -55,18 +56,20 @@ def compare(work: Path, rows: int, runs: int, overrides: list[str]) -> None:
     job += ["output.rows_per_shard=512", "gate=off", *overrides]
     request = work / "request.json"
     tokens = prepare(cli.compose(job), request)
-    print(f"{'run':<4} {'batchq s':>9} {'tokens/s':>9} {'raw s':>9} {'tokens/s':>9}", flush=True)
+    print(f"{'run':<4} {'batchq s':>9} {'idle':>6} {'tokens/s':>9} {'raw s':>9} {'tokens/s':>9}", flush=True)
     ours: list[float] = []
     raw: list[float] = []
     for run in range(1, runs + 1):
         call([sys.executable, "-m", "batchq", *job], work / "log")
         (record,) = (json.loads(path.read_text()) for path in (output / "meta/runs").glob("*.json"))
-        ours.append(max(r["phases"]["infer"] + r["phases"]["idle"] for r in record["replicas"] if r["phases"]["infer"]))
+        phases = next(r["phases"] for r in record["replicas"] if r["phases"]["infer"])
+        ours.append(phases["infer"] + phases["idle"])
         shutil.rmtree(output)
         call([sys.executable, __file__, "--raw", str(request)], work / "log")
         raw.append(json.loads(request.with_suffix(".seconds").read_text()))
         print(
-            f"{run:<4} {ours[-1]:>9.2f} {tokens / ours[-1]:>9,.0f} {raw[-1]:>9.2f} {tokens / raw[-1]:>9,.0f}",
+            f"{run:<4} {ours[-1]:>9.2f} {phases['idle']:>6.2f} {tokens / ours[-1]:>9,.0f} {raw[-1]:>9.2f} "
+            f"{tokens / raw[-1]:>9,.0f}",
             flush=True,
         )
     ratio = statistics.median(raw) / statistics.median(ours)
