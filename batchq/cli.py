@@ -35,7 +35,8 @@ verbs
 
 Configuration is Hydra's: `--cfg job` prints it, `--info defaults` where it comes from, `-m` sweeps.
 Your own groups: ./conf (if it holds job/) or $BATCHQ_CONF. Exit codes: 0 complete, 1 failed,
-2 bad configuration or input, 3 stopped early and resumable, 4 complete with too many failures."""
+2 bad configuration or input, 3 stopped early and resumable, 4 complete with too many failures or unreadable files,
+5 the gate refused every scheme that fits."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -112,10 +112,9 @@ def _owner(folder: str, number: int) -> str:
 
 def _read(uri: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(storage.read(uri))
+        return storage.read_json(uri)
     except NotFound:  # killed between its lease and its first beat
         return {}
-    return found
 
 
 def _uri(folder: str, number: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import glob as globbing
 import io
+import json
 import os
 import random
 import re
@@ -203,6 +204,15 @@ def read_checked(uri: str, parse: Callable[[bytes], T], *, suffix: int | None = 
             if attempt == CHECKED_READS - 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """A small record that only costs work if it is wrong. Raises NotFound, and StorageError if it is no JSON."""
+    try:
+        found: dict[str, Any] = read_checked(uri, json.loads)
+    except ValueError as error:
+        raise StorageError(f"{uri}: is damaged; move it away and run again") from error
+    return found
 
 
 def open_read(uri: str, *, etag: str | None = None) -> BinaryIO:

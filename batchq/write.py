@@ -281,9 +281,9 @@ def mark_attempt(output: str, shard: Shard, mark: dict[str, Any], number: int) -
 
 
 def read_marks(output: str, shard: Shard) -> list[dict[str, Any]]:
-    """The shard's attempts as they were recorded, oldest first."""
+    """The shard's attempts as they were recorded, oldest first. Raises StorageError for one that can't be read."""
     folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
-    return [json.loads(storage.read(uri)) for uri in sorted(s.uri for s in storage.list_objects(folder))]
+    return [storage.read_json(uri) for uri in sorted(s.uri for s in storage.list_objects(folder))]
 
 
 def spill_folder(output: str, shard: Shard) -> str:
