@@ -1,7 +1,7 @@
 """batchq against what people use today: same rows, model, precision and question, on one machine.
 
     python benchmarks/peers.py --model FOLDER --rows 4000                     # every side, two runs each, alternating
-    python benchmarks/peers.py --model FOLDER --rows 4000 --quantization fp8 --sides generate-ids,batchq --work FOLDER2
+    python benchmarks/peers.py --model FOLDER --rows 4000 --quantization fp8 --sides generate,batchq --work FOLDER2
     python benchmarks/peers.py --model TINY --rows 64 --set engine.max_num_seqs=16          # two CPU cores
 
 The rows are composed calls (jobs/sentiment_transcripts) joined up to `--tokens` tokens a prompt, all different, in one
@@ -9,8 +9,8 @@ Parquet file; the question is that job's, three labels scored by their first tok
 
 | side | what runs |
 | --- | --- |
-| generate-ids | `LLM.generate` on token ids made beforehand, warmed up with 8 rows: the engine's own speed, the 1.000 |
-| generate-text | `LLM.generate` on texts with the chat template applied beforehand, tokenised inside |
+| generate | `LLM.generate`, warmed up with 8 rows, all rows twice by turns: as generate-ids on token ids made beforehand, \
+the engine's own speed and the 1.000, and as generate-text on texts with the chat template applied beforehand |
 | run-batch, run-batch-tuned | `vllm run-batch` on chat completions in a JSONL file made beforehand |
 | ray-data, ray-data-tuned | Ray Data LLM, from the Parquet file to Parquet |
 | batchq | `python -m batchq job=sentiment_transcripts`, from the Parquet file to committed Parquet |
@@ -61,7 +61,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
-SIDES = ("generate-ids", "batchq", "run-batch-tuned", "ray-data-tuned", "generate-text", "run-batch", "ray-data")
+SIDES = ("generate", "batchq", "run-batch-tuned", "ray-data-tuned", "run-batch", "ray-data")
+ROUNDS = 2  # of ids and text that one start of the side "generate" goes through
 BATCH_BEGINS = ("Reading batch from", "Running batch:")  # vLLM's log line, and the bar that it shows a little later
 RAY_BATCHES = 16  # a Ray Data actor takes at once, when tuned
 # Dense FLOP/s of an H100 or H200 in the SXM form: with 8-bit activations, and with 16-bit ones.
@@ -109,6 +110,7 @@ class Case:
 class Work:
     """What a side did: from the first request to the last answer, in seconds of the wall clock."""
 
+    side: str
     begin: float
     end: float
     answers: int
@@ -162,43 +164,49 @@ def compare(case: Case, sides: list[str], runs: int, limit: float) -> None:
         if side in unable:
             continue
         try:
-            row = measure(case, side, limit)
+            rows = measure(case, side, limit)
         except CannotRun as error:
             say(f"{side} can't run: {error}")
             unable.add(side)
             continue
         finally:
             await_memory(free)
-        with (case.folder / "results.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        so_far = results(case)
-        show(row, so_far, str(sum(r["side"] == side for r in so_far)))
-    for side in sides:
+        for row in rows:
+            with (case.folder / "results.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            so_far = results(case)
+            show(row, so_far, str(sum(r["side"] == row["side"] for r in so_far)))
+    for side in dict.fromkeys(r["side"] for r in results(case)):
         if mine := [r for r in results(case) if r["side"] == side]:
             show(
                 {k: median([r[k] for r in mine]) for k in mine[0] if k != "side"} | {"side": side}, results(case), "med"
             )
 
 
-def measure(case: Case, side: str, limit: float) -> dict[str, Any]:
-    """One run of one side, in a process of its own."""
+def measure(case: Case, side: str, limit: float) -> list[dict[str, Any]]:
+    """One start of one side, in a process of its own, and what it did."""
     watch = Watch()
     log = case.folder / f"{side}.log"
     began = time.time()
     try:
-        work = OUT_OF_PROCESS.get(side, child)(case, side, log, limit)
+        done = OUT_OF_PROCESS.get(side, child)(case, side, log, limit)
         whole = time.time() - began
     finally:
         watch.close()
-    if work.answers != case_rows(case):
-        say(f"{side}: {work.answers} answers of {case_rows(case)} rows; see {log}")
-    if work.prompt_tokens != case.tokens:
-        say(f"{side}: counted {work.prompt_tokens:,} prompt tokens where batchq has {case.tokens:,}")
+    for work in done:
+        if work.answers != case_rows(case):
+            say(f"{work.side}: {work.answers} answers of {case_rows(case)} rows; see {log}")
+        if work.prompt_tokens != case.tokens:
+            say(f"{work.side}: counted {work.prompt_tokens:,} prompt tokens where batchq has {case.tokens:,}")
+    return [figures(case, work, whole, watch) for work in done]
+
+
+def figures(case: Case, work: Work, whole: float, watch: Watch) -> dict[str, Any]:
     seconds = work.end - work.begin
     joules = watch.joules(work.begin, work.end)
     flop = case.flop_per_token * (work.prompt_tokens - (work.cached_tokens or 0))
     return {
-        "side": side,
+        "side": work.side,
         "work": seconds,
         "rate": work.prompt_tokens / seconds,
         "whole": whole,
@@ -338,23 +346,16 @@ def load(folder: Path) -> Case:
 # ---- the sides ----
 
 
-def child(case: Case, side: str, log: Path, limit: float) -> Work:
+def child(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     """A side that is a function of this file, in a process of its own."""
     answer = case.folder / f"{side}.json"
     answer.unlink(missing_ok=True)
     call([sys.executable, str(Path(__file__)), "--side", side, str(case.folder)], case, log, limit)
-    return Work(**json.loads(answer.read_text()))
+    return [Work(**work) for work in json.loads(answer.read_text())]
 
 
-def generate_ids(case: Case) -> None:
-    generate(case, "generate-ids", [{"prompt_token_ids": row["ids"]} for row in case.rows()])
-
-
-def generate_text(case: Case) -> None:
-    generate(case, "generate-text", [row["text"] for row in case.rows()])
-
-
-def generate(case: Case, side: str, prompts: list[Any]) -> None:
+def generate(case: Case) -> None:
+    """Ids and text by turns in one engine, whose prefix cache is emptied before each."""
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -368,13 +369,21 @@ def generate(case: Case, side: str, prompts: list[Any]) -> None:
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
     llm = LLM(model=case.model, **case.engine(limits=True))
-    llm.generate(prompts[:8], params, use_tqdm=False)
-    llm.reset_prefix_cache()
-    begin = time.time()
-    answers = llm.generate(prompts, params, use_tqdm=False)
-    end = time.time()
-    lengths = [len(a.prompt_token_ids or ()) for a in answers]
-    report(case, side, Work(begin, end, len(answers), sum(lengths), sum(a.num_cached_tokens or 0 for a in answers)))
+    rows = case.rows()
+    given: dict[str, list[Any]] = {
+        "generate-ids": [{"prompt_token_ids": row["ids"]} for row in rows],
+        "generate-text": [row["text"] for row in rows],
+    }
+    done = []
+    llm.generate(given["generate-ids"][:8], params, use_tqdm=False)
+    for side, prompts in [*given.items()] * ROUNDS:
+        llm.reset_prefix_cache()
+        begin = time.time()
+        answers = llm.generate(prompts, params, use_tqdm=False)
+        end = time.time()
+        tokens = sum(len(a.prompt_token_ids or ()) for a in answers)
+        done.append(Work(side, begin, end, len(answers), tokens, sum(a.num_cached_tokens or 0 for a in answers)))
+    report(case, "generate", done)
 
 
 def ray_data(case: Case) -> None:
@@ -443,14 +452,14 @@ def ray_data_llm(case: Case, side: str, settings: dict[str, Any], detokenize: bo
     begin = min(table["arrived"].to_pylist())
     if not begin:
         raise CannotRun("vLLM noted no request's arrival")
-    report(case, side, Work(begin, end, table.num_rows, sum(table["tokens"].to_pylist()), None))
+    report(case, side, [Work(side, begin, end, table.num_rows, sum(table["tokens"].to_pylist()), None)])
 
 
-def report(case: Case, side: str, work: Work) -> None:
-    (case.folder / f"{side}.json").write_text(json.dumps(dataclasses.asdict(work)))
+def report(case: Case, side: str, done: list[Work]) -> None:
+    (case.folder / f"{side}.json").write_text(json.dumps([dataclasses.asdict(work) for work in done]))
 
 
-def run_batch(case: Case, side: str, log: Path, limit: float) -> Work:
+def run_batch(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     """`vllm run-batch`; a chat completion of one token a row, and the labels' log-probabilities."""
     asked, answered = case.folder / f"{side}-in.jsonl", case.folder / f"{side}-out.jsonl"
     answered.unlink(missing_ok=True)
@@ -473,7 +482,7 @@ def run_batch(case: Case, side: str, log: Path, limit: float) -> Work:
     usages = [f["response"]["body"]["usage"] for f in found if f["response"] and f["response"].get("body")]
     details = [u.get("prompt_tokens_details") for u in usages]
     cached = sum(d["cached_tokens"] or 0 for d in details if d) if any(details) else None
-    return Work(seen, end, len(usages), sum(u["prompt_tokens"] for u in usages), cached)
+    return [Work(side, seen, end, len(usages), sum(u["prompt_tokens"] for u in usages), cached)]
 
 
 def flags(arguments: EngineArguments) -> list[str]:
@@ -488,7 +497,7 @@ def flags(arguments: EngineArguments) -> list[str]:
     return words
 
 
-def batchq(case: Case, side: str, log: Path, limit: float) -> Work:
+def batchq(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     """The command as a user gives it."""
     out = case.folder / f"{side}-out"
     shutil.rmtree(out, ignore_errors=True)
@@ -497,16 +506,15 @@ def batchq(case: Case, side: str, log: Path, limit: float) -> Work:
     (record,) = (json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json"))
     seconds = max(r["phases"]["infer"] + r["phases"]["idle"] for r in record["replicas"] if r["phases"]["infer"])
     end = max(path.stat().st_mtime for path in (out / "data").glob("*.parquet"))
-    return Work(end - seconds, end, summary["answers"], summary["prompt_tokens"], summary["cached_tokens"])
+    return [Work(side, end - seconds, end, summary["answers"], summary["prompt_tokens"], summary["cached_tokens"])]
 
 
 IN_PROCESS: dict[str, Callable[[Case], None]] = {
-    "generate-ids": generate_ids,
-    "generate-text": generate_text,
+    "generate": generate,
     "ray-data": ray_data,
     "ray-data-tuned": ray_data_tuned,
 }
-OUT_OF_PROCESS: dict[str, Callable[[Case, str, Path, float], Work]] = {
+OUT_OF_PROCESS: dict[str, Callable[[Case, str, Path, float], list[Work]]] = {
     "run-batch": run_batch,
     "run-batch-tuned": run_batch,
     "batchq": batchq,
