@@ -9,13 +9,13 @@ Parquet file; the question is that job's, three labels scored by their first tok
 
 | side | what runs |
 | --- | --- |
-| generate | `LLM.generate`, warmed up with 8 rows, all rows twice by turns: as generate-ids on token ids made beforehand, \
-the engine's own speed and the 1.000, and as generate-text on texts with the chat template applied beforehand |
+| generate: generate-ids | `LLM.generate` on token ids made beforehand: the engine's own speed, the 1.000 |
+| generate: generate-text | `LLM.generate` on texts with the chat template applied beforehand; both by turns, one engine |
 | run-batch, run-batch-tuned | `vllm run-batch` on chat completions in a JSONL file made beforehand |
 | ray-data, ray-data-tuned | Ray Data LLM, from the Parquet file to Parquet |
 | batchq | `python -m batchq job=sentiment_transcripts`, from the Parquet file to committed Parquet |
 
-"Tuned" has batchq's limits (16,384 tokens and 1,024 sequences a step on a GPU), and so have the first two; Ray Data
+"Tuned" has batchq's limits (16,384 tokens and 1,024 sequences a step on a GPU), and so has generate; Ray Data
 then also has as many rows in flight as batchq, four workers for template and tokens on eight cores or more, no
 detokenising and no exported metrics. Without it, everything but the model's length is as the peer comes; Ray Data then
 exports its metrics where Ray Serve's packages are installed. The prefix cache is on, by default, on every side: all
