@@ -10,7 +10,7 @@ Parquet file; the question is that job's, three labels scored by their first tok
 | side | what runs |
 | --- | --- |
 | generate: generate-ids | `LLM.generate` on token ids made beforehand: the engine's own speed, the 1.000 |
-| generate: generate-text | `LLM.generate` on texts with the chat template applied beforehand; both by turns, one engine |
+| generate: generate-text | `LLM.generate` on texts with the chat template applied; both by turns, in one engine |
 | run-batch, run-batch-tuned | `vllm run-batch` on chat completions in a JSONL file made beforehand |
 | ray-data, ray-data-tuned | Ray Data LLM, from the Parquet file to Parquet |
 | batchq | `python -m batchq job=sentiment_transcripts`, from the Parquet file to committed Parquet |
