@@ -28,7 +28,7 @@ EIGHT_BITS = (
     Scheme.int8,
     Scheme.int8_rtn,
     Scheme.w4a8_fp8,
-)  # multiplied
+)  # in which products are made
 SHOWN = (Scheme.none, Scheme.fp8, Scheme.int8, Scheme.w8a16, Scheme.w4a16, Scheme.w4a8_fp8)
 # Dense peaks in teraFLOPS by the publisher's data sheets: (16 bits, 8 bits).
 PEAKS = {
