@@ -141,7 +141,7 @@ def _compressed(tensor: Tensor, scheme: Scheme, group: int | None) -> int:
     match scheme:
         case Scheme.none | Scheme.sparse24:
             return tensor.bytes
-        case Scheme.int8 | Scheme.int8_rtn | Scheme.fp8:
+        case Scheme.int8 | Scheme.int8_rtn | Scheme.fp8 | Scheme.fp8_gptq:
             return tensor.elements + 2 * rows
         case Scheme.fp8_block:
             return tensor.elements + 2 * math.ceil(rows / BLOCK_SIDE) * math.ceil(columns / BLOCK_SIDE)

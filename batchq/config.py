@@ -21,6 +21,7 @@ class Scheme(Enum):
     auto = "auto"
     none = "none"
     fp8 = "fp8"
+    fp8_gptq = "fp8_gptq"
     fp8_block = "fp8_block"
     int8 = "int8"
     int8_rtn = "int8_rtn"

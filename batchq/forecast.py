@@ -21,6 +21,14 @@ REFERENCE = (
     Gpu("NVIDIA H100 80GB HBM3", 81559 * MIB, 81559 * MIB, (9, 0), ""),
     Gpu("NVIDIA H200", 143771 * MIB, 143771 * MIB, (9, 0), ""),
 )
+EIGHT_BITS = (
+    Scheme.fp8,
+    Scheme.fp8_gptq,
+    Scheme.fp8_block,
+    Scheme.int8,
+    Scheme.int8_rtn,
+    Scheme.w4a8_fp8,
+)  # in which products are made
 SHOWN = (Scheme.none, Scheme.fp8, Scheme.int8, Scheme.w8a16, Scheme.w4a16, Scheme.w4a8_fp8)
 # Dense peaks in teraFLOPS by the publisher's data sheets: (16 bits, 8 bits).
 PEAKS = {
@@ -89,7 +97,7 @@ def expected(scheme: Scheme, gpu: Gpu, linear: int) -> float:
 
     Weights alone in fewer bits are multiplied in 16, so they are no faster; an upper bound for them.
     """
-    bits = 8 if scheme in (Scheme.fp8, Scheme.fp8_block, Scheme.int8, Scheme.int8_rtn, Scheme.w4a8_fp8) else 16
+    bits = 8 if scheme in EIGHT_BITS else 16
     return REACHED[bits] * peak(gpu)[bits == 8] * 1e12 / (2 * linear)
 
 

@@ -35,6 +35,7 @@ class Facts:
 FACTS = {
     Scheme.none: Facts("as it is", 16, "none", cpu=True),
     Scheme.fp8: Facts("FP8, a scale a row and a token", 8, "rtn", since=(8, 9)),
+    Scheme.fp8_gptq: Facts("FP8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 9)),
     Scheme.fp8_block: Facts("FP8, a scale a block of 128 x 128", 8, "rtn", since=(8, 9)),
     Scheme.int8: Facts(
         "INT8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 0), before=(10, 0), cpu=True
@@ -60,6 +61,7 @@ LADDER = (
     Scheme.int8_rtn,
     Scheme.int8,
     Scheme.fp8,
+    Scheme.fp8_gptq,
     Scheme.fp8_block,
     Scheme.w8a16,
     Scheme.none,

@@ -203,7 +203,7 @@ def test_auto_follows_the_hardware_and_says_why(hardware: Hardware, scheme: Sche
 
 def test_what_costs_too_much_quality_falls_back_to_what_is_served_and_fits() -> None:
     h100 = cuda("NVIDIA H100 80GB HBM3", 9, 0)
-    assert fit(h100).choose().fallback == (Scheme.fp8_block, Scheme.w8a16, Scheme.none)
+    assert fit(h100).choose().fallback == (Scheme.fp8_gptq, Scheme.fp8_block, Scheme.w8a16, Scheme.none)
     assert fit(cpu("amx_int8"), configured(Scheme.int8_rtn)).choose().fallback == (Scheme.int8,)  # 16 GiB: no BF16
     named = configured(Scheme.fp8)
     named.gate.fallback = [Scheme.w8a16]

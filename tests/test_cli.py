@@ -51,7 +51,10 @@ MISTAKES = {
     ),
     "unknown verb": (["walk", "job=mine"], "walk: no such verb; verbs are run, plan"),
     "wrong type": (["job=mine", "engine.max_model_len=abc"], "engine.max_model_len"),
-    "unknown scheme": (["job=mine", "quantization.scheme=int3"], "expected one of [auto, none, fp8, fp8_block, int8"),
+    "unknown scheme": (
+        ["job=mine", "quantization.scheme=int3"],
+        "expected one of [auto, none, fp8, fp8_gptq, fp8_block, int8",
+    ),
     "one label": (["job=mine", "task.labels=[a]"], "task.labels=['a']: classify needs at least two labels"),
     "a label twice": (["job=mine", "task.labels=[a,a]"], "each label once"),
     "no output": (["job=mine", "output.path="], "output.path is missing"),

@@ -116,7 +116,14 @@ def test_fp8_needs_no_prompts(base: Model, fp8: Checkpoint, shelf: QuantizationC
 
 @pytest.mark.parametrize(
     "scheme",
-    [Scheme.fp8_block, Scheme.w8a16, Scheme.w4a16_awq, Scheme.w4a8_fp8, Scheme.sparse24],  # w4a16 stores as w4a8_fp8
+    [
+        Scheme.fp8_gptq,
+        Scheme.fp8_block,
+        Scheme.w8a16,
+        Scheme.w4a16_awq,
+        Scheme.w4a8_fp8,
+        Scheme.sparse24,
+    ],  # w4a16 stores as w4a8_fp8
     ids=lambda scheme: scheme.value,
 )
 def test_a_scheme_is_made_and_weighs_what_was_predicted(
