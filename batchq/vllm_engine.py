@@ -36,6 +36,8 @@ class VllmEngine:
         self._log_began = 0
 
     async def start(self) -> dict[str, float]:
+        if self.llm is not None:
+            return {}
         _environment(self.spec)
         began = time.monotonic()
         self._log_began = _log_size()
@@ -52,10 +54,15 @@ class VllmEngine:
         return {"load": max(0.0, total - compiled), "compile": compiled}
 
     def _open(self) -> AsyncLLM:
+        began = time.monotonic()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(self.spec, AsyncEngineArgs)))
+        imported = time.monotonic()
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(self.spec, AsyncEngineArgs)))
+        took = f"vLLM imported in {imported - began:.1f} s, engine up in {time.monotonic() - imported:.1f} s"
+        print(f"batchq: {took}", file=sys.stderr, flush=True)
+        return llm
 
     async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
         import vllm.exceptions
