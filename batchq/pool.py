@@ -315,7 +315,7 @@ class Pool:
                     on_progress(count)
             return ray.get(future)
 
-        for attempt in range(1, self.cluster.max_attempts + 1):
+        for _ in range(self.cluster.max_attempts):
             actor: Any = _actor_class(Replica).options(**_placement(slot, spec, here)).remote(spec, path)
             seen: dict[str, float] = {}
             ready = False
@@ -345,7 +345,7 @@ class Pool:
                     ray.kill(actor)
             spent.update(seen)
             say(f"gate: its engine was lost: {why}; log: {path}")
-        raise EngineError(f"the gate lost its engine {attempt} times ({why}); log: {path}")
+        raise EngineError(f"the gate lost its engine {self.cluster.max_attempts} times ({why}); log: {path}")
 
     def release(self) -> None:
         """End the engine that `ask` kept, if there is one."""

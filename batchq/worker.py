@@ -34,7 +34,7 @@ from batchq.fake_engine import FakeEngine
 from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
-from batchq.vllm_engine import VllmEngine
+from batchq.vllm_engine import VllmEngine, import_ahead
 
 _TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON
 BATCH = 256  # rows read, rendered and tokenised at a time
@@ -147,7 +147,10 @@ class Attempt:
 
 def open_engine(spec: EngineSpec) -> Engine:
     """An engine of the kind that is asked for, not started yet."""
-    return (FakeEngine if spec.kind == "fake" else VllmEngine)(spec)
+    if spec.kind == "fake":
+        return FakeEngine(spec)
+    import_ahead(spec)
+    return VllmEngine(spec)
 
 
 class Worker:

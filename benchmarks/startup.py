@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -114,13 +115,14 @@ def once(work: Path, overrides: list[str], limit: float, name: str, environment:
     with log.open("rb") if log.exists() else (work / "log").open("rb") as file:
         file.seek(before if log.exists() else 0)
         said = file.read().decode(errors="replace")
-    seconds = steps(output)
+    seconds, report = steps(output), output / "meta/report.json"
     if seconds is None:
         words = (work / "log").read_text(errors="replace").strip().splitlines()
         print(f"{name:<12} no answer (exit code {code}): {words[-1] if words else ''}", flush=True)
     else:
         line(name, seconds)
-    print("            " + " · ".join(details(said)), flush=True)
+    speed = [f"{json.loads(report.read_text())['tokens_per_second']:,.0f} tokens/s"] if report.exists() else []
+    print("            " + " · ".join([*details(said), *speed]), flush=True)
     for words in gaps(said):
         print(f"            {words}", flush=True)
     return seconds
@@ -133,7 +135,7 @@ def steps(output: Path) -> list[float] | None:
     if "first answer" not in reached:
         return None
     at = [0.0] + [reached.get(step, 0.0) for step in STEPS[1:]]
-    return [reached["python"]] + [after - before for before, after in zip(at, at[1:], strict=False)]
+    return [reached["python"]] + [after - before for before, after in pairwise(at)]
 
 
 def details(said: str) -> list[str]:
@@ -145,7 +147,7 @@ def details(said: str) -> list[str]:
 def gaps(said: str) -> list[str]:
     """Where vLLM's log stood still, as seconds and the line that ended it; its clock has whole seconds."""
     at = [(3600 * int(h) + 60 * int(m) + int(s), who or "", what) for who, h, m, s, what in STAMP.findall(said)]
-    pairs = [(after[0] - before[0], *after[1:]) for before, after in zip(at, at[1:], strict=False)]
+    pairs = [(after[0] - before[0], *after[1:]) for before, after in pairwise(at)]
     return [f"{seconds:>4} s before {who}: {what[:90]}" for seconds, who, what in pairs if seconds >= GAP]
 
 
