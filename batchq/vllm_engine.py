@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 class VllmEngine:
     def __init__(self, spec: EngineSpec) -> None:
-        _environment(spec)
         self.spec = spec
         self.llm: AsyncLLM | None = None
         self._ids = count()
@@ -43,6 +42,7 @@ class VllmEngine:
     async def start(self) -> dict[str, float]:
         if self.llm is not None:
             return {}
+        _environment(self.spec)
         began = time.monotonic()
         self._log_began = _log_size()
         # In a thread: the constructor blocks until the weights are loaded and warmed up, and the
@@ -179,15 +179,13 @@ def import_ahead(spec: EngineSpec) -> None:
     if spec.device == "cpu":
         modules.append("vllm.v1.worker.cpu_worker")  # a GPU's might touch CUDA, which doesn't survive a fork
     if spec.device == "cpu" and (torch := importlib.util.find_spec("torch")) and torch.origin:
-        # OpenMP binds its threads as its environment says when it is loaded, and it has to be torch's own.
+        # vLLM's kernels and torch have to share one OpenMP, or their threads wait for each other; vLLM sees to that
+        # when it spawns, which is too late here.
         library = Path(torch.origin).parent / "lib/libgomp.so.1"
         if library.exists():
             os.environ["LD_PRELOAD"] = ":".join(filter(None, [str(library), before.get("LD_PRELOAD")]))
-        if os.environ.get("BATCHQ_BIND"):
-            os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, spec.cores))
     cores = os.sched_getaffinity(0)
-    if spec.device == "cpu" and spec.cores:
-        os.sched_setaffinity(0, spec.cores)
+    os.sched_setaffinity(0, spec.cores or cores)  # of this thread, and so of what it starts
     forkserver.set_forkserver_preload(modules)
     forkserver.ensure_running()
     os.sched_setaffinity(0, cores)
