@@ -69,6 +69,7 @@ class RunAccount:
     wall_seconds: float
     replicas: tuple[ReplicaAccount, ...]
     lost_replicas: int = 0
+    reached: dict[str, float] = field(default_factory=dict)  # what of the start-up, and seconds from the start
 
 
 def account_from_json(data: Mapping[str, Any]) -> RunAccount:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import metadata
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
 
 from batchq import capacity, hardware, models, preview, storage
 from batchq.config import Config
@@ -21,6 +23,7 @@ def examine(config: Config | None) -> tuple[bool, str]:
         ("ok", f"hardware: {preview.hardware_words(here)}"),
         _vllm(here.device),
         *(_package(name) for name in PACKAGES),
+        *_bytecode(),
         _cache(),
     ]
     if config is not None:
@@ -51,6 +54,17 @@ def _package(name: str) -> tuple[str, str]:
     if name in ("llmcompressor", "compressed-tensors"):
         return "warn", f"{name} is not installed: quantization needs it, here or in quantization.python"
     return "FAIL", f"{name} is not installed"
+
+
+def _bytecode() -> list[tuple[str, str]]:
+    """A warning where vLLM isn't compiled: it comes in thousands of files, and twice in a replica."""
+    found = find_spec("vllm")
+    if found is None or found.origin is None or Path(cache_from_source(found.origin)).exists():
+        return []
+    forbidden = " (PYTHONDONTWRITEBYTECODE is set)" if sys.dont_write_bytecode else ""
+    folder = Path(found.origin).parent.parent
+    words = "has no bytecode, so starting takes twice as long"
+    return [("warn", f"vllm {words}{forbidden}: {sys.executable} -m compileall -q -j 0 {folder}")]
 
 
 def _cache() -> tuple[str, str]:

@@ -62,7 +62,7 @@ class Engine(Protocol):
     """One model on one replica's devices. All methods run on one event loop."""
 
     async def start(self) -> dict[str, float]:
-        """Load and warm up; returns seconds by phase ("load", "compile").
+        """Load and warm up; returns seconds by phase ("load", "compile"). An engine that is up stays as it is.
 
         Raises EngineError with one line that says why it could not start.
         """

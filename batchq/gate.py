@@ -123,7 +123,7 @@ def judged(
     if known := quantize.read_verdict(checkpoint, case, config.quantization):
         return verdict_from_json(known)
 
-    def ask(what: str, whose: Config, path: str, weights: int) -> list[Completion | Failure]:
+    def ask(what: str, whose: Config, path: str, weights: int, keep: bool) -> list[Completion | Failure]:
         spec = capacity.engine_spec(whose, path, weights, here)
         show.step(f"gate: asking {what} for {len(chosen.prompts):,} rows")
         answers, spent = pool.ask(
@@ -136,15 +136,17 @@ def judged(
             config.engine.start_timeout_s,
             stop,
             lambda count: show.update(f"gate: {what} has answered {count:,} of {len(chosen.prompts):,} rows"),
+            show.step,
+            keep,
         )
         invocation.spent(spent)
         return answers
 
     before = recall(key)
     if before is None:
-        before = ask("baseline", whole, full.path, capacity.stored_bytes(capacity.read_tensors(full.path)))
+        before = ask("baseline", whole, full.path, capacity.stored_bytes(capacity.read_tensors(full.path)), keep=False)
         remember(key, before)
-    after = ask(scheme.value, config, checkpoint.path, checkpoint.bytes)
+    after = ask(scheme.value, config, checkpoint.path, checkpoint.bytes, keep=True)  # it may go on to label
     verdict = judge(scheme.value, chosen, before, after, config.task.labels, settings)
     quantize.write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict

@@ -6,9 +6,11 @@ A driver that was killed leaves its last rewrite behind, so what it cost is not 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 from batchq import failpoint, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
@@ -30,6 +32,12 @@ class Invocation:
         self._replicas: tuple[ReplicaAccount, ...] = ()
         self._extra: tuple[ReplicaAccount, ...] = ()
         self._lost = 0
+        self._reached = {"python": _age()}
+
+    def reached(self, what: str, at: float | None = None) -> None:
+        """Note when the start-up first came so far: `at`, on time.monotonic()'s clock, or now."""
+        seconds = (time.monotonic() if at is None else at) - self._began
+        self._reached.setdefault(what, round(seconds, 3))
 
     def spent(self, account: ReplicaAccount) -> None:
         """Devices held by something that is no replica, such as quantization."""
@@ -49,7 +57,13 @@ class Invocation:
 
     def account(self, state: str) -> RunAccount:
         wall = round(time.monotonic() - self._began, 3)
-        return RunAccount(self.id, state, self._started, wall, self._extra + self._replicas, self._lost)
+        return RunAccount(self.id, state, self._started, wall, self._extra + self._replicas, self._lost, self._reached)
+
+
+def _age() -> float:
+    """Seconds since this process began, the interpreter's own start and all imports included."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"), 3)
 
 
 def read_runs(output: str) -> list[RunAccount]:

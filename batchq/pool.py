@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,15 +44,56 @@ CLOSE_SHARE = 0.2  # of the grace period, from which on nothing is waited for bu
 
 
 class Replica:
-    """The actor: one worker in its own process, its output and its children's in one log file."""
+    """The actor: one engine in its own process, its output and its children's in one log file.
 
-    def __init__(self, spec: WorkerSpec, log: str) -> None:
-        began = time.monotonic()
+    It answers the gate's prompts, or labels; one whose answers the gate accepted goes on to label.
+    """
+
+    def __init__(self, spec: EngineSpec, log: str) -> None:
+        self.clock = PhaseClock("start")
         _log_to(log)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        self.worker = Worker(spec, began)
+        self.engine = open_engine(spec)
+        self.worker: Worker  # from `start` on
+        self.answered = 0
 
-    async def start(self) -> None:
+    # -- for the gate --
+
+    async def open(self) -> None:
+        self.clock.enter("load")
+        phases = await self.engine.start()
+        self.clock.enter("gate")
+        self.clock.move("load", "compile", phases.get("compile", 0.0))
+
+    async def ask(
+        self, prompts: list[list[int]], sampling: Sampling, in_flight: int, keep: bool
+    ) -> tuple[list[Completion | Failure], dict[str, float]]:
+        """The answers in the prompts' order, and the seconds by phase; `keep` leaves the engine up."""
+        places = asyncio.Semaphore(in_flight)
+
+        async def one(prompt: list[int]) -> Completion | Failure:
+            async with places:
+                try:
+                    return await self.engine.ask(prompt, sampling)
+                except RowError as error:
+                    return Failure(error.code, error.message)
+                finally:
+                    self.answered += 1
+
+        answers = list(await asyncio.gather(*map(one, prompts)))
+        if not keep:
+            await self.free()
+        spent, self.clock = self.clock.seconds(), PhaseClock("idle")  # from here on it is the labelling's time
+        return answers, spent
+
+    async def progress(self) -> tuple[int, dict[str, float]]:
+        """How many prompts were answered, and the seconds by phase."""
+        return self.answered, self.clock.seconds()
+
+    # -- for the labelling --
+
+    async def start(self, spec: WorkerSpec) -> None:
+        self.worker = Worker(spec, self.clock, self.engine)
         await self.worker.start()
         # What stands now stays; looking through it again and again is up to 10 us a row.
         gc.freeze()
@@ -76,47 +118,14 @@ class Replica:
     async def stop(self, grace: float) -> None:
         self.worker.stop(grace)
 
+    async def free(self) -> None:
+        """Let go of the devices, when only the gate was served."""
+        await self.engine.close()
+
     async def close(self) -> Snapshot:
         snapshot = self.worker.snapshot()
         await self.worker.close()
         return snapshot
-
-
-class Panel:
-    """The actor that the gate asks: one engine, a list of prompts, a list of answers."""
-
-    def __init__(self, spec: EngineSpec, log: str) -> None:
-        self.clock = PhaseClock("start")
-        _log_to(log)
-        self.engine = open_engine(spec)
-        self.answered = 0
-
-    async def ask(
-        self, prompts: list[list[int]], sampling: Sampling, in_flight: int
-    ) -> tuple[list[Completion | Failure], dict[str, float]]:
-        """The answers in the prompts' order, and the seconds by phase."""
-        self.clock.enter("load")
-        phases = await self.engine.start()
-        self.clock.enter("gate")
-        self.clock.move("load", "compile", phases.get("compile", 0.0))
-        places = asyncio.Semaphore(in_flight)
-
-        async def one(prompt: list[int]) -> Completion | Failure:
-            async with places:
-                try:
-                    return await self.engine.ask(prompt, sampling)
-                except RowError as error:
-                    return Failure(error.code, error.message)
-                finally:
-                    self.answered += 1
-
-        try:
-            return list(await asyncio.gather(*map(one, prompts))), self.clock.seconds()
-        finally:
-            await self.engine.close()
-
-    async def progress(self) -> int:
-        return self.answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +134,16 @@ class Slot:
 
     node: str
     cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A replica that has served the gate and may go on to label."""
+
+    spec: EngineSpec
+    slot: Slot
+    actor: Any
+    log: str
 
 
 @dataclass(slots=True, eq=False)
@@ -153,6 +172,7 @@ class State:
     phases: list[str]
     accounts: tuple[ReplicaAccount, ...]
     lost_replicas: int
+    reached: dict[str, float]  # what of the start-up, and when, on the driver's time.monotonic()
 
 
 class Pool:
@@ -162,6 +182,7 @@ class Pool:
         self.cluster = cluster
         self.logs = logs
         self._connected = False
+        self._kept: Kept | None = None
 
     def __enter__(self) -> Pool:
         return self
@@ -262,45 +283,88 @@ class Pool:
         start_timeout: float,
         stop: threading.Event,
         on_progress: Callable[[int], None],
+        say: Callable[[str], None] = lambda _: None,
+        keep: bool = False,
     ) -> tuple[list[Completion | Failure], ReplicaAccount]:
-        """Start one engine, have it answer, end it; returns the answers in order and what it cost.
+        """Start one engine and have it answer; returns the answers in order and what it cost.
 
-        Raises EngineError when it doesn't start or dies, Stopped after `stop` was set.
+        An engine that dies is replaced, up to `cluster.max_attempts`, and `say` is told. With `keep` it stays up, and
+        `label` goes on with it if it is to label with an engine of just this kind; `release` ends it otherwise.
+        Raises EngineError when it doesn't start or dies too often, Stopped after `stop` was set.
         """
         self.connect()
+        self.release()
         import ray
 
         slot = self.slots(here)[0]
         path = str(self.logs / log)
         spec = dataclasses.replace(spec, cores=slot.cores)
-        actor: Any = _actor_class(Panel).options(**_placement(slot, spec, here)).remote(spec, path)
-        answers = actor.ask.remote(prompts, sampling, in_flight)
-        began = time.monotonic()
-        count = 0
-        try:
-            while not ray.wait([answers], timeout=POLL_SECONDS)[0]:
+        spent: Counter[str] = Counter()
+
+        def wait(actor: Any, future: Any, limit: float, seen: dict[str, float]) -> Any:
+            began = time.monotonic()
+            while not ray.wait([future], timeout=POLL_SECONDS)[0]:
                 if stop.is_set():
                     raise Stopped("stopped while the gate was asking; nothing was labelled yet")
-                waiting = actor.progress.remote()
-                if ray.wait([waiting], timeout=POLL_SECONDS)[0]:
-                    count = ray.get(waiting)
+                if time.monotonic() - began > limit:
+                    raise EngineError(f"an engine was not ready after engine.start_timeout_s={limit:.0f}; log: {path}")
+                looking = actor.progress.remote()
+                if ray.wait([looking], timeout=POLL_SECONDS)[0]:
+                    count, phases = ray.get(looking)
+                    seen.update(phases)
                     on_progress(count)
-                if not count and time.monotonic() - began > start_timeout:
-                    raise EngineError(
-                        f"an engine was not ready after engine.start_timeout_s={start_timeout:.0f}; log: {path}"
-                    )
-            found, phases = ray.get(answers)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            if isinstance(cause, EngineError):
-                raise EngineError(f"{cause}; log: {path}") from None
-            raise BatchqError(f"the gate's engine failed ({type(cause).__name__}); log: {path}") from None
-        except ray.exceptions.RayError:
-            raise EngineError(f"the gate's engine died; log: {path}") from None
-        finally:
-            ray.kill(actor)
-        devices = len(slot.cores) or spec.tensor_parallel_size
-        return found, ReplicaAccount(here.accelerator, devices, phases)
+            return ray.get(future)
+
+        for _ in range(self.cluster.max_attempts):
+            actor: Any = _actor_class(Replica).options(**_placement(slot, spec, here)).remote(spec, path)
+            seen: dict[str, float] = {}
+            ready = False
+            try:
+                wait(actor, actor.open.remote(), start_timeout, seen)
+                ready = True
+                found, seen = wait(actor, actor.ask.remote(prompts, sampling, in_flight, keep), math.inf, seen)
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause if isinstance(error.cause, BaseException) else error
+                if not isinstance(cause, EngineError):
+                    raise BatchqError(f"the gate's engine failed ({type(cause).__name__}); log: {path}") from None
+                if not ready:  # it would not start another time either
+                    raise EngineError(f"{cause}; log: {path}") from None
+                if isinstance(cause, EngineOutOfMemory):
+                    in_flight = max(1, min(in_flight, spec.max_num_seqs) // 2)
+                    spec = dataclasses.replace(spec, max_num_seqs=in_flight)
+                why = str(cause)
+            except ray.exceptions.RayError:
+                why = "its process died"
+            else:
+                self._kept = Kept(spec, slot, actor, path) if keep else None
+                spent.update(seen)
+                devices = len(slot.cores) or spec.tensor_parallel_size
+                return found, ReplicaAccount(here.accelerator, devices, {p: round(s, 3) for p, s in spent.items()})
+            finally:
+                if self._kept is None or self._kept.actor is not actor:
+                    ray.kill(actor)
+            spent.update(seen)
+            say(f"gate: its engine was lost: {why}; log: {path}")
+        raise EngineError(f"the gate lost its engine {self.cluster.max_attempts} times ({why}); log: {path}")
+
+    def release(self) -> None:
+        """End the engine that `ask` kept, if there is one."""
+        if self._kept is None:
+            return
+        import ray
+
+        kept, self._kept = self._kept, None
+        with contextlib.suppress(ray.exceptions.RayError):  # it is gone, which is what we want
+            ray.wait([kept.actor.free.remote()], timeout=CLOSE_SECONDS)
+        ray.kill(kept.actor)
+
+    def take(self, spec: EngineSpec, slot: Slot) -> Kept | None:
+        """The engine that `ask` kept, if it is of this kind and at this place; otherwise it is ended."""
+        if self._kept is not None and (self._kept.spec, self._kept.slot) == (spec, slot):
+            kept, self._kept = self._kept, None
+            return kept
+        self.release()
+        return None
 
     def label(
         self,
@@ -344,6 +408,7 @@ class _Labelling:
         self.stopped_at: float | None = None
         self.lost = 0
         self.told_at = 0.0
+        self.reached: dict[str, float] = {}
 
     def run(self) -> State:
         import ray
@@ -387,10 +452,13 @@ class _Labelling:
         number = len(self.members) + len(self.former)
         log = str(self.pool.logs / f"replica-{number}.log")
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
-        actor = _actor_class(Replica).options(**_placement(slot, spec.engine, self.here)).remote(spec, log)
+        if kept := self.pool.take(spec.engine, slot):
+            actor, log = kept.actor, kept.log
+        else:
+            actor = _actor_class(Replica).options(**_placement(slot, spec.engine, self.here)).remote(spec.engine, log)
         member = Member(number, slot, actor, log, time.monotonic())
         self.members.append(member)
-        self.futures[actor.start.remote()] = ("start", member, None)
+        self.futures[actor.start.remote(spec)] = ("start", member, None)
 
     def _lose(self, member: Member, why: str) -> None:
         """Give a lost replica's shards back, and start another in its place; its rows may be to blame.
@@ -487,7 +555,8 @@ class _Labelling:
         done, _ = ray.wait(list(closing), num_returns=len(closing), timeout=limit) if closing else ([], [])
         for future in done:
             with contextlib.suppress(ray.exceptions.RayError):  # it is gone, which is what we want
-                closing[future].snapshot = ray.get(future)
+                closing[future].snapshot = snapshot = ray.get(future)
+                self._note_first(snapshot)
         for member in self.members:
             ray.kill(member.actor)
 
@@ -523,8 +592,10 @@ class _Labelling:
             return
         if what == "start":
             member.ready, self.false_starts = True, 0
+            self.reached.setdefault("engine", time.monotonic())
         elif what == "snapshot":
             member.polling, member.snapshot = False, result
+            self._note_first(result)
             if result.lowered:
                 self._lower(result.lowered, "no row alone kills an engine, so memory is short")
         elif shard is not None:
@@ -568,7 +639,13 @@ class _Labelling:
                 if m.snapshot
             ),
             lost_replicas=self.lost,
+            reached=self.reached,
         )
+
+    def _note_first(self, snapshot: Snapshot) -> None:
+        if snapshot.first is not None:
+            at = time.monotonic() - snapshot.first
+            self.reached["first answer"] = min(at, self.reached.get("first answer", at))
 
 
 def _placement(slot: Slot, spec: EngineSpec, here: Hardware) -> dict[str, Any]:

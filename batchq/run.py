@@ -61,11 +61,13 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
     check(config)
     output = storage.normalize(config.output.path)
     show = Progress()
+    invocation = ledger.Invocation(output)
     stored = plan.load(output)
     with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
         if not stored:
             show.step(f"model {config.model.path}: fetched or converted, unless it is cached")
         model = models.resolve(config.model)
+        invocation.reached("model")
         new_inputs = resumable(stored, config, model, output) if stored else []
         if stored and not plan.standing(stored, output).remaining:
             show.step("all is committed; nothing to do")
@@ -76,7 +78,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         halt = stop or threading.Event()
         draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")  # before anything is written
         lease = Lease(output, show.step, halt, lost=halt)
-        invocation = ledger.Invocation(output)
+        invocation.reached("plan")
         try:
             draft, checkpoint, verdicts = settle(
                 config, stored, draft, model, choice, pool, here, invocation, halt, show
@@ -160,6 +162,7 @@ def settle(
         show.step(f"gate: {verdict.words()}")
         if verdict.accepts(config.gate.strict):
             return draft, checkpoint, verdicts
+        pool.release()
         why = f"{scheme.value} costs too much quality"
     tried = "; ".join(f"{v.scheme} keeps {v.recovery:.1%} of {v.measure}" for v in verdicts)
     raise GateRefused(
@@ -247,12 +250,17 @@ def label(
     before = plan.standing(fixed, output)
     show.step(f"labelling {len(before.remaining)} of {len(fixed.shards)} shards; engines start (logs: {pool.logs})")
     invocation.close("running")
+    invocation.reached("checkpoint")
+    pool.connect()
+    invocation.reached("ray")
     done_before = 1 - len(before.remaining) / len(fixed.shards)
     rows_before = sum(r.usage.rows for r in before.receipts)
     first: list[float] = []  # when the first row was answered
 
     def on_progress(state: State) -> None:
         invocation.update(state.accounts, state.lost_replicas)
+        for what, at in state.reached.items():
+            invocation.reached(what, at)
         if state.live_rows and not first:
             first.append(time.monotonic())
         elapsed = time.monotonic() - first[0] if first else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib
 import importlib.util
 import os
 import re
@@ -18,6 +19,9 @@ import sys
 import threading
 import time
 from itertools import count
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchq.engine import Completion, EngineSpec, Sampling
@@ -39,6 +43,8 @@ class VllmEngine:
         self._log_began = 0
 
     async def start(self) -> dict[str, float]:
+        if self.llm is not None:
+            return {}
         _environment(self.spec)
         began = time.monotonic()
         self._log_began = _log_size()
@@ -55,10 +61,17 @@ class VllmEngine:
         return {"load": max(0.0, total - compiled), "compile": compiled}
 
     def _open(self) -> AsyncLLM:
+        began = time.monotonic()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(self.spec, AsyncEngineArgs)))
+        utils: Any = importlib.import_module("vllm.v1.engine.utils")
+        utils.get_mp_context = _EarlyContext
+        imported = time.monotonic()
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(self.spec, AsyncEngineArgs)))
+        took = f"vLLM imported in {imported - began:.1f} s, engine up in {time.monotonic() - imported:.1f} s"
+        print(f"batchq: {took}", file=sys.stderr, flush=True)
+        return llm
 
     async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
         import vllm.exceptions
@@ -143,6 +156,46 @@ class Extension:
         threading.Thread(target=watch, name="batchq-end-with", daemon=True).start()
 
 
+class _EngineProcess(ForkServerProcess):
+    """vLLM's engine process, forked from one that has imported vLLM, with this process's environment."""
+
+    def start(self) -> None:
+        self._environment = dict(os.environ)
+        super().start()
+
+    def run(self) -> None:
+        os.environ.update(self._environment)
+        super().run()
+
+
+class _EarlyContext(ForkServerContext):
+    Process = _EngineProcess
+
+
+def import_ahead(spec: EngineSpec) -> None:
+    """Begin to import vLLM in a process of its own, from which the engine's will be forked.
+
+    vLLM would spawn its engine when this process's own imports are done, and that would import everything again.
+    """
+    _environment(spec)
+    modules, before = ["vllm.v1.engine.core"], dict(os.environ)
+    if spec.device == "cpu":
+        modules.append("vllm.v1.worker.cpu_worker")  # a GPU's might touch CUDA, which doesn't survive a fork
+    if spec.device == "cpu" and (torch := importlib.util.find_spec("torch")) and torch.origin:
+        # vLLM's kernels and torch have to share one OpenMP, or their threads wait for each other; vLLM sees to that
+        # when it spawns, which is too late here.
+        library = Path(torch.origin).parent / "lib/libgomp.so.1"
+        if library.exists():
+            os.environ["LD_PRELOAD"] = ":".join(filter(None, [str(library), before.get("LD_PRELOAD")]))
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, spec.cores or cores)  # of this thread, and so of what it starts
+    forkserver.set_forkserver_preload(modules)
+    forkserver.ensure_running()
+    os.sched_setaffinity(0, cores)
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def _environment(spec: EngineSpec) -> None:
     """What vLLM reads from the environment; set before its first import, inherited by its processes."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -180,8 +233,8 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
     if spec.device == "cpu":
         arguments["enforce_eager"] = True  # up in 35 s instead of 115 to 140
         if spec.tensor_parallel_size == 1:
-            # vLLM starts a worker process even for one rank on a CPU; without it, up in 24 s instead of 41.
-            arguments["distributed_executor_backend"] = "uni"
+            # vLLM starts a worker process even for one rank on a CPU, and for "uni" too; for the class it doesn't.
+            arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     arguments.update(spec.options)
     fields = {f.name for f in dataclasses.fields(known)}
     if unknown := sorted(set(arguments) - fields):

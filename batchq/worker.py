@@ -34,7 +34,7 @@ from batchq.fake_engine import FakeEngine
 from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
-from batchq.vllm_engine import VllmEngine
+from batchq.vllm_engine import VllmEngine, import_ahead
 
 _TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON
 BATCH = 256  # rows read, rendered and tokenised at a time
@@ -68,6 +68,7 @@ class Snapshot:
     rows: int
     tokens: int
     lowered: int = 0  # rows that may be in flight since memory was found short; 0: as many as were asked for
+    first: float | None = None  # seconds since the first answer
 
 
 @dataclass(slots=True)
@@ -146,22 +147,23 @@ class Attempt:
 
 def open_engine(spec: EngineSpec) -> Engine:
     """An engine of the kind that is asked for, not started yet."""
-    return (FakeEngine if spec.kind == "fake" else VllmEngine)(spec)
+    if spec.kind == "fake":
+        return FakeEngine(spec)
+    import_ahead(spec)
+    return VllmEngine(spec)
 
 
 class Worker:
     """One engine and the shards it is given. All methods run on one event loop."""
 
-    def __init__(self, spec: WorkerSpec, began: float | None = None) -> None:
-        """`began`: time.monotonic() when this process was given its devices."""
+    def __init__(self, spec: WorkerSpec, clock: PhaseClock | None = None, engine: Engine | None = None) -> None:
+        """`clock` runs since this process was given its devices; `engine` may be up already."""
         self.spec = spec
-        self.clock = PhaseClock("start")
-        if began is not None:
-            self.clock._since = began
+        self.clock = clock or PhaseClock("start")
         self.schema = write.schema_from_text(spec.plan.schema)
         self.columns = write.input_columns(self.schema, spec.task)
         self.extra = write.EXTRA.name in self.schema.names
-        self.engine = open_engine(spec.engine)
+        self.engine = engine or open_engine(spec.engine)
         self.task: Task
         self.room = asyncio.Event()  # set whenever a row in flight is answered
         self.intake = asyncio.Lock()
@@ -178,6 +180,7 @@ class Worker:
         self._under_way = 0
         self._rows = 0
         self._tokens = 0
+        self._first: float | None = None  # when the first answer came, on time.monotonic()'s clock
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -212,6 +215,7 @@ class Worker:
             self._rows,
             self._tokens,
             self.lowered,
+            None if self._first is None else time.monotonic() - self._first,
         )
 
     # -- a shard -------------------------------------------------------------------------------
@@ -404,6 +408,7 @@ class Worker:
         try:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer
+            self._first = self._first or time.monotonic()
             self._tokens += answer.prompt_tokens + answer.output_tokens
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,19 @@ def test_a_sweep_runs_each_and_returns_the_worst_code(project: Path) -> None:
     assert "input.limit=-1: must be above 0" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in project.iterdir()) == ["conf", "rows.jsonl"]
+
+
+def test_doctor_says_when_every_process_compiles_vllm_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
+    assert main(["doctor"]) == 0
+    assert "vllm has no bytecode" in capsys.readouterr().out
+    compiled = Path(cache_from_source(str(find_spec("vllm").origin)))  # type: ignore[union-attr]
+    compiled.parent.mkdir(parents=True)
+    compiled.touch()
+    assert main(["doctor"]) == 0
+    assert "bytecode" not in capsys.readouterr().out
 
 
 def test_doctor_needs_no_job(capsys: pytest.CaptureFixture[str]) -> None:

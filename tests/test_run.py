@@ -278,3 +278,34 @@ def test_the_gate_falls_back_or_refuses(project: Path, capsys: pytest.CaptureFix
 
     assert main([*asked, "gate.fallback=[none]"]) == 0  # what it fell back to is resumed
     assert "nothing to do" in capsys.readouterr().err
+
+
+def test_the_engine_that_the_gate_accepts_goes_on_to_label(project: Path, cache: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(160))
+    asked = ["job=mine", "job.name=kept", "engine=fake", "quantization.scheme=int8_rtn"]
+    assert main(asked) == 0
+    assert sorted(r["id"] for r in rows(project / "out")) == list(range(160))
+    logs = {p.name for p in (cache / "logs/kept").iterdir()}
+    assert {"gate-baseline.log", "gate-int8_rtn.log"} <= logs and "replica-0.log" not in logs
+    (record,) = (project / "out/meta/runs").glob("*.json")
+    *_, judged, labelled = json.loads(record.read_text())["replicas"]
+    assert judged["phases"]["gate"] > 0 and judged["phases"]["infer"] == 0
+    assert labelled["phases"]["start"] == labelled["phases"]["gate"] == 0  # counted once, by the gate
+    assert labelled["phases"]["infer"] > 0
+
+
+def test_the_gate_replaces_an_engine_that_dies_and_gives_up_in_the_end(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(170))
+    asked = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn"]
+    assert main([*asked, "+engine.options.die_after=3", "cluster.max_attempts=2"]) == 1
+    err = capsys.readouterr().err
+    assert "the gate lost its engine 2 times (the fake engine died, as ordered); log: " in err
+    assert "Traceback" not in err and not (project / "out/data").exists()
+
+    flag = project / "struck"
+    assert main([*asked, "+engine.options.exit_after=3", f"+engine.options.once={flag}"]) == 0
+    assert flag.exists() and "gate: its engine was lost: its process died" in capsys.readouterr().err
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert (report["answers"], report["gate"][0]["verdict"], report["lost_replicas"]) == (170, "pass", 0)
