@@ -231,50 +231,52 @@ def each(trials: int, one: Callable[[int], None]) -> None:
 
 
 def killed_drivers(work: Path, share: float) -> Trial:
-    """SIGKILL at random: the next one resumes from the store alone and touches no committed object."""
-    trials, tally = times(5, share), Tally()
-
-    def one(n: int) -> None:
-        job = Job(work / str(n), 400)
+    """SIGKILL at random, again and again: the next one resumes from the store alone and touches no committed object."""
+    kills, tally, luck = times(5, share), Tally(), random.Random(0)
+    job = Job(work, 600)
+    for _ in range(kills):
+        before = job.stamps()
+        goal = len(before) + luck.randint(1, 4)
         process = job.start(*TOO_SLOW)
-        goal = random.Random(n).randint(2, 12)
-        until(process, lambda: len(job.stamps()) >= goal)
+        until(process, lambda goal=goal: len(job.stamps()) >= goal)  # type: ignore[misc]
         process.kill()
         tally.require(end(process).code == -signal.SIGKILL, "the driver ended before it was killed")
         tally.struck()
-        before = job.stamps()
-        tally.completed(job, job.run())
-        after = job.stamps()
-        tally.require(all(after.get(name) == stamp for name, stamp in before.items()), "a committed object changed")
-
-    each(trials, one)
-    return tally.trial("a dead driver resumes", trials, "no committed object changed")
+        tally.require(before.items() <= job.stamps().items(), "a committed object changed")
+    before = job.stamps()
+    tally.completed(job, job.run())
+    tally.require(before.items() <= job.stamps().items(), "a committed object changed")
+    return tally.trial("a dead driver resumes", kills, "one after another at one output; no committed object changed")
 
 
 def preempted_drivers(work: Path, share: float) -> Trial:
-    """SIGTERM with 30 s to go: exit code 3, and no kept answer is asked again."""
-    trials, tally, seconds = times(20, share), Tally(), [0.0]
+    """SIGTERM with 30 s to go, ten times at one output: exit code 3, and no kept answer is asked again."""
+    stops, tally, seconds = times(20, share), Tally(), [0.0]
+    a_chain = min(stops, 10)
 
     def one(n: int) -> None:
-        job = Job(work / str(n), 400, per_shard=100)
-        process = job.start(*TOO_SLOW, *job.noting())
-        goal = random.Random(n).randint(20, 350)
-        until(process, lambda: job.noted() > goal)
-        process.terminate()
-        stopped = end(process)
-        seconds.append(stopped.seconds)
-        tally.require(stopped.code == 3, f"exit code {stopped.code} after SIGTERM")
-        tally.require(stopped.seconds <= NOTICE_S, f"{stopped.seconds:.0f} s after SIGTERM")
-        tally.struck(stopped.code == 3)
-        kept, asked = job.kept(), job.notes()
-        tally.require(asked == kept, f"{asked} rows asked and {kept} kept")
-        tally.completed(job, job.run(*job.noting()))
-        again = job.notes()
-        tally.require(kept + again == job.rows, f"{kept} rows kept and {again} asked of {job.rows}")
+        luck = random.Random(n)
+        job = Job(work / str(n), 250 * a_chain, per_shard=100)
+        options = ["engine.in_flight=64", *job.noting()]
+        for _ in range(a_chain):
+            goal = job.noted() + luck.randint(1, 80)
+            process = job.start(*TOO_SLOW, *options)
+            until(process, lambda goal=goal: job.noted() > goal)  # type: ignore[misc]
+            process.terminate()
+            stopped = end(process)
+            seconds.append(stopped.seconds)
+            tally.require(stopped.code == 3, f"exit code {stopped.code} after SIGTERM")
+            tally.require(stopped.seconds <= NOTICE_S, f"{stopped.seconds:.0f} s after SIGTERM")
+            tally.struck(stopped.code == 3)
+            kept, asked = job.kept(), job.noted()
+            tally.require(asked == kept, f"{asked} rows asked and {kept} kept")
+        tally.completed(job, job.run(*options))
+        tally.require(job.noted() == job.rows, f"{job.noted()} rows asked of {job.rows}")
 
-    each(trials, one)
-    note = f"exit code 3 within {max(seconds):.1f} s; every row was asked once"
-    return tally.trial("SIGTERM with 30 s to go", trials, note)
+    chains = stops // a_chain
+    each(chains, one)
+    note = f"{a_chain} at one output; exit code 3 within {max(seconds):.1f} s; every row was asked once"
+    return tally.trial("SIGTERM with 30 s to go", chains * a_chain, note)
 
 
 def lost_replicas(work: Path, share: float) -> Trial:
