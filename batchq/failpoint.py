@@ -37,6 +37,11 @@ def arm(orders: str) -> None:
         _armed[name] = (int(number or 1), action)
 
 
+def armed() -> list[str]:
+    """Names of the steps at which a fault was ordered that hasn't struck."""
+    return list(_armed)
+
+
 def _strike(name: str) -> None:
     left, action = _armed[name]
     if left > 1:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +127,9 @@ def _subset(schema: Any, names: list[str]) -> Any:
 
 
 def _shards(config: Config, objects: list[InputObject], format: str) -> list[Shard]:
-    ranges = [
-        (number, unit, start, stop)
-        for number, found in enumerate(objects)
-        for unit, start, stop in read.split(found, format, rows_per_shard=config.output.rows_per_shard)
-    ]
+    cut = functools.partial(read.split, format=format, rows_per_shard=config.output.rows_per_shard)
+    with ThreadPoolExecutor(read.OPENED_AT_ONCE) as threads:  # each is a request to the store
+        ranges = [(number, *each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
     if len(ranges) > 4 * TAPERED:
         ranges = read.taper(ranges, TAPERED)
     if config.input.limit is not None:

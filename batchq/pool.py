@@ -166,7 +166,8 @@ class Member:
 class State:
     """What the driver knows while shards are labelled; given to `on_progress` about once a second."""
 
-    receipts: dict[int, list[Receipt]]  # by shard, of this invocation
+    committed_shards: int  # by this invocation; their receipts stand in the store, not in the driver's memory
+    committed_rows: int
     live_rows: int  # rows answered by replicas in this invocation, committed or not
     live_tokens: int
     phases: list[str]
@@ -404,7 +405,7 @@ class _Labelling:
         self.former: list[Member] = []
         self.futures: dict[Any, tuple[str, Member, Shard | None]] = {}
         self.false_starts = 0  # processes in a row that were lost before they were ready
-        self.receipts: dict[int, list[Receipt]] = {}
+        self.committed_shards = self.committed_rows = 0
         self.stopped_at: float | None = None
         self.lost = 0
         self.told_at = 0.0
@@ -600,7 +601,8 @@ class _Labelling:
                 self._lower(result.lowered, "no row alone kills an engine, so memory is short")
         elif shard is not None:
             member.shards.pop(shard.index, None)
-            self.receipts[shard.index] = result
+            self.committed_shards += 1
+            self.committed_rows += sum(receipt.usage.rows for receipt in result)
 
     def _failed(self, member: Member, what: str, shard: Shard | None, cause: BaseException) -> None:
         if isinstance(cause, Stopped) and shard is not None:
@@ -629,7 +631,8 @@ class _Labelling:
         seen = [m.snapshot for m in everyone if m.snapshot]
         name, devices = self.here.accelerator, self.spec.engine.tensor_parallel_size
         return State(
-            receipts=self.receipts,
+            committed_shards=self.committed_shards,
+            committed_rows=self.committed_rows,
             live_rows=sum(s.rows for s in seen),
             live_tokens=sum(s.tokens for s in seen),
             phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],

@@ -264,10 +264,8 @@ def label(
         if state.live_rows and not first:
             first.append(time.monotonic())
         elapsed = time.monotonic() - first[0] if first else 0.0
-        committed = [r for rs in state.receipts.values() for r in rs]
-        rows_of_shard = (rows_before + sum(r.usage.rows for r in committed)) / max(
-            1, len(fixed.shards) - len(before.remaining) + len(state.receipts)
-        ) or fixed.rows_per_part
+        shards_done = len(fixed.shards) - len(before.remaining) + state.committed_shards
+        rows_of_shard = (rows_before + state.committed_rows) / max(1, shards_done) or fixed.rows_per_part
         share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
         spent = account.summarise((), [invocation.account("running")], config.pricing)["cost"]
         money = "" if spent is None else f" · {spent:.4f} {config.pricing.currency} so far"

@@ -377,10 +377,7 @@ def delete(uri: str) -> None:
     """Remove one object; nothing happens if it isn't there."""
     with _errors(uri), suppress(FileNotFoundError):
         if is_remote(uri):
-            import obstore
-
-            store, key = _store(uri)
-            obstore.delete(store, key)
+            _delete_remote(uri, _store(uri)[1])
         else:
             os.unlink(_local(uri))
 
@@ -398,12 +395,10 @@ def delete_prefix(prefix_uri: str) -> None:
         return
     if not _split(prefix)[2]:
         raise ConfigError(f"{prefix}: refusing to delete a whole bucket")
-    import obstore
-
     keys = [_split(found.uri)[2] for found in _listed(prefix)]
     failpoint.reach("storage.delete_prefix.listed")
     with _errors(prefix), suppress(FileNotFoundError):
-        obstore.delete(_store(prefix)[0], keys)
+        _delete_remote(prefix, keys)
 
 
 # ---- folders of large files ----
@@ -518,8 +513,8 @@ def _create_remote(uri: str, view: memoryview) -> Stat:
                     raise
             except NotImplementedError:  # a user's AWS_CONDITIONAL_PUT=disabled
                 raise _overwrites(uri) from None
-            except GenericError as error:
-                if not _arrived_damaged(error) or attempt == ATTEMPTS - 1:
+            except GenericError as error:  # if it was the reply that was lost, the next one finds the name taken
+                if not (_arrived_damaged(error) or _unanswered(error)) or attempt == ATTEMPTS - 1:
                     raise
         _back_off(attempt)
     raise StorageError(f"{uri}: the store kept refusing to create it, though nothing is there")
@@ -545,6 +540,26 @@ def _arrived_damaged(error: Exception) -> bool:
     """Whether the store refused bytes because they aren't those that were sent: nothing is written, send them again.
     The library doesn't, because the answer is a 400."""
     return re.search("BadDigest|XAmzContentSHA256Mismatch|XAmzContentChecksumMismatch", str(error)) is not None
+
+
+def _unanswered(error: Exception) -> bool:
+    """Whether the connection broke before a reply came: done or not, nobody knows. The library asks again only where
+    that can't matter to anybody, which leaves out a conditional put and a delete."""
+    return re.search("kind: (Interrupted|Timeout)", str(error)) is not None
+
+
+def _delete_remote(uri: str, keys: str | list[str]) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    for attempt in range(ATTEMPTS):
+        try:
+            obstore.delete(_store(uri)[0], keys)
+            return
+        except GenericError as error:
+            if not _unanswered(error) or attempt == ATTEMPTS - 1:
+                raise
+        _back_off(attempt)
 
 
 def _back_off(attempt: int) -> None:

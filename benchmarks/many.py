@@ -1,56 +1,193 @@
-"""What a great many shards cost: planning a resume over committed ones, and `status`.
+"""What a great many rows, shards and input files cost.
 
-    python benchmarks/many.py                    # 100,000 committed shards, and status over 10,000
-    python benchmarks/many.py --shards 20000
+    python benchmarks/many.py                                  # all; some 20 minutes on two cores
+    python benchmarks/many.py rows --share 0.01                # one of rows, plan, status, resume; a hundredth of it
+    python benchmarks/many.py rows --replicas 1
 
-Makes the output of a finished run on a local disk, a row a shard, without labelling anything, and measures what
-`plan.standing` (every resume) and `run.status` take over it. Wanted: a resume over 100,000 in 60 s, status over
-10,000 in 3 s.
+rows     10,000,000 rows in 10,000 shards by the real command (Ray, the fake engine, a tokenizer that takes a prompt for
+         one token): rows/s from the first row to the last commit, the command's seconds, and the driver's resident MB
+         when a tenth of the shards is committed and when all are. Wanted: flat within 10%. "peak" is of its whole life;
+         at the end it reads all receipts.
+plan     a new run over 100,000 input files of a row each; then what every resume looks up of them.
+status   over 10,000 committed shards. Wanted: 3 s.
+resume   planning what is left when 100,000 shards are committed. Wanted: 60 s.
+
+All on a local disk. `status` and `resume` look at an output made without labelling, a row a shard. Each runs in a
+process of its own; its memory is the peak resident size (VmHWM).
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+from spine import labelling_seconds, one_token_model, watch
 
 from batchq import plan, storage, write
-from batchq.config import Config, JobConfig, ModelConfig, OutputConfig, TaskConfig
+from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.records import InputObject, Plan, Receipt, Shard, Usage
 from batchq.run import status
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
+JOB = """# @package _global_
+job: {name: many}
+task: {prompt: "{{ text }}", labels: [positive, neutral, negative]}
+quantization: {scheme: none}
+engine: {max_model_len: 256}
+input: {path: rows}
+output: {path: out}
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=100_000)
-    parser.add_argument("--status", type=int, default=10_000)
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(MEASURES)}; all unless said")
+    parser.add_argument("--share", type=float, default=1.0, help="of the rows, shards and files")
+    parser.add_argument("--replicas", type=int, default=2, help="of `rows`")
     args = parser.parse_args()
-    print(f"{'shards':>8} {'what':<8} {'s':>7} {'peak MB':>8}")
-    for what, shards in (("status", args.status), ("resume", args.shards)):
+    if unknown := [name for name in args.what if name not in MEASURES]:
+        parser.error(f"nothing is called {unknown[0]}; there are {', '.join(MEASURES)}")
+    for name in args.what or MEASURES:
         with tempfile.TemporaryDirectory(prefix="batchq-many-") as work:
-            output = f"{work}/out"
-            fixed = finished(output, shards)
-            began = time.monotonic()
-            if what == "resume":
-                assert not plan.standing(plan.load(output) or fixed, output).remaining
-            else:
-                config = Config(
-                    job=JobConfig("many"),
-                    task=TaskConfig(prompt="{{ text }}", labels=["a", "b"]),
-                    model=ModelConfig(path="none"),
-                    output=OutputConfig(path=output),
-                )
-                status(config)
-            seconds = time.monotonic() - began
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            print(f"{shards:>8,} {what:<8} {seconds:>7.1f} {peak:>8,}", flush=True)
+            arguments = (Path(work), args.share, args.replicas)
+            process = multiprocessing.get_context("spawn").Process(target=MEASURES[name], args=arguments)
+            process.start()
+            process.join()
+        if process.exitcode:
+            sys.exit(process.exitcode)
 
 
-def finished(output: str, shards: int) -> Plan:
+# ---- the real command ----
+
+
+def rows(work: Path, share: float, replicas: int) -> None:
+    """Label, watching the driver's memory."""
+    count, shards = round(ROWS * share), round(SHARDS * share)
+    write_rows(work / "rows", count)
+    (work / "conf/job").mkdir(parents=True)
+    (work / "conf/job/many.yaml").write_text(JOB)
+    command = [sys.executable, "-m", "batchq", "job=many", "engine=fake", f"cluster.replicas={replicas}"]
+    command += [f"model.path={one_token_model(work / 'one-token')}", f"output.rows_per_shard={count // shards}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    began = time.monotonic()
+    peaks: dict[str, int] = {}  # MB, by process
+    resident: dict[int, int] = {}  # the driver's kB when so many objects were first seen
+    with (work / "log").open("wb") as log:
+        job = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        while job.poll() is None:
+            resident.setdefault(committed(work / "out/data"), memory(job.pid, "VmRSS"))
+            watch(job.pid, peaks)
+            time.sleep(0.5)
+    whole = time.monotonic() - began
+    if job.returncode:
+        sys.exit((work / "log").read_text()[-2000:])
+    summary = json.loads((work / "out/meta/report.json").read_text())
+    if (summary["rows"], summary["answers"]) != (count, count):
+        sys.exit(f"{summary['rows']} rows and {summary['answers']} answers of {count}")
+    early = resident[min(n for n in resident if n >= summary["parts"] / 10)]
+    late = resident[max(n for n in resident)]
+    others = [peak for name, peak in peaks.items() if name.startswith("replica")]
+    (driver,) = (peak for name, peak in peaks.items() if name.startswith("driver"))
+    print(
+        f"rows: {count:,} in {summary['parts']:,} shards, {replicas} replicas: "
+        f"{count / labelling_seconds(work / 'out'):,.0f} rows/s, {whole:.0f} s; driver {early // 1024} MB at a tenth, "
+        f"{late // 1024} MB at the end of labelling ({late / early - 1:+.1%}), peak {driver} MB; "
+        f"replicas' peaks {', '.join(map(str, others))} MB",
+        flush=True,
+    )
+
+
+def write_rows(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(FILES):
+        lines = (b'{"id": %d, "text": "call %d went well enough"}\n' % (i, i) for i in range(number, count, FILES))
+        (folder / f"rows-{number:02d}.jsonl").write_bytes(b"".join(lines))
+
+
+def committed(data: Path) -> int:
+    return len(os.listdir(data)) if data.exists() else 0
+
+
+def memory(pid: int, what: str) -> int:
+    """VmRSS or VmHWM of a process, in kB; 0 once it has gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return int(text.split(f"{what}:")[1].split()[0]) if f"{what}:" in text else 0
+
+
+# ---- planning, in this process ----
+
+
+def planned(work: Path, share: float, replicas: int) -> None:
+    """Plan a new run over many files and store it; then look at it and at the files, as a resume does."""
+    files = round(SHARDS * 10 * share)
+    for number in range(files):
+        folder = work / f"in/{number // 1000:03d}"
+        if not number % 1000:
+            folder.mkdir(parents=True)
+        (folder / f"{number:06d}.jsonl").write_bytes(b'{"id": %d, "text": "call %d"}\n' % (number, number))
+    job = config(work / "out")
+    job.input = InputConfig(path=str(work / "in"))
+    output = storage.normalize(job.output.path)
+    with measured(f"plan: a new run over {files:,} input files"):
+        plan.store(plan.make(job, "model", Scheme.none, "model"), output)
+    with measured("plan: the same, and what a resume looks up of them"):
+        assert (stored := plan.load(output)) and not plan.check_inputs(stored, job)
+
+
+def finished_status(work: Path, share: float, replicas: int) -> None:
+    shards = round(SHARDS * share)
+    finish(str(work / "out"), shards)
+    with measured(f"status: {shards:,} shards"):
+        status(config(work / "out"))
+
+
+def resume(work: Path, share: float, replicas: int) -> None:
+    shards = round(SHARDS * 10 * share)
+    output = str(work / "out")
+    finish(output, shards)
+    with measured(f"resume: {shards:,} shards"):
+        assert (stored := plan.load(output)) and not plan.standing(stored, output).remaining
+
+
+MEASURES: dict[str, Callable[[Path, float, int], None]] = {
+    "rows": rows,
+    "plan": planned,
+    "status": finished_status,
+    "resume": resume,
+}
+
+
+@contextmanager
+def measured(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - began:.1f} s, peak {memory(os.getpid(), 'VmHWM') // 1024} MB", flush=True)
+
+
+def config(output: Path) -> Config:
+    return Config(
+        job=JobConfig("many"),
+        task=TaskConfig(prompt="{{ text }}", labels=["a", "b"]),
+        model=ModelConfig(path="none"),
+        output=OutputConfig(path=str(output)),
+    )
+
+
+def finish(output: str, shards: int) -> None:
     """A plan of so many shards, and an object for each, as a worker would have committed it."""
     task = TaskConfig(prompt="{{ text }}", labels=["a", "b"])
     schema = write.output_schema(pa.schema([("text", pa.string())]), task, extra=False)
@@ -76,7 +213,6 @@ def finished(output: str, shards: int) -> Plan:
         receipt = Receipt(shard.index, 0, True, "a", fixed.fingerprint, Usage(rows=1, answers=1), {"a": 1})
         data = write.serialize(table, {write.RECEIPT: write.receipt_to_json(receipt)})
         (folder / Path(write.part_name(shard, 0)).name).write_bytes(data)
-    return fixed
 
 
 if __name__ == "__main__":

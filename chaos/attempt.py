@@ -43,6 +43,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
 DIES_S = 60.0  # an attempt that takes longer hangs
 HUNG = 75
+SPARED = 76  # it would have been 0, but a fault that was ordered didn't strike
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def start(order: Order, gate: Barrier | None = None, gate_at: str = "") -> ForkS
 
 
 def exit_code(process: ForkServerProcess) -> int:
-    """Wait for it: batchq's exit code, or minus the signal that ended it."""
+    """Wait for it: batchq's exit code, HUNG, SPARED, or minus the signal that ended it."""
     process.join(DIES_S)
     if process.exitcode is None:
         process.kill()  # its log says where it was
@@ -99,7 +100,7 @@ def attempt(order: Order, gate: Barrier | None, gate_at: str) -> None:
         traceback.print_exc()
         code = 70  # a defect
     else:
-        code = 0
+        code = SPARED if failpoint.armed() else 0
     if order.hits is not None:
         order.hits.write_text(json.dumps(counted))
     sys.stdout.flush()

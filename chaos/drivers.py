@@ -13,14 +13,19 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
+from chaos.store import side_by_side
 from chaos.trial import Trial, times
 from tests.tiny import make_tiny_model
 
@@ -87,9 +92,13 @@ output: {{path: out, rows_per_shard: {per_shard}}}
     def run(self, *overrides: str) -> Ended:
         return end(self.start(*overrides))
 
+    def noted(self) -> int:
+        """Rows asked so far."""
+        return len(self.asked.read_text().splitlines()) if self.asked.exists() else 0
+
     def notes(self) -> int:
         """Rows asked since the last call."""
-        count = len(self.asked.read_text().splitlines()) if self.asked.exists() else 0
+        count = self.noted()
         self.asked.unlink(missing_ok=True)
         return count
 
@@ -115,7 +124,29 @@ output: {{path: out, rows_per_shard: {per_shard}}}
         return sum(i not in seen for i in range(self.rows)), sum(n - 1 for n in seen.values())
 
     def lost_replicas(self) -> int:
-        return sum(json.loads(p.read_text())["lost_replicas"] for p in (self.meta / "runs").glob("*.json"))
+        return sum(run["lost_replicas"] for run in self.runs())
+
+    def runs(self) -> list[dict[str, Any]]:
+        return [json.loads(p.read_text()) for p in (self.meta / "runs").glob("*.json")]
+
+    def lies(self) -> list[str]:
+        """What the report doesn't say as it is: tokens are those of the rows that stand, seconds those of all
+        invocations, whatever came of them."""
+        said = json.loads((self.meta / "report.json").read_text())
+        true: dict[str, float] = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
+        columns = [f"batchq_{kind}_tokens" for kind in ("prompt", "output")]
+        for row in pq.read_table(self.data, columns=columns).to_pylist():
+            true["rows"] += 1
+            true["prompt_tokens"] += row[columns[0]] or 0
+            true["output_tokens"] += row[columns[1]] or 0
+        runs = self.runs()
+        true |= {"invocations": len(runs), "lost_replicas": sum(run["lost_replicas"] for run in runs)}
+        replicas = [replica for run in runs for replica in run["replicas"]]
+        seconds = sum(r["devices"] * sum(r["phases"].values()) for r in replicas)
+        lies = [f"{name}: {said[name]}, not {value}" for name, value in true.items() if said[name] != value]
+        if abs(sum(said["device_seconds"].values()) - seconds) > 0.01 * len(replicas):
+            lies.append(f"device_seconds: {said['device_seconds']}, not {seconds} in all")
+        return lies
 
 
 def end(process: subprocess.Popen[str]) -> Ended:
@@ -124,7 +155,7 @@ def end(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, out, err, time.monotonic() - began)
 
 
-def until(process: subprocess.Popen[str], done: Callable[[], bool]) -> None:
+def until(process: subprocess.Popen[str], done: Callable[[], object]) -> None:
     """Wait for what a driver does; nothing depends on how long it takes."""
     deadline = time.monotonic() + PATIENCE_S
     while not done():
@@ -151,174 +182,240 @@ def replicas(process: subprocess.Popen[str]) -> list[int]:
     return sorted(pid for pid in ours if names.get(pid, b"").startswith(b"ray::Replica"))
 
 
+@cache
 def token() -> int:
     """The id of RARE for the tiny model, whose vocabulary begins with its special tokens and the bytes in order."""
     from tokenizers import Tokenizer
 
-    return int(Tokenizer.from_file(str(_a_model() / "tokenizer.json")).token_to_id(RARE))
+    with tempfile.TemporaryDirectory(prefix="batchq-chaos-tiny-") as folder:
+        return int(Tokenizer.from_file(str(make_tiny_model(Path(folder)) / "tokenizer.json")).token_to_id(RARE))
 
 
-def _a_model() -> Path:
-    import tempfile
+class Tally:
+    """What several jobs came to. Trials side by side share it."""
 
-    return make_tiny_model(Path(tempfile.mkdtemp(prefix="batchq-chaos-tiny-")))
+    def __init__(self) -> None:
+        self.lost = self.repeated = self.faults = 0
+        self.words: list[str] = []  # about what is broken
+        self.lock = threading.Lock()
+
+    def struck(self, count: int = 1) -> None:
+        with self.lock:
+            self.faults += count
+
+    def require(self, held: bool, words: str) -> None:
+        if not held:
+            with self.lock:
+                self.words.append(words)
+
+    def completed(self, job: Job, ended: Ended) -> None:
+        """The last driver of a job has ended: every row once, and the ledger as it was."""
+        self.require(ended.code == 0, f"exit code {ended.code}: {ended.err[-300:]}")
+        lost, repeated = job.count()
+        lies = job.lies() if ended.code == 0 else []
+        with self.lock:
+            self.lost, self.repeated = self.lost + lost, self.repeated + repeated
+            self.words += lies
+
+    def trial(self, promise: str, trials: int, note: str) -> Trial:
+        for word in self.words[:10]:
+            print(f"  {word}")
+        return Trial(promise, trials, self.faults, self.lost, self.repeated, note, len(self.words))
+
+
+def each(trials: int, one: Callable[[int], None]) -> None:
+    side_by_side(partial(one, n) for n in range(trials))
 
 
 # -- trials ---------------------------------------------------------------------------------------------------------
 
 
 def killed_drivers(work: Path, share: float) -> Trial:
-    """SIGKILL at random: the next one resumes from the store alone and touches no committed object."""
-    trials, lost, repeated, broken = times(5, share), 0, 0, 0
-    for n in range(trials):
-        job = Job(work / str(n), 400)
-        process = job.start(*TOO_SLOW)
-        goal = random.Random(n).randint(2, 12)
-        until(process, lambda job=job, goal=goal: len(job.stamps()) >= goal)  # type: ignore[misc]
-        process.kill()
-        process.communicate()
+    """SIGKILL at random, again and again: the next one resumes from the store alone and touches no committed object."""
+    kills, tally, luck = times(5, share), Tally(), random.Random(0)
+    job = Job(work, 600)
+    for _ in range(kills):
         before = job.stamps()
-        resumed = job.run()
-        after = job.stamps()
-        broken += resumed.code != 0 or any(after.get(name) != stamp for name, stamp in before.items())
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    return Trial("a dead driver resumes", trials, trials, lost, repeated, "no committed object changed", broken)
+        goal = len(before) + luck.randint(1, 4)
+        process = job.start(*TOO_SLOW)
+        until(process, lambda goal=goal: len(job.stamps()) >= goal)  # type: ignore[misc]
+        process.kill()
+        tally.require(end(process).code == -signal.SIGKILL, "the driver ended before it was killed")
+        tally.struck()
+        tally.require(before.items() <= job.stamps().items(), "a committed object changed")
+    before = job.stamps()
+    tally.completed(job, job.run())
+    tally.require(before.items() <= job.stamps().items(), "a committed object changed")
+    return tally.trial("a dead driver resumes", kills, "one after another at one output; no committed object changed")
 
 
 def preempted_drivers(work: Path, share: float) -> Trial:
-    """SIGTERM with 30 s to go: exit code 3, and no kept answer is asked again."""
-    trials, lost, repeated, broken, slowest = times(20, share), 0, 0, 0, 0.0
-    for n in range(trials):
-        job = Job(work / str(n), 400, per_shard=100)
-        process = job.start(*TOO_SLOW, *job.noting())
-        goal = random.Random(n).randint(20, 350)
-        until(process, lambda job=job, goal=goal: job.asked.exists() and len(job.asked.read_text()) > 9 * goal)  # type: ignore[misc]
-        process.terminate()
-        stopped = end(process)
-        slowest = max(slowest, stopped.seconds)
-        kept = job.kept()
-        broken += stopped.code != 3 or stopped.seconds > NOTICE_S or job.notes() != kept
-        resumed = job.run(*job.noting())
-        broken += resumed.code != 0 or kept + job.notes() != job.rows
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    note = f"exit code 3 within {slowest:.1f} s; every row was asked once"
-    return Trial("SIGTERM with 30 s to go", trials, trials, lost, repeated, note, broken)
+    """SIGTERM with 30 s to go, ten times at one output: exit code 3, and no kept answer is asked again."""
+    stops, tally, seconds = times(20, share), Tally(), [0.0]
+    a_chain = min(stops, 10)
+
+    def one(n: int) -> None:
+        luck = random.Random(n)
+        job = Job(work / str(n), 250 * a_chain, per_shard=100)
+        options = ["engine.in_flight=64", *job.noting()]
+        for _ in range(a_chain):
+            goal = job.noted() + luck.randint(1, 80)
+            process = job.start(*TOO_SLOW, *options)
+            until(process, lambda goal=goal: job.noted() > goal)  # type: ignore[misc]
+            process.terminate()
+            stopped = end(process)
+            seconds.append(stopped.seconds)
+            tally.require(stopped.code == 3, f"exit code {stopped.code} after SIGTERM")
+            tally.require(stopped.seconds <= NOTICE_S, f"{stopped.seconds:.0f} s after SIGTERM")
+            tally.struck(stopped.code == 3)
+            kept, asked = job.kept(), job.noted()
+            tally.require(asked == kept, f"{asked} rows asked and {kept} kept")
+        tally.completed(job, job.run(*options))
+        tally.require(job.noted() == job.rows, f"{job.noted()} rows asked of {job.rows}")
+
+    chains = stops // a_chain
+    each(chains, one)
+    note = f"{a_chain} at one output; exit code 3 within {max(seconds):.1f} s; every row was asked once"
+    return tally.trial("SIGTERM with 30 s to go", chains * a_chain, note)
 
 
 def lost_replicas(work: Path, share: float) -> Trial:
-    """One of two replicas gets SIGKILL or SIGTERM: the pool goes on. What was not spilled yet is asked again."""
-    trials, lost, repeated, broken, more = times(10, share), 0, 0, 0, 0
-    for n in range(trials):
-        job = Job(work / str(n), 400)
-        process = job.start(*TOO_SLOW, "cluster.replicas=2", "cluster.spill_seconds=0.2", *job.noting())
-        until(process, lambda job=job: len(job.stamps()) >= 2)  # type: ignore[misc]
-        number = (signal.SIGKILL, signal.SIGTERM)[n % 2]
-        os.kill(random.Random(n).choice(replicas(process)), number)
-        ended = end(process)
-        more += job.notes() - job.rows
-        broken += ended.code != 0 or job.lost_replicas() != 1
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    note = f"SIGKILL and SIGTERM by turns; {more} rows in all were asked again"
-    return Trial("a lost replica is replaced", trials, trials, lost, repeated, note, broken)
+    """Two replicas, of which one is killed at random, again and again: what was not spilled yet is asked again."""
+    runs, tally, more, failed = times(5, share), Tally(), [0], [0]
+    kills = times(100, share) // runs
+
+    def one(n: int) -> None:
+        luck, gone = random.Random(n), set[int]()
+        job = Job(work / str(n), 30 * kills + 60)
+        # A replica may be hit several times before it is ready, which by default ends a run after four.
+        options = ["cluster.replicas=2", "cluster.spill_seconds=0.2", f"cluster.max_attempts={kills + 4}"]
+        process = job.start(*TOO_SLOW, *options, *job.noting())
+        for number in range(kills):
+            goal = job.noted() + luck.randint(1, 29)
+            until(process, lambda goal=goal: job.noted() >= goal and set(replicas(process)) - gone)  # type: ignore[misc]
+            victim = luck.choice(sorted(set(replicas(process)) - gone))
+            os.kill(victim, (signal.SIGKILL, signal.SIGTERM)[number % 2])
+            gone.add(victim)
+        tally.completed(job, end(process))
+        tally.struck(job.lost_replicas())
+        tally.require(job.lost_replicas() == kills, f"{kills} kills, {job.lost_replicas()} replicas lost")
+        more.append(job.notes() - job.rows)
+        failed.append(len(job.failures()))
+
+    each(runs, one)
+    note = f"{kills} a run, SIGKILL and SIGTERM by turns; {sum(more)} rows were asked again, {sum(failed)} given up"
+    return tally.trial("replicas killed at random", runs, note)
 
 
 def poison_rows(work: Path, share: float) -> Trial:
     """One row in 1,000 kills the process whenever it is asked: 999 answers and one failure."""
-    trials, lost, repeated, broken, most, bound = times(5, share), 0, 0, 0, 0, 0.0
-    for n in range(trials):
+    trials, tally, restarts, bounds = times(5, share), Tally(), [0], [0.0]
+
+    def one(n: int) -> None:
         row = random.Random(n).randrange(1000)
         job = Job(work / str(n), 1000, per_shard=100, poison=(row,))
-        ended = job.run(f"+engine.options.exit_token={token()}", "engine.in_flight=32")
+        tally.completed(job, job.run(f"+engine.options.exit_token={token()}", "engine.in_flight=32"))
         shard_rows = max(pq.read_metadata(p).num_rows for p in job.data.glob("*.parquet"))
-        bound = math.log2(shard_rows) + 2
-        restarts = job.lost_replicas()
-        most = max(most, restarts)
-        broken += ended.code != 0 or job.failures() != {row: "killed_engine"} or restarts > bound
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    note = f"999 answers, 1 failure each; at most {most} restarts (bound {bound:.1f})"
-    return Trial("a row in 1,000 kills its process", trials, trials, lost, repeated, note, broken)
+        restarts.append(job.lost_replicas())
+        bounds.append(math.log2(shard_rows) + 2)
+        tally.struck(restarts[-1] > 0)
+        tally.require(job.failures() == {row: "killed_engine"}, f"row {row} kills, failures are {job.failures()}")
+        tally.require(job.lost_replicas() <= bounds[-1], f"{job.lost_replicas()} restarts")
+
+    each(trials, one)
+    note = f"999 answers, 1 failure each; at most {max(restarts)} restarts (bound {max(bounds):.1f})"
+    return tally.trial("a row in 1,000 kills its process", trials, note)
 
 
 def resumed_searches(work: Path, share: float) -> Trial:
     """The driver is killed while it looks for the row that kills engines: the next one goes on looking."""
-    trials, lost, repeated, broken, most, bound = times(5, share), 0, 0, 0, 0, 0.0
-    for n in range(trials):
+    trials, tally, restarts, bound = times(5, share), Tally(), [0], math.log2(200) + 2
+
+    def one(n: int) -> None:
         row = random.Random(n).randrange(200)
         job = Job(work / str(n), 200, per_shard=200, poison=(row,))
         fault = f"+engine.options.exit_token={token()}"
 
-        def losses(job: Job = job) -> int:
+        def losses() -> int:
             marks = [json.loads(p.read_text()) for p in sorted((job.meta / "attempts/00000").glob("*.json"))]
             return int(marks[-1]["search"]["lost"]) if marks else 0
 
         process = job.start(fault)
-        until(process, lambda losses=losses: losses() >= 3)  # type: ignore[misc]
+        until(process, lambda: losses() >= 3)
         process.kill()
-        process.communicate()
-        ended = job.run(fault)
-        bound = math.log2(job.rows) + 2
-        most = max(most, losses())
-        broken += ended.code != 0 or job.failures() != {row: "killed_engine"} or losses() > bound
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    note = f"at most {most} restarts over both drivers (bound {bound:.1f})"
-    return Trial("a search for a poison row is resumed", trials, trials, lost, repeated, note, broken)
+        tally.require(end(process).code == -signal.SIGKILL, "the driver ended before it was killed")
+        tally.struck()
+        tally.completed(job, job.run(fault))
+        restarts.append(losses())
+        tally.require(job.failures() == {row: "killed_engine"}, f"row {row} kills, failures are {job.failures()}")
+        tally.require(losses() <= bound, f"{losses()} restarts")
+
+    each(trials, one)
+    note = f"at most {max(restarts)} restarts over both drivers (bound {bound:.1f})"
+    return tally.trial("a search for a poison row is resumed", trials, note)
 
 
 def stalled_engines(work: Path, share: float) -> Trial:
     """An engine that stops answering is taken down, and a line says so."""
-    trials, lost, repeated, broken = times(5, share), 0, 0, 0
-    for n in range(trials):
+    trials, tally = times(5, share), Tally()
+
+    def one(n: int) -> None:
         job = Job(work / str(n), 200)
         hang = [f"+engine.options.hang_after={20 + 30 * n}", f"+engine.options.once={work / str(n) / 'struck'}"]
         ended = job.run(*hang, "engine.stall_timeout_s=2")
-        broken += ended.code != 0 or job.lost_replicas() != 1 or "stall_timeout_s=2" not in ended.err
-        broken += bool(job.failures())
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    return Trial("a stalled engine is replaced", trials, trials, lost, repeated, "each said in a line", broken)
+        tally.completed(job, ended)
+        tally.struck((work / str(n) / "struck").exists())
+        tally.require(job.lost_replicas() == 1, f"{job.lost_replicas()} replicas lost")
+        tally.require("stall_timeout_s=2" in ended.err, "nobody said that it stalled")
+        tally.require(not job.failures(), f"failures: {job.failures()}")
+
+    each(trials, one)
+    return tally.trial("a stalled engine is replaced", trials, "each said in a line")
 
 
 def submitted_twice(work: Path, share: float) -> Trial:
     """Two drivers on one output, the second while the first works: it leaves, and every row is asked once."""
-    trials, lost, repeated, broken = times(5, share), 0, 0, 0
-    for n in range(trials):
+    trials, tally = times(5, share), Tally()
+
+    def one(n: int) -> None:
         job = Job(work / str(n), 300)
         first = job.start(*TOO_SLOW, *job.noting())
         if n % 2:  # by turns both at once, and one after the other
-            until(first, lambda job=job: len(job.stamps()) >= 1)  # type: ignore[misc]
+            until(first, lambda: len(job.stamps()) >= 1)
         second = job.start(*TOO_SLOW, *job.noting())
-        ends = [end(second), end(first)]
+        ends = sorted((end(second), end(first)), key=lambda e: e.code)
         leaves = [e for e in ends if e.code == 3 and "is at work on it, so nothing was started here" in e.err]
-        broken += sorted(e.code for e in ends) != [0, 3] or len(leaves) != 1 or job.notes() != job.rows
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
+        tally.require(len(leaves) == 1, f"exit codes {[e.code for e in ends]}")
+        tally.struck(len(leaves))
+        tally.completed(job, ends[0])
+        asked = job.notes()
+        tally.require(asked == job.rows, f"{asked} rows asked")
+
+    each(trials, one)
     note = "one worked, the other left and named it; every row was asked once"
-    return Trial("two submissions of one run", trials, trials, lost, repeated, note, broken)
+    return tally.trial("two submissions of one run", trials, note)
 
 
 def suspended_drivers(work: Path, share: float) -> Trial:
     """A driver that hangs (SIGSTOP) is taken over from, and leaves when it wakes."""
-    trials, lost, repeated, broken = times(5, share), 0, 0, 0
-    for n in range(trials):
+    trials, tally = times(5, share), Tally()
+
+    def one(n: int) -> None:
         job = Job(work / str(n), 300)
         first = job.start(*TOO_SLOW)
-        until(first, lambda job=job: len(job.stamps()) >= 2)  # type: ignore[misc]
+        until(first, lambda: len(job.stamps()) >= 2)
         first.send_signal(signal.SIGSTOP)
         second = job.start(*TOO_SLOW)
-        until(second, lambda job=job: (job.meta / "lease/0002.beat.json").exists())  # type: ignore[misc]
+        until(second, lambda: (job.meta / "lease/0002.beat.json").exists())
         first.send_signal(signal.SIGCONT)
         woken, other = end(first), end(second)
-        broken += woken.code not in (0, 3) or other.code != 0 or (woken.code == 3 and "has taken over" not in woken.err)
-        a, b = job.count()
-        lost, repeated = lost + a, repeated + b
-    return Trial(
-        "a suspended driver wakes", trials, trials, lost, repeated, "it left for the one that took over", broken
-    )
+        tally.struck()
+        left = woken.code == 3 and "has taken over" in woken.err
+        tally.require(left or woken.code == 0, f"the one that woke ended in exit code {woken.code}")
+        tally.completed(job, other)
+
+    each(trials, one)
+    return tally.trial("a suspended driver wakes", trials, "it left for the one that took over, or all was done")
 
 
 TRIALS: list[Callable[[Path, float], Trial]] = [

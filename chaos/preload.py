@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import os
 
+import obstore.exceptions
+import obstore.store  # noqa: F401 - remote inputs and outputs take it
 import pandas  # noqa: F401 - pyarrow imports it for to_pylist
 import pyarrow.parquet  # noqa: F401
+import smart_open.compression  # noqa: F401 - reading a compressed input takes it
 
 from batchq import models
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,17 +127,20 @@ class Flaky:
     """A proxy in front of the server that spoils requests in the order asked; `env` reaches the server through it.
 
     `faults` is taken from its front, one a request: "pass", "conflict" (answer 409 without asking the server), "lose"
-    (let the server do it, then drop the connection without a reply), "cut" (drop it in the middle of the body),
+    (let the server do it, then reset the connection instead of a reply), "cut" (drop it in the middle of the body),
     "accept" (answer 200 without asking the server, as a store does that ignores conditions), "busy" (answer 503
     without asking it), "reset" (drop the connection without asking it), "flip" (change a byte of the reply's body),
     "spoil" (change a byte of what is sent to the server). With none left, everything passes. `choose`, if it is set,
-    is asked instead: it gets a request's head and returns the fault.
+    is asked instead: it gets a request's head and returns the fault. `struck` counts what was done: a reply that has no
+    body can't be cut nor flipped, nor is an error's body worth it, so those pass.
     """
 
     def __init__(self, s3: S3, listener: socket.socket) -> None:
         self.faults: list[str] = []
         self.choose: Callable[[bytes], str] | None = None
         self.requests = 0
+        self.struck: Counter[str] = Counter()
+        self._lock = threading.Lock()
         self._listener = listener
         self._upstream = int(s3.env["AWS_ENDPOINT_URL"].rpartition(":")[2])
         self.env = {**s3.env, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{listener.getsockname()[1]}"}
@@ -158,8 +162,11 @@ class Flaky:
             body = incoming.read(int(fields.get(b"content-length", 0)))
             self.requests += 1
             fault = self.choose(head) if self.choose else self.faults.pop(0) if self.faults else "pass"
-            if fault == "reset":
+            if fault in ("reset", "lose"):
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if fault in ("reset", *STATUS):
+                self._count(fault)
+            if fault == "reset":
                 return
             if status := STATUS.get(fault):
                 client.sendall(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
@@ -168,10 +175,17 @@ class Flaky:
                 sent = _flipped(body, 0) if fault == "spoil" else body
                 server.sendall(head + b"connection: close\r\n\r\n" + sent)
                 reply = b"".join(iter(lambda: server.recv(1 << 16), b""))
+            at = reply.index(b"\r\n\r\n") + 4  # where the body begins
+            if fault in ("cut", "flip") and not (reply.startswith(b"HTTP/1.1 2") and at < len(reply)):
+                fault = "pass"
+            self._count(fault)
             if fault == "flip":
-                reply = _flipped(reply, reply.index(b"\r\n\r\n") + 4)
-            kept = {"lose": 0, "cut": reply.index(b"\r\n\r\n") + 4 + len(reply) // 2}.get(fault, len(reply))
-            client.sendall(reply[:kept])
+                reply = _flipped(reply, at)
+            client.sendall(reply[: {"lose": 0, "cut": (at + len(reply)) // 2}.get(fault, len(reply))])
+
+    def _count(self, fault: str) -> None:
+        with self._lock:
+            self.struck[fault] += 1
 
 
 STATUS = {"conflict": b"409 Conflict", "accept": b'200 OK\r\netag: "0"', "busy": b"503 Service Unavailable"}

@@ -24,6 +24,7 @@ from batchq.config import Config
 from batchq.errors import Stopped
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 from tests.s3 import S3
+from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,10 @@ def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def stamps(data: Path) -> dict[str, tuple[int, int]]:
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in data.glob("*.parquet")}
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -74,12 +79,13 @@ def test_run_then_rerun(project: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_drift_is_refused_and_nothing_is_written(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(10))
     assert main(["job=mine", "engine=fake"]) == 0
-    before = stamps(project / "out/data")
+    before = everything(project / "out")
     capsys.readouterr()
     changes = {
         "task.prompt='Other {{ text }}'": "task.prompt",
         "task.labels=[good,bad]": "task.labels",
         "engine.max_model_len=300": "engine.max_model_len",
+        f"model.path={make_tiny_model(project / 'another', seed=1)}": "model.path",
     }
     for override, named in changes.items():
         assert main(["job=mine", "engine=fake", override]) == 2
@@ -87,7 +93,7 @@ def test_drift_is_refused_and_nothing_is_written(project: Path, capsys: pytest.C
     write_jsonl(project / "rows.jsonl", rows_of(11))
     assert main(["job=mine", "engine=fake"]) != 0
     assert "is not the file that was planned" in capsys.readouterr().err
-    assert stamps(project / "out/data") == before
+    assert everything(project / "out") == before
 
 
 def test_too_many_failures_end_in_four(project: Path) -> None:

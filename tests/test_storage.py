@@ -248,6 +248,22 @@ def test_a_store_that_lets_the_last_writer_win_is_refused(s3: S3, remote: str, m
         storage.create(remote + "/y", b"1")
 
 
+def test_a_connection_that_is_reset_is_asked_again(s3: S3, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with flaky(s3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.env["AWS_ENDPOINT_URL"])
+        proxy.faults += ["reset", "reset"]
+        storage.create(remote + "/x", b"1")
+        proxy.faults += ["lose"]
+        with pytest.raises(AlreadyExists):  # it may be ours: whoever wrote it reads it back
+            storage.create(remote + "/y", b"1")
+        proxy.faults += ["lose"]
+        storage.delete(remote + "/x")
+        proxy.faults += ["pass", "reset"]
+        storage.delete_prefix(remote + "/")
+        assert not proxy.faults
+        assert not list(storage.list_objects(remote))
+
+
 def test_one_of_sixteen_racing_writers_wins(root: str) -> None:
     def write(writer: int) -> int | None:
         try:
