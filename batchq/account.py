@@ -86,18 +86,20 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
     """Everything a report says in numbers, over all invocations of one output.
 
     cost = sum over replicas of devices x seconds held / 3600 x price; charged to all rows that
-    came out. Tokens are prompt and output tokens together, cached ones included.
+    came out, but those copied from another output. Tokens are prompt and output tokens together, cached ones included.
     """
     usage = Usage()
     labels: Counter[str] = Counter()
     failures: Counter[str] = Counter()
-    parts = reused = 0
+    parts = reused = copied = copied_tokens = 0
     for receipt in receipts:
         usage += receipt.usage
         labels.update(receipt.labels)
         failures.update(receipt.failures)
         parts += 1
         reused += receipt.reused
+        copied += receipt.copied
+        copied_tokens += receipt.copied_tokens
     runs = list(runs)
     replicas = [replica for run in runs for replica in run.replicas]
     phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}
@@ -112,7 +114,8 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
     prices = {name: price(name, pricing) for name in held}
     unpriced = sorted(name for name, per_hour in prices.items() if per_hour is None)
     cost = None if unpriced else sum(s / 3600 * (prices[name] or 0.0) for name, s in held.items())
-    tokens = usage.prompt_tokens + usage.output_tokens
+    tokens = usage.prompt_tokens + usage.output_tokens - copied_tokens  # what another run paid for makes none cheaper
+    asked = usage.rows - copied
     return {
         "rows": usage.rows,
         "answers": usage.answers,
@@ -121,6 +124,8 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "labels": dict(labels),
         "parts": parts,
         "reused_rows": reused,
+        "copied_rows": copied,
+        "copied_tokens": copied_tokens,
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
         "output_tokens": usage.output_tokens,
@@ -136,14 +141,14 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "infer_seconds": round(engine["infer"], 3),
         "busy_share": _ratio(engine["infer"], engine["infer"] + engine["idle"]),
         "tokens_per_second": _ratio(tokens, engine["infer"]),
-        "rows_per_second": _ratio(usage.rows, engine["infer"]),
+        "rows_per_second": _ratio(asked, engine["infer"]),
         "currency": pricing.currency,
         "prices_as_of": pricing.as_of,
         "prices": prices,
         "unpriced": unpriced,
         "cost": cost,
         "cost_per_million_tokens": None if cost is None else _ratio(cost * 1e6, tokens),
-        "cost_per_thousand_rows": None if cost is None else _ratio(cost * 1e3, usage.rows),
+        "cost_per_thousand_rows": None if cost is None else _ratio(cost * 1e3, asked),
     }
 
 

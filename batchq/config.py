@@ -248,12 +248,16 @@ class OutputConfig:
     """conf/output: where the answers go.
 
     path: a folder or object-store prefix; data/ and meta/ are made below it.
+    reuse: the output.path of a run that is complete: its answers to rows that are asked the same here (equal
+        batchq_key) are copied, its failures and rows that it didn't have are asked. To retry failures, or to label what
+        is new: the same command with output.path=NEW output.reuse=OLD.
     columns: input columns that come along; null for all.
     rows_per_shard: about how many rows one committed object holds.
     max_error_rate: above this share of failures the run ends in exit code 4.
     """
 
     path: str = MISSING
+    reuse: str | None = None
     columns: list[str] | None = None
     rows_per_shard: int = 4096
     max_error_rate: float = 0.05

@@ -20,7 +20,7 @@ from typing import Any
 
 from batchq import failpoint, read, storage, task, write
 from batchq.config import Config, KvCache, Scheme, Unreadable
-from batchq.errors import AlreadyExists, Changed, InputError, NotFound, OutputTaken, StorageError
+from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFound, OutputTaken, StorageError
 from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 
@@ -42,7 +42,9 @@ FIELDS = {
     "length": "engine.max_model_len",
     "columns": "input.columns, output.columns, input.format or task.gold",
     "inputs": "input.path or input.limit",
+    "reuse": "output.reuse",
 }
+KEYED = ("model", "engine", "quantization", "prompt", "labels", "sampling")  # with another, no batchq_key is the same
 
 
 def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
@@ -68,6 +70,7 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
             [config.input.columns, config.output.columns, config.input.format.value, config.task.gold]
         ),
         "inputs": json.dumps([config.input.path, config.input.limit]),
+        **({"reuse": storage.normalize(config.output.reuse)} if config.output.reuse else {}),
     }
 
 
@@ -117,6 +120,7 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
         model=model,
         unreadable=unreadable,
         checkpoint=checkpoint,
+        reuse=parts.get("reuse", ""),
     )
 
 
@@ -204,11 +208,36 @@ def store(plan: Plan, output: str) -> Plan:
     return standing
 
 
+def reused(config: Config) -> Plan | None:
+    """The plan of the run that output.reuse names, None if it names none.
+
+    Raises ConfigError unless it is another output than this run's, and complete.
+    """
+    if not config.output.reuse:
+        return None
+    reuse = storage.normalize(config.output.reuse)
+    if reuse == storage.normalize(config.output.path):
+        raise ConfigError(f"output.reuse={reuse}: is output.path itself; what is reused goes to a new output.path")
+    found = load(reuse)
+    if found is None:
+        raise ConfigError(
+            f"output.reuse={reuse}: no run has been planned there; name the output.path of a finished one"
+        )
+    if left := len(standing(found, reuse).remaining):
+        raise ConfigError(
+            f"output.reuse={reuse}: {left} of its {len(found.shards)} shards are to go; finish that run first"
+        )
+    return found
+
+
+def differing(plan: Plan, parts: dict[str, str], names: Iterable[str] = tuple(FIELDS)) -> str:
+    """The fields in which these ingredients differ from a plan's, in a person's words; empty if they don't."""
+    return "; ".join(FIELDS[name] for name in names if plan.ingredients.get(name) != parts.get(name))
+
+
 def refuse_drift(plan: Plan, parts: dict[str, str], output: str) -> None:
     """Raises OutputTaken naming what differs between the stored plan and this run."""
-    differing = [name for name in FIELDS if plan.ingredients.get(name) != parts.get(name)]
-    if differing:
-        changed = "; ".join(FIELDS[name] for name in differing)
+    if changed := differing(plan, parts):
         raise OutputTaken(
             f"{output}: holds a run of job {plan.job} with another {changed}. "
             "Choose a new output.path, or go back to the old setting to resume it"

@@ -28,8 +28,10 @@ def describe(config: Config) -> str:
     """`batchq plan`: inputs, shards, scheme, limits and an estimate of tokens; starts no engine, writes nothing."""
     check(config)
     output = storage.normalize(config.output.path)
-    model = models.resolve(config.model)
     stored = plan.load(output)
+    if not stored:
+        plan.reused(config)
+    model = models.resolve(config.model)
     new = resumable(stored, config, model, output) if stored else []
     with Pool(config.cluster, models.cache_dir() / "logs") as pool:
         here = pool.hardware()
@@ -89,7 +91,7 @@ def tokens(config: Config, draft: Plan, model: Model) -> str:
 
 def state(draft: Plan, stored: Plan | None, output: str) -> str:
     if stored is None:
-        return f"{output} · new"
+        return f"{output} · new" + (f", with what can be reused of {draft.reuse}" if draft.reuse else "")
     standing = plan.standing(stored, output)
     done = len(draft.shards) - len(standing.remaining)
     return f"{output} · {done} of {len(draft.shards)} shards committed; a run resumes"

@@ -86,6 +86,23 @@ def quantize(
     return Checkpoint(str(folder), key, stored_bytes(read_tensors(folder)), seconds, cached=not made)
 
 
+def kept(model: Model, key: str, config: QuantizationConfig, on_progress: Callable[[str], None]) -> Checkpoint | None:
+    """A checkpoint of this model that was made before, by its key; None if the cache no longer has it whole."""
+    started = time.monotonic()
+
+    def refuse(_: Path) -> None:
+        raise NotFound(f"{key}: no such checkpoint")
+
+    cache = cache_of(config)
+    keep = _keep_in_store if storage.is_remote(cache) else _keep_on_disk
+    if key == model.digest:
+        return None  # it was served as it is
+    with suppress(NotFound):
+        folder, _ = keep(cache, key, refuse, on_progress)
+        return Checkpoint(str(folder), key, stored_bytes(read_tensors(folder)), time.monotonic() - started, cached=True)
+    return None
+
+
 def recipe(scheme: Scheme, config: QuantizationConfig, group: int | None = None) -> dict[str, Any]:
     """What compress.py is told to do, beside the model and the prompts; part of the key.
 

@@ -106,6 +106,8 @@ class Receipt:
     failures: dict[str, int] = field(default_factory=dict)  # by code
     next_position: int = 0  # where the shard's next part begins
     reused: int = 0  # rows taken over from an earlier attempt's spill, not asked again
+    copied: int = 0  # answers copied from the run that output.reuse names; in `usage` like the others
+    copied_tokens: int = 0  # prompt and output tokens of these, which that run has paid for
     quarantined: str = ""  # why the rest of the shard's input can't be read
 
 
@@ -126,6 +128,7 @@ class Plan:
     model: str  # content digest of the model as named
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
+    reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same
 
 
 def sealed(fields: dict[str, Any]) -> bytes:

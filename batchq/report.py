@@ -71,6 +71,8 @@ def terminal(summary: Mapping[str, Any]) -> str:
                 f"{s['reused_rows']:,} answers taken over",
             )
         )
+    if s["reuse"]:
+        lines.append(_line("reused", f"{s['copied_rows']:,} answers of {s['reuse']}: copied, not asked, not billed"))
     lines.append(_line("output", f"{s['output']}/data · {s['parts']} objects · {s['output']}/meta/report.json"))
     return "\n".join(lines)
 

@@ -63,6 +63,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
     show = Progress()
     invocation = ledger.Invocation(output)
     stored = plan.load(output)
+    reused = None if stored else plan.reused(config)
     with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
         if not stored:
             show.step(f"model {config.model.path}: fetched or converted, unless it is cached")
@@ -74,15 +75,33 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             return finish(config, stored, model, "complete", output, new_inputs)
 
         here = pool.hardware()
-        choice = choose(config, stored, model, here)
+        if reused and (others := plan.differing(reused, ingredients(config, model, reused), plan.KEYED)):
+            show.step(f"output.reuse: nothing can be reused of {config.output.reuse}, which has another {others}")
+            reused = None
+        choice = choose_again(config, reused, model, here) if reused else choose(config, stored, model, here)
         halt = stop or threading.Event()
-        draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")  # before anything is written
+        served = reused.checkpoint if reused else ""
+        draft = stored or plan.make(config, model.digest, choice.scheme, served)  # before anything is written
         lease = Lease(output, show.step, halt, lost=halt)
         invocation.reached("plan")
         try:
+            if not stored and (stored := plan.load(output)):  # by the driver that this one waited for
+                new_inputs, reused = resumable(stored, config, model, output), None
+                draft, choice = stored, choose(config, stored, model, here)
+                if not plan.standing(stored, output).remaining:
+                    show.step("all is committed by now; nothing to do")
+                    result = finish(config, stored, model, "complete", output, new_inputs)
+                    lease.close()
+                    return result
             draft, checkpoint, verdicts = settle(
                 config, stored, draft, model, choice, pool, here, invocation, halt, show
             )
+            if reused and checkpoint.key != reused.checkpoint:
+                raise ConfigError(
+                    f"output.reuse={config.output.reuse}: its checkpoint {reused.checkpoint[:12]} isn't in "
+                    f"quantization.cache any more, and the one made now, {checkpoint.key[:12]}, answers otherwise; "
+                    "bring it back, or leave output.reuse out"
+                )
             fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
             plan.refuse_other(fixed, draft, checkpoint.key, output)
             if not stored:
@@ -106,11 +125,22 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
 
 def resumable(stored: Plan, config: Config, model: Model, output: str) -> list[str]:
     """Refuse what isn't the stored run; returns names of inputs that appeared since it was planned."""
-    asked, served = config.quantization.scheme, Scheme(stored.quantization)
-    fallen = config.gate.enabled and served in (config.gate.fallback or LADDER)
-    scheme = served if asked is Scheme.auto or fallen else asked
-    plan.refuse_drift(stored, plan.ingredients(config, model.digest, scheme), output)
+    plan.refuse_drift(stored, ingredients(config, model, stored), output)
     return plan.check_inputs(stored, config)
+
+
+def ingredients(config: Config, model: Model, before: Plan) -> dict[str, str]:
+    """What decides this run's answers if it serves the scheme that a run before it came to from the same settings."""
+    asked, served = config.quantization.scheme, Scheme(before.quantization)
+    fallen = config.gate.enabled and served in (config.gate.fallback or LADDER)
+    return plan.ingredients(config, model.digest, served if asked is Scheme.auto or fallen else asked)
+
+
+def choose_again(config: Config, reused: Plan, model: Model, here: Hardware) -> Choice:
+    """The scheme of the run whose answers are reused, and no other. Raises ConfigError as `choose` does."""
+    asked = dataclasses.replace(config.quantization, scheme=Scheme(reused.quantization))
+    choice = choose(dataclasses.replace(config, quantization=asked), None, model, here)
+    return dataclasses.replace(choice, why="as in the run whose answers are reused", fallback=())
 
 
 def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) -> Choice:
@@ -194,7 +224,8 @@ def quantized(
     show: Progress,
     stop: threading.Event | None = None,
 ) -> Checkpoint:
-    """The checkpoint that is served: quantized now, taken from the cache, or the model as it is.
+    """The checkpoint that is served: the draft's, if it names one and the cache has it; otherwise the one that follows
+    from the configuration, from the cache or made now; or the model as it is.
 
     Raises Stopped at the next layer after `stop` was set.
     """
@@ -212,6 +243,8 @@ def quantized(
             raise Stopped("stopped while the model was quantized; nothing was labelled yet")
         show.update(words)
 
+    if draft.checkpoint and (kept := quantize.kept(model, draft.checkpoint, config.quantization, show.update)):
+        return kept  # not calibrated again on rows that may be others by now
     checkpoint = quantize.quantize(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
     if invocation and not checkpoint.cached and scheme is not Scheme.none:
         devices = len(here.gpus) or len(here.cores)
@@ -331,6 +364,7 @@ def summarise(
         "shards_done": len(fixed.shards) - len(standing.remaining),
         **summary,
         "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in read_verdicts(output)],
+        "reuse": fixed.reuse,
         "id_column": id_column,
         "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
         "new_inputs": new_inputs,

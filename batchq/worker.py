@@ -33,6 +33,7 @@ from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, InputErro
 from batchq.fake_engine import FakeEngine
 from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
+from batchq.reuse import Reuse
 from batchq.task import Task
 from batchq.vllm_engine import VllmEngine, import_ahead
 
@@ -88,6 +89,7 @@ class Batch:
     raws: list[str | None]
     golds: list[str | None]
     reused: int = 0
+    copied: frozenset[int] = frozenset()  # rows whose answer is another run's
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +133,8 @@ class Attempt:
 
     def keeps(self) -> int:
         """Rows of the shard that need not be asked again once all is spilled."""
-        answered = sum(isinstance(o, Answer) for p in self.parts for b in p.batches for o in b.outcomes)
+        batches = [b for p in self.parts for b in p.batches]
+        answered = sum(isinstance(o, Answer) for b in batches for o in b.outcomes) - sum(len(b.copied) for b in batches)
         standing = sum(r.usage.rows for r in self.standing)
         return standing + self.committed + max(answered, len(self.known) - standing)
 
@@ -165,6 +168,10 @@ class Worker:
         self.extra = write.EXTRA.name in self.schema.names
         self.engine = engine or open_engine(spec.engine)
         self.task: Task
+        self.reuse: Reuse | None = None
+        plan = spec.plan
+        answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
+        self.answerer = models.digest_of(answers)  # what else than the prompt decides an answer
         self.room = asyncio.Event()  # set whenever a row in flight is answered
         self.intake = asyncio.Lock()
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
@@ -189,7 +196,11 @@ class Worker:
         self.clock.enter("load")
         tokenizer = await self._thread(models.open_tokenizer, self.spec.engine.model)
         self.task = Task(self.spec.task, tokenizer, self.spec.plan.columns, self.spec.chat_template)
+        reuse = self.spec.plan.reuse
+        index = asyncio.ensure_future(self._thread(Reuse, reuse, self.spec.task)) if reuse else None
         phases = await self.engine.start()
+        if index:
+            self.reuse = await index
         self.clock.enter("idle")
         self.clock.move("load", "compile", phases.get("compile", 0.0))
         self._watch = asyncio.create_task(self._watch_for_stalls())
@@ -564,6 +575,7 @@ class Worker:
         prompts: list[list[int] | None] = [None] * len(taken)
         keys: list[str | None] = [None] * len(taken)
         reused = 0
+        copied: set[int] = set()
         room = self.spec.engine.max_model_len - self.task.sampling.max_tokens
         with self._timed("tokenize"):
             encoded = self.task.encode(messages) if messages else []
@@ -573,13 +585,20 @@ class Worker:
                     "too_long", f"{len(ids)} prompt tokens; engine.max_model_len leaves room for {room}"
                 )
                 continue
-            keys[i] = self.task.key(ids, self.spec.plan.checkpoint)
+            keys[i] = self.task.key(ids, self.answerer)
             kept = known.get(taken[i].id)
             if kept is not None and kept[0] == keys[i]:
                 outcomes[i] = kept[1]
                 reused += 1
             else:
                 prompts[i] = ids
+        if self.reuse:
+            with self._timed("read"):
+                earlier = self.reuse.find([key for key, ids in zip(keys, prompts, strict=True) if key and ids])
+            for i, key in enumerate(keys):
+                if prompts[i] and key in earlier:
+                    outcomes[i], prompts[i] = earlier[key], None
+                    copied.add(i)
         gold = self.spec.task.gold
         return Batch(
             part=part,
@@ -592,6 +611,7 @@ class Worker:
             raws=[_raw(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
             golds=[write.as_gold(row.columns.get(gold)) if gold else None for row in taken],
             reused=reused,
+            copied=frozenset(copied),
         )
 
     def _columns(self, rows: list[Row]) -> tuple[pa.RecordBatch, list[Answer | Failure | None]]:
@@ -646,6 +666,8 @@ class Worker:
                 failures=failures,
                 next_position=batches[-1].positions[-1] + 1 if batches else 0,
                 reused=sum(b.reused for b in batches),
+                copied=sum(len(b.copied) for b in batches),
+                copied_tokens=sum(_tokens(b.outcomes[i]) for b in batches for i in b.copied),
                 quarantined=self.quarantined.get(shard.index, "") if part.last else "",
             )
             columns = self._outcome_columns(batches)
@@ -676,14 +698,14 @@ class Worker:
             print(f"batchq: a spill of shard {made.shard.index} failed: {error}", file=sys.stderr, flush=True)
 
     def _spill(self, shard: Shard, attempt: str, parts: list[Part], number: int) -> None:
-        """Save the answers that no spill and no commit holds yet."""
+        """Save the answers that no spill, no commit and no other run holds yet."""
         ids: list[str] = []
         keys: list[str | None] = []
         answers: list[Answer | Failure] = []
         for part in parts:
             for batch in part.batches:
                 for i, outcome in enumerate(batch.outcomes):
-                    if isinstance(outcome, Answer) and batch.ids[i] not in part.spilled:
+                    if isinstance(outcome, Answer) and i not in batch.copied and batch.ids[i] not in part.spilled:
                         ids.append(batch.ids[i])
                         keys.append(batch.keys[i])
                         answers.append(outcome)
@@ -697,6 +719,10 @@ class Worker:
 def _never_silent(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.result()
+
+
+def _tokens(outcome: Answer | Failure | None) -> int:
+    return outcome.prompt_tokens + outcome.output_tokens if isinstance(outcome, Answer) else 0
 
 
 def _casts(value: Any, kind: pa.DataType) -> bool:

@@ -32,6 +32,7 @@ ROOMS = [
         "pool",
         "worker",
         "poison",
+        "reuse",
     ),
     *("vllm_engine", "fake_engine", "write", "read", "task", "engine", "models", "scheme", "hardware", "account"),
     "progress",
