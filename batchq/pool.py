@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -83,7 +84,7 @@ class Replica:
 
 
 class Panel:
-    """The actor that the gate asks: one engine, a list of prompts, a list of answers."""
+    """The actor that gate and tune ask: one engine, a list of prompts, a list of answers."""
 
     def __init__(self, spec: EngineSpec, log: str) -> None:
         self.clock = PhaseClock("start")
@@ -92,17 +93,21 @@ class Panel:
         self.answered = 0
 
     async def ask(
-        self, prompts: list[list[int]], sampling: Sampling, in_flight: int
+        self, prompts: list[list[int]], sampling: Sampling, in_flight: int, warm: int, seconds: float
     ) -> tuple[list[Completion | Failure], dict[str, float]]:
-        """The answers in the prompts' order, and the seconds by phase."""
+        """The answers in the prompts' order, and the seconds by phase.
+
+        The first `warm` prompts count as loading. What isn't asked within `seconds` after them isn't asked at all.
+        """
         self.clock.enter("load")
         phases = await self.engine.start()
-        self.clock.enter("gate")
-        self.clock.move("load", "compile", phases.get("compile", 0.0))
         places = asyncio.Semaphore(in_flight)
+        until = math.inf
 
         async def one(prompt: list[int]) -> Completion | Failure:
             async with places:
+                if time.monotonic() >= until:
+                    return Failure("not_asked", "the time was up")
                 try:
                     return await self.engine.ask(prompt, sampling)
                 except RowError as error:
@@ -111,7 +116,11 @@ class Panel:
                     self.answered += 1
 
         try:
-            return list(await asyncio.gather(*map(one, prompts))), self.clock.seconds()
+            first = await asyncio.gather(*map(one, prompts[:warm]))
+            self.clock.enter("gate")
+            self.clock.move("load", "compile", phases.get("compile", 0.0))
+            until = time.monotonic() + seconds
+            return [*first, *await asyncio.gather(*map(one, prompts[warm:]))], self.clock.seconds()
         finally:
             await self.engine.close()
 
@@ -262,9 +271,12 @@ class Pool:
         start_timeout: float,
         stop: threading.Event,
         on_progress: Callable[[int], None],
+        warm: int = 0,
+        seconds: float = math.inf,
     ) -> tuple[list[Completion | Failure], ReplicaAccount]:
         """Start one engine, have it answer, end it; returns the answers in order and what it cost.
 
+        The first `warm` prompts count as its start; what it hasn't been asked `seconds` after them is a Failure.
         Raises EngineError when it doesn't start or dies, Stopped after `stop` was set.
         """
         self.connect()
@@ -274,13 +286,13 @@ class Pool:
         path = str(self.logs / log)
         spec = dataclasses.replace(spec, cores=slot.cores)
         actor: Any = _actor_class(Panel).options(**_placement(slot, spec, here)).remote(spec, path)
-        answers = actor.ask.remote(prompts, sampling, in_flight)
+        answers = actor.ask.remote(prompts, sampling, in_flight, warm, seconds)
         began = time.monotonic()
         count = 0
         try:
             while not ray.wait([answers], timeout=POLL_SECONDS)[0]:
                 if stop.is_set():
-                    raise Stopped("stopped while the gate was asking; nothing was labelled yet")
+                    raise Stopped("stopped while a sample was asked; nothing was labelled yet")
                 waiting = actor.progress.remote()
                 if ray.wait([waiting], timeout=POLL_SECONDS)[0]:
                     count = ray.get(waiting)
@@ -294,9 +306,9 @@ class Pool:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             if isinstance(cause, EngineError):
                 raise EngineError(f"{cause}; log: {path}") from None
-            raise BatchqError(f"the gate's engine failed ({type(cause).__name__}); log: {path}") from None
+            raise BatchqError(f"the sample's engine failed ({type(cause).__name__}); log: {path}") from None
         except ray.exceptions.RayError:
-            raise EngineError(f"the gate's engine died; log: {path}") from None
+            raise EngineError(f"the sample's engine died; log: {path}") from None
         finally:
             ray.kill(actor)
         devices = len(slot.cores) or spec.tensor_parallel_size

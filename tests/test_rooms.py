@@ -20,6 +20,7 @@ ROOMS = [
         "verify",
         "run",
         "report",
+        "tune",
         "gate",
         "sample",
         "ledger",
