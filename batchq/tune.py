@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 import time
 import uuid
@@ -36,6 +37,7 @@ FIELDS = (STEP, ROWS)  # fields of conf/engine; the others are engine.options
 TIGHT_SHARE = 0.95  # of a GPU's memory, where the KV cache is short
 WARM = 8  # rows that an engine answers before it is measured
 MARGIN = 0.02  # by which a setting has to be faster to be kept
+BUSY = 0.5  # processes that wait for each core, from which on speeds on a CPU don't compare
 OTHER_LENGTH = 2.0  # times the median: what was found on such rows says little about these
 
 Settings = dict[str, Any]  # by vLLM's names
@@ -266,7 +268,8 @@ def remember(config: Config, draft: Plan, here: Hardware, found: Tuned) -> None:
 
 def _place(config: Config, draft: Plan, here: Hardware) -> Path:
     """By all that decides which settings are best, but the rows."""
-    machine = [[gpu.name, gpu.memory] for gpu in here.gpus] or [here.cpu, len(here.cores), sorted(here.flags)]
+    gpus: list[Any] = [[gpu.name, gpu.memory] for gpu in here.gpus]
+    machine = gpus or [here.cpu, len(here.cores), sorted(here.flags)]
     cluster = dataclasses.asdict(config.cluster)
     layout = {k: v for k, v in cluster.items() if k.endswith(("_parallel_size", "replicas", "_per_replica"))}
     served = [draft.model, draft.quantization, config.quantization.kv_cache.value, config.task.kind.value]
@@ -300,6 +303,9 @@ def sweep(
         f"tune: {len(prompts):,} rows of {lengths.median:,} tokens in the median; "
         f"at most {config.tune.engines} engines, {config.tune.seconds:g} s each after its start"
     )
+
+    if not here.gpus and config.cluster.address is None and (load := os.getloadavg()[0]) > BUSY * len(here.cores):
+        show.step(f"tune: this machine is busy already (load {load:.1f}), so what is found may not be the fastest")
 
     def attempt(settings: Settings, number: int) -> float:
         """Tokens of prompt and answer a second; 0 if the engine didn't run."""
