@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def forgetful(tmp_path: Path) -> Iterator[Path]:
     os.environ["BATCHQ_CACHE"] = before
 
 
-SPEEDS = "+engine.options.tokens_per_s={2048: 20000, 4096: 60000}"  # with 8192 it doesn't start
+SPEEDS = "+engine.options.tokens_per_s={2048: 5000, 4096: 25000}"  # with 8192 it doesn't start
 
 
 def test_the_fastest_is_kept_used_and_forgotten(
@@ -162,10 +163,10 @@ def test_the_fastest_is_kept_used_and_forgotten(
 ) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(300))
     asked = ["job=mine", "engine=fake", SPEEDS]
-    assert main(["tune", *asked]) == 0
+    assert main(["tune", *asked, "tune.engines=3"]) == 0
     out, told = capsys.readouterr()
     assert "max_num_batched_tokens 4,096" in out and "times what is chosen without" in out
-    assert told.count(" tokens/s (") == 4 and told.count("didn't run: the fake engine doesn't start") == 1
+    assert told.count(" tokens/s (") == 2 and told.count("didn't run: the fake engine doesn't start") == 1
     assert not (project / "out").exists()
 
     assert main(["plan", *asked]) == 0
@@ -200,7 +201,8 @@ def test_a_try_is_bounded_in_time_and_in_engines(
     assert main(["tune", "job=mine", *slow, "tune.seconds=1", "tune.engines=2"]) == 0
     out, told = capsys.readouterr()
     assert "nothing else was faster by 2%" in out and "2 engines in" in out
-    assert told.count(" rows in 1.") == 2
+    asked = [int(rows.replace(",", "")) for rows in re.findall(r"\(([\d,]+) rows in", told)]
+    assert len(asked) == 2 and all(0 < rows < 1000 for rows in asked)
 
 
 def test_without_rows_or_engines_a_try_is_one_line(
