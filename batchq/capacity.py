@@ -28,6 +28,9 @@ BLOCK = 128  # tokens a KV block holds on vLLM's CPU backend, its largest; a seq
 OVERHEAD = {"cpu": 2 * GIB, "cuda": 2 * GIB}  # libraries, activations, CUDA context and graphs, beside weights and KV
 KV_SHARE = 0.5  # of the memory that is left on a CPU; the rest is for reading, writing and the page cache
 GPU_SHARE = 0.9  # what vLLM takes of a GPU unless told otherwise
+LARGE_GPU = 64 * GIB  # on smaller ones a step's activations compete with the weights
+STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefill; a GPU wants many rows a step
+SEQUENCES = {"cpu": 64, "cuda": 1024}
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
@@ -222,12 +225,17 @@ def kv_cache_bytes(
     return max(one, min(one * max_num_seqs, room))
 
 
+def step_tokens(hardware: Hardware) -> int:
+    """Tokens a step, unless told otherwise."""
+    small = any(gpu.memory < LARGE_GPU for gpu in hardware.gpus)
+    return STEP_TOKENS[hardware.device] // (2 if small else 1)
+
+
 def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> EngineSpec:
     """How to start an engine on a checkpoint of `weights` bytes: the configuration's limits, or the hardware's."""
     engine, cuda = config.engine, here.device == "cuda"
-    # A CPU is busy with one row's prefill; a GPU wants many rows a step.
-    tokens = engine.max_num_batched_tokens or (16384 if cuda else 2048)
-    sequences = engine.max_num_seqs or (1024 if cuda else 64)
+    tokens = engine.max_num_batched_tokens or step_tokens(here)
+    sequences = engine.max_num_seqs or SEQUENCES[here.device]
     options: dict[str, Any] = {}
     if engine.kind is EngineKind.vllm and not cuda:
         options["kv_cache_memory_bytes"] = kv_cache_bytes(

@@ -19,6 +19,7 @@ VERBS = {
     "plan": "say what would happen; starts no engine; without a job: what published models take on which GPUs",
     "preview": "label the first rows and show prompt and answer side by side",
     "quantize": "only make the quantized checkpoint, or find it in the cache",
+    "tune": "try engine settings on some of the job's rows and keep the fastest for later runs",
     "status": "how far the run at output.path is, from the store alone",
     "report": "the report of what stands at output.path, at today's prices",
     "verify": "count again, from inputs and data objects alone: every row once and whole, or exit code 1",
@@ -105,7 +106,7 @@ def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     from batchq import preview, verify
-    from batchq.run import checkpoint_only, compose_report, run, status
+    from batchq.run import checkpoint_only, compose_report, run, status, tuned
 
     if verb == "plan":
         print(preview.describe(config))
@@ -113,6 +114,8 @@ def _do(verb: str, config: Config) -> int:
         print(preview.preview(config))
     elif verb == "quantize":
         print(checkpoint_only(config))
+    elif verb == "tune":
+        print(tuned(config, _stop_on_signals(config.cluster.grace_seconds)))
     elif verb == "verify":
         good, words = verify.verify(config)
         print(words)

@@ -278,10 +278,26 @@ class PricingConfig:
 
 
 @dataclass
+class TuneConfig:
+    """`batchq tune`: engine settings tried on a slice of the job's own rows, the fastest kept in the cache.
+
+    use: whether runs take what was found; engine.max_num_seqs and the like, where they are given, win in any case.
+    engines: started at most, one after the other, each with other settings.
+    seconds: that each is asked for, after its start; rows: that it is asked at most.
+    """
+
+    use: bool = True
+    engines: int = 6
+    seconds: float = 30.0
+    rows: int = 4000
+
+
+@dataclass
 class CleanConfig:
     """`batchq clean`.
 
-    cache_days: also remove models and checkpoints that this machine cached more than so many days ago; null for none.
+    cache_days: also remove models, checkpoints and tuned settings that this machine cached more than so many days ago;
+        null for none.
     """
 
     cache_days: float | None = None
@@ -299,6 +315,7 @@ class Config:
     input: InputConfig = field(default_factory=InputConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     pricing: PricingConfig = field(default_factory=PricingConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
 
 
@@ -378,6 +395,9 @@ def check(config: Config) -> Config:
         "gate.recovery": config.gate.recovery,
         "output.rows_per_shard": config.output.rows_per_shard,
         "input.limit": config.input.limit,
+        "tune.engines": config.tune.engines,
+        "tune.seconds": config.tune.seconds,
+        "tune.rows": config.tune.rows,
         "clean.cache_days": config.clean.cache_days,
     }.items():
         if number is not None and number <= 0:

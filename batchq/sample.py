@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from batchq import read, write
+from batchq import models, read, write
 from batchq.config import Config
 from batchq.errors import RowError
 from batchq.models import digest_of
 from batchq.records import Plan, Row, Shard
 from batchq.task import Task
+
+MEASURED = 512  # prompts that lengths are taken from
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,43 @@ class Sample:
 
     prompts: list[list[int]] = field(default_factory=list)
     golds: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long sampled prompts are: tokens of each, ascending."""
+
+    tokens: tuple[int, ...]
+
+    @staticmethod
+    def of(prompts: Iterable[Sequence[int]]) -> Lengths:
+        return Lengths(tuple(sorted(map(len, prompts))))
+
+    def at(self, share: float) -> int:
+        """The length that this share of the prompts doesn't exceed; 0 without any."""
+        return self.tokens[max(0, math.ceil(share * len(self.tokens)) - 1)] if self.tokens else 0
+
+    @property
+    def median(self) -> int:
+        return self.at(0.5)
+
+    @property
+    def longest(self) -> int:
+        return self.at(1.0)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.tokens) / max(1, len(self.tokens))
+
+    def above(self, limit: int) -> int:
+        """How many are longer."""
+        return sum(count > limit for count in self.tokens)
+
+
+def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Lengths:
+    """Lengths of this job's prompts with the tokenizer at `path`, from rows all over the corpus."""
+    task = Task(config.task, models.open_tokenizer(path), draft.columns, config.model.chat_template)
+    return Lengths.of(task.encode([message for message, _ in rendered(task, spread(draft, rows))][:rows]))
 
 
 def side(key: str, seed: int) -> str:
@@ -59,11 +99,17 @@ def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: s
             unit = read.splittable(found.name, format)
             yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=columns)
         return
+    seed = config.gate.seed
+    yield from spread(draft, wanted, lambda row: side(row.id, seed) == serving)
+
+
+def spread(draft: Plan, wanted: int, fits: Callable[[Row], bool] = lambda _: True) -> Iterator[Row]:
+    """About `wanted` rows of the corpus that fit, from the starts of evenly spread shards."""
     step = max(1, len(draft.shards) // wanted)
     chosen = draft.shards[::step][:wanted]
-    each, seed = -(-wanted // len(chosen)), config.gate.seed
+    each = -(-wanted // len(chosen))
     for shard in chosen:
-        yield from itertools.islice((r for r in rows_of(draft, shard) if side(r.id, seed) == serving), each)
+        yield from itertools.islice(filter(fits, rows_of(draft, shard)), each)
 
 
 def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:

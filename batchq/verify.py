@@ -203,7 +203,7 @@ def clean(config: Config) -> str:
 
 
 def _clean_cache(days: float) -> str:
-    """Remove models and checkpoints that were made more than so many days ago; they can be made again."""
+    """Remove models, checkpoints and tuned settings made more than so many days ago; they can be made again."""
     count = size = 0
     for kind in ("models", "checkpoints"):
         for folder in (models.cache_dir() / kind).glob("*/"):
@@ -211,5 +211,10 @@ def _clean_cache(days: float) -> str:
             if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
                 count, size = count + 1, size + sum(stat.st_size for stat in files)
                 shutil.rmtree(folder)
+    for path in (models.cache_dir() / "tune").glob("*.json"):
+        if time.time() - path.stat().st_mtime > days * DAY:
+            count, size = count + 1, size + path.stat().st_size
+            path.unlink()
     where = models.cache_dir()
-    return f"{where}: removed {count} models and checkpoints older than {days:g} days, {size / 1e6:,.1f} MB"
+    what = f"{count} models, checkpoints and tuned settings older than {days:g} days"
+    return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

