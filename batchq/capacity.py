@@ -256,6 +256,7 @@ def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> Engi
         max_num_seqs=sequences,
         device=here.device,
         tensor_parallel_size=config.cluster.tensor_parallel_size,
+        pipeline_parallel_size=config.cluster.pipeline_parallel_size,
         scored=len(config.task.labels),
         options={**options, **engine.options},
     )
@@ -272,12 +273,14 @@ def memory_needed(
     max_model_len: int,
     device: str,
     tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
     ignore: Iterable[str] = IGNORE,
     group: int | None = None,
 ) -> Memory:
-    """The least that one device needs: its share of the weights, one sequence's KV cache, and the engine itself."""
-    weights = predicted_bytes(tensors, scheme, tied=is_tied(config), ignore=ignore, group=group)
-    kv = kv_sequence_bytes(config, max_model_len)
+    """The least that the fullest device needs: its share of the weights, of one sequence's KV cache, and the engine."""
+    size = _sizes(tensors, config, scheme, ignore, group)
+    weights = _stage_bytes(size, pipeline_parallel_size)
+    kv = kv_sequence_bytes(config, max_model_len) / pipeline_parallel_size
     share = tensor_parallel_size
     return Memory(math.ceil(weights / share), math.ceil(kv / share), OVERHEAD[device])
 
@@ -326,12 +329,7 @@ def layout(
     text = {**config, **(config.get("text_config") or {})}
     heads, layers = _first(text, "num_attention_heads", "n_head"), _first(text, "num_hidden_layers", "n_layer")
     kv_heads = text.get("num_key_value_heads") or heads
-    parts: dict[str, list[Tensor]] = {"layers": [], "head": [], "rest": []}
-    for tensor in tensors:
-        inside = LAYER.search(tensor.name) and not TOWER.search(tensor.name)
-        parts["layers" if inside else "head" if "lm_head" in tensor.name else "rest"].append(tensor)
-    ignore, tied = tuple(ignore), is_tied(config)
-    size = {k: predicted_bytes(v, scheme, tied=tied, ignore=ignore, group=group) for k, v in parts.items()}
+    size = _sizes(tensors, config, scheme, ignore, group)
     kv = kv_sequence_bytes(config, max_model_len)
     have = int(GPU_SHARE * gpu_memory) - OVERHEAD["cuda"]
     for gpus in range(1, most + 1):
@@ -339,11 +337,28 @@ def layout(
             pipeline = gpus // ways
             if gpus % ways or heads % ways or kv_heads % ways or layers % pipeline:
                 continue
-            ends = size["rest"] + size["head"] if pipeline == 1 else max(size["rest"], size["head"])
-            weights = math.ceil((size["layers"] / pipeline + ends) / ways)
+            weights = math.ceil(_stage_bytes(size, pipeline) / ways)
             if weights + math.ceil(kv / gpus) <= have:
                 return Layout(ways, pipeline, weights, (have - weights) * gpus)
     return None
+
+
+def _sizes(
+    tensors: Iterable[Tensor], config: dict[str, Any], scheme: Scheme, ignore: Iterable[str], group: int | None
+) -> dict[str, int]:
+    """Bytes under the scheme of the layers, of the head, and of the rest: the embedding and any towers."""
+    parts: dict[str, list[Tensor]] = {"layers": [], "head": [], "rest": []}
+    for tensor in tensors:
+        inside = LAYER.search(tensor.name) and not TOWER.search(tensor.name)
+        parts["layers" if inside else "head" if "lm_head" in tensor.name else "rest"].append(tensor)
+    ignore, tied = tuple(ignore), is_tied(config)
+    return {k: predicted_bytes(v, scheme, tied=tied, ignore=ignore, group=group) for k, v in parts.items()}
+
+
+def _stage_bytes(size: dict[str, int], pipeline: int) -> float:
+    """Bytes of the fullest of so many stages of equally many layers; the first has the embedding, the last the head."""
+    ends = size["rest"] + size["head"] if pipeline == 1 else max(size["rest"], size["head"])
+    return size["layers"] / pipeline + ends
 
 
 def linear_parameters(tensors: Iterable[Tensor], config: dict[str, Any]) -> int:
@@ -364,7 +379,10 @@ def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Con
     replicas = config.cluster.replicas or 1
     have = room(hardware, replicas)
     if hardware.gpus:
-        where, ways = f"a {hardware.accelerator}", "a smaller model, a higher cluster.tensor_parallel_size"
+        where, ways = (
+            f"a {hardware.accelerator}",
+            "a smaller model, a higher cluster.tensor_parallel_size or pipeline_parallel_size",
+        )
     else:
         where = "each replica's share of this machine's free memory" if replicas > 1 else "this machine's free memory"
         ways = "a smaller model" + (", fewer cluster.replicas" if replicas > 1 else "")
@@ -412,6 +430,7 @@ class Fit:
             max_model_len=self.config.engine.max_model_len,
             device=self.hardware.device,
             tensor_parallel_size=self.config.cluster.tensor_parallel_size,
+            pipeline_parallel_size=self.config.cluster.pipeline_parallel_size,
             ignore=self.ignore,
             group=self.group(scheme),
         )

@@ -205,7 +205,8 @@ class ClusterConfig:
 
     address: null starts Ray on this machine; "auto" or host:port joins a running cluster.
     replicas: engines side by side; null for as many as the machine has room for.
-    tensor_parallel_size: accelerators each engine spans.
+    tensor_parallel_size: accelerators that each engine's matrices are cut over.
+    pipeline_parallel_size: stages that each engine's layers are cut into, of tensor_parallel_size accelerators each.
     cpus_per_replica: cores bound to each engine; null for an equal share of the machine's.
     max_attempts: engines that a shard may lose in a row without one more answer before the run gives up; and as many
         times over it may lose what finding a row that kills engines takes.
@@ -216,6 +217,7 @@ class ClusterConfig:
     address: str | None = None
     replicas: int | None = None
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     cpus_per_replica: int | None = None
     max_attempts: int = 4
     spill_seconds: float = 60.0
@@ -382,6 +384,7 @@ def check(config: Config) -> Config:
         "engine.in_flight": engine.in_flight,
         "cluster.replicas": cluster.replicas,
         "cluster.tensor_parallel_size": cluster.tensor_parallel_size,
+        "cluster.pipeline_parallel_size": cluster.pipeline_parallel_size,
         "cluster.cpus_per_replica": cluster.cpus_per_replica,
         "cluster.max_attempts": cluster.max_attempts,
         "cluster.spill_seconds": cluster.spill_seconds,

@@ -53,9 +53,15 @@ class EngineSpec:
     max_num_seqs: int
     device: str = "cpu"  # "cpu" or "cuda"
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     cores: tuple[int, ...] = ()
     scored: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        """Accelerators that it spans."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 class Engine(Protocol):

@@ -291,18 +291,28 @@ def content_digest(folder: str | Path) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file, remembered under what would change if its bytes did (ctime can't be set back)."""
-    found = path.stat()
-    identity = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-    memo = cache_dir() / "digests" / digest_of(identity)
+    memo = _memo(path)
     if memo.is_file():
         return memo.read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    remember_digest(path, digest)
+    return digest
+
+
+def remember_digest(path: Path, digest: str) -> None:
+    """Have `file_digest` give this one, without reading the file."""
+    memo = _memo(path)
     memo.parent.mkdir(parents=True, exist_ok=True)
     temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex}")
     temporary.write_text(digest)
     temporary.rename(memo)
-    return digest
+
+
+def _memo(path: Path) -> Path:
+    found = path.stat()
+    identity = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return cache_dir() / "digests" / digest_of(identity)
 
 
 def digest_of(value: Any) -> str:

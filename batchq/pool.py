@@ -261,10 +261,11 @@ class Pool:
     def slots(self, here: Hardware) -> list[Slot]:
         """Where replicas go. Raises ConfigError if the cluster has no room for what is asked."""
         cluster, nodes = self.cluster, _nodes()
+        gpus = cluster.tensor_parallel_size * cluster.pipeline_parallel_size
         rooms: list[list[Slot]] = []
         for node in nodes:
             if here.device == "cuda":
-                count = int(node["Resources"].get("GPU", 0)) // cluster.tensor_parallel_size
+                count = int(node["Resources"].get("GPU", 0)) // gpus
                 rooms.append([Slot(node["NodeID"], ())] * count)
             else:
                 cores = here.cores[: int(node["Resources"].get("CPU", 0))]
@@ -276,10 +277,10 @@ class Pool:
         slots = [slot for row in itertools.zip_longest(*rooms) for slot in row if slot is not None]
         wanted = cluster.replicas or len(slots)
         if not slots or wanted > len(slots):
-            unit = f"{cluster.tensor_parallel_size} GPUs" if here.device == "cuda" else "cores"
+            unit = f"{gpus} GPUs" if here.device == "cuda" else "cores"
             raise ConfigError(
                 f"cluster.replicas={cluster.replicas}: there is room for {len(slots)} (of {unit} each); "
-                "lower it, cluster.tensor_parallel_size or cluster.cpus_per_replica"
+                "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
             )
         return slots[:wanted]
 
@@ -353,7 +354,7 @@ class Pool:
             else:
                 self._kept = Kept(spec, slot, actor, path) if keep else None
                 spent.update(seen)
-                devices = len(slot.cores) or spec.tensor_parallel_size
+                devices = len(slot.cores) or spec.devices
                 return found, ReplicaAccount(here.accelerator, devices, {p: round(s, 3) for p, s in spent.items()})
             finally:
                 if self._kept is None or self._kept.actor is not actor:
@@ -643,7 +644,7 @@ class _Labelling:
     def _state(self) -> State:
         everyone = [*self.former, *self.members]
         seen = [m.snapshot for m in everyone if m.snapshot]
-        name, devices = self.here.accelerator, self.spec.engine.tensor_parallel_size
+        name, devices = self.here.accelerator, self.spec.engine.devices
         return State(
             committed_shards=self.committed_shards,
             committed_rows=self.committed_rows,
@@ -672,7 +673,7 @@ def _placement(slot: Slot, spec: EngineSpec, here: Hardware) -> dict[str, Any]:
     cuda = here.device == "cuda"
     return {
         "num_cpus": 0 if cuda else len(slot.cores),
-        "num_gpus": spec.tensor_parallel_size if cuda else 0,
+        "num_gpus": spec.devices if cuda else 0,
         "max_restarts": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node, soft=False),
     }

@@ -33,10 +33,20 @@ def read_shape(path: Path) -> Shape:
     """A config.json as it is published, and beside its own keys `published`: name, parameters, source."""
     config = json.loads(path.read_text())
     about = config.pop("published")
-    makers = {"llama": _llama, "llama4": _llama4}
-    if config["model_type"] not in makers:
-        raise ModelError(f"{path}: model_type={config['model_type']}; known are {', '.join(makers)}")
-    return Shape(about["name"], about["parameters"], config, tuple(makers[config["model_type"]](config)))
+    return Shape(about["name"], about["parameters"], config, tensors_of(config))
+
+
+def tensors_of(config: dict[str, Any]) -> tuple[Tensor, ...]:
+    """What a checkpoint with this config.json holds. Raises ModelError for another architecture."""
+    match config["model_type"]:
+        case "llama":
+            return tuple(_llama(config))
+        case "llama4":
+            return tuple(_llama4(config))
+        case "llama4_text":
+            return tuple(_llama4_text(config))
+        case other:
+            raise ModelError(f"model_type={other}: no known shape; known are llama, llama4, llama4_text")
 
 
 def _llama(config: dict[str, Any]) -> Iterator[Tensor]:
@@ -49,15 +59,21 @@ def _llama(config: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def _llama4(config: dict[str, Any]) -> Iterator[Tensor]:
+    vision = config["vision_config"]
+    yield from _llama4_text(config["text_config"], "language_model.")
+    yield _matrix("multi_modal_projector.linear_1", config["text_config"]["hidden_size"], vision["vision_output_dim"])
+    yield from _tower(vision)
+
+
+def _llama4_text(text: dict[str, Any], parent: str = "") -> Iterator[Tensor]:
     """Every `interleave_moe_layer_step`-th layer has experts, one of them shared; the others are dense and wider.
 
     Experts stand as (experts, rows, columns), the way llm-compressor's linear layers see them.
     """
-    text, vision = config["text_config"], config["vision_config"]
     hidden, inner, experts = text["hidden_size"], text["intermediate_size"], text["num_local_experts"]
-    yield from _ends(text, "language_model.model")
+    yield from _ends(text, f"{parent}model")
     for index in range(text["num_hidden_layers"]):
-        layer = f"language_model.model.layers.{index}"
+        layer = f"{parent}model.layers.{index}"
         yield from _attention(text, layer)
         forward = f"{layer}.feed_forward"
         if (index + 1) % text["interleave_moe_layer_step"]:
@@ -67,8 +83,6 @@ def _llama4(config: dict[str, Any]) -> Iterator[Tensor]:
         yield Tensor(f"{forward}.experts.gate_up_proj.weight", "BF16", (experts, 2 * inner, hidden))
         yield Tensor(f"{forward}.experts.down_proj.weight", "BF16", (experts, hidden, inner))
         yield from _gated(f"{forward}.shared_expert", hidden, inner)
-    yield _matrix("multi_modal_projector.linear_1", hidden, vision["vision_output_dim"])
-    yield from _tower(vision)
 
 
 def _tower(vision: dict[str, Any]) -> Iterator[Tensor]:

@@ -222,17 +222,18 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
         "max_num_batched_tokens": spec.max_num_batched_tokens,
         "max_num_seqs": spec.max_num_seqs,
         "tensor_parallel_size": spec.tensor_parallel_size,
+        "pipeline_parallel_size": spec.pipeline_parallel_size,
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "max_logprobs": max(20, spec.scored),  # vLLM refuses every request that asks for more than its 20
         "worker_extension_cls": f"{__name__}.{Extension.__name__}",
         "generation_config": "vllm",  # the job's sampling alone counts, not the model's own defaults
     }
-    if spec.tensor_parallel_size > 1:
+    if spec.devices > 1:
         arguments["distributed_executor_backend"] = "mp"
     if spec.device == "cpu":
         arguments["enforce_eager"] = True  # up in 35 s instead of 115 to 140
-        if spec.tensor_parallel_size == 1:
+        if spec.devices == 1:
             # vLLM starts a worker process even for one rank on a CPU, and for "uni" too; for the class it doesn't.
             arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     arguments.update(spec.options)

@@ -107,8 +107,9 @@ class Case:
         chosen = {"max_model_len": spec["max_model_len"], **spec["options"]}
         if spec["device"] == "cpu":
             chosen = {"enforce_eager": True, "distributed_executor_backend": "uni", **chosen}
-        if spec["tensor_parallel_size"] > 1:
-            chosen["tensor_parallel_size"] = spec["tensor_parallel_size"]
+        for ways in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if spec[ways] > 1:
+                chosen[ways] = spec[ways]
         if limits:
             chosen |= {name: spec[name] for name in ("max_num_batched_tokens", "max_num_seqs")}
         return chosen

@@ -168,6 +168,16 @@ def test_more_gpus_or_fewer_bits_make_room() -> None:
     assert fp8.total < 0.9 * 16 * GIB and two.weights == 8_030_261_248
 
 
+def test_stages_share_the_layers_but_not_the_ends() -> None:
+    """The fullest of two stages has half of the layers and the embedding, or the head, which is as large."""
+    small = cuda("NVIDIA L4", 8, 9, 16 * GIB)
+    need = require(Scheme.none, small, configured(pipeline_parallel_size=2))
+    end = 128256 * 4096 * 2
+    assert need.weights == pytest.approx((16_060_522_496 - 2 * end) / 2 + end, abs=1 << 20)
+    both = require(Scheme.none, small, configured(pipeline_parallel_size=2, tensor_parallel_size=2))
+    assert both.weights == pytest.approx(need.weights / 2, abs=1)
+
+
 def test_replicas_share_a_machine() -> None:
     here = cpu(memory=14 * GIB)
     require(Scheme.int8, here, configured(max_model_len=1024))

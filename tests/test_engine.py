@@ -17,10 +17,12 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import hardware, models
+from batchq import hardware, models, pool
 from batchq.cli import compose, main
+from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec, Sampling
-from batchq.errors import EngineError, RowError
+from batchq.errors import ConfigError, EngineError, RowError
+from batchq.hardware import Gpu, Hardware
 from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _out_of_memory, _refusals
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 
@@ -83,6 +85,34 @@ def test_an_option_that_vllm_lacks_is_named() -> None:
     spec = EngineSpec("vllm", "m", 8, 8, 1, options={"gpu_memory_utilisation": 1})
     with pytest.raises(EngineError, match=r"engine\.options\.gpu_memory_utilisation"):
         _arguments(spec, AsyncEngineArgs)
+
+
+def test_tensor_and_pipeline_parallel_reach_vllm() -> None:
+    from vllm import AsyncEngineArgs
+
+    alone = _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)
+    assert (alone["tensor_parallel_size"], alone["pipeline_parallel_size"]) == (1, 1)
+    spec = EngineSpec("vllm", "m", 8, 8, 1, device="cuda", tensor_parallel_size=2, pipeline_parallel_size=3)
+    six = _arguments(spec, AsyncEngineArgs)
+    assert (six["tensor_parallel_size"], six["pipeline_parallel_size"]) == (2, 3)
+    assert six["distributed_executor_backend"] == "mp" and spec.devices == 6
+
+
+@pytest.mark.parametrize(("ways", "stages", "replicas"), [(1, 1, 8), (2, 1, 4), (1, 3, 2), (2, 2, 2)])
+def test_a_replica_holds_as_many_gpus_as_its_engine_spans(
+    ways: int, stages: int, replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_nodes", lambda: [{"NodeID": "ab" * 28, "Resources": {"GPU": 8.0, "CPU": 16.0}}])
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, (9, 0), "")
+    here = Hardware((gpu,) * 8, tuple(range(16)), "", frozenset(), 64 << 30)
+    cluster = ClusterConfig(tensor_parallel_size=ways, pipeline_parallel_size=stages)
+    slots = pool.Pool(cluster, Path("logs")).slots(here)
+    assert len(slots) == replicas
+    spec = EngineSpec("vllm", "m", 8, 8, 1, "cuda", ways, stages)
+    assert pool._placement(slots[0], spec, here)["num_gpus"] == ways * stages
+    cluster.replicas = replicas + 1
+    with pytest.raises(ConfigError, match=f"room for {replicas} .of {ways * stages} GPUs each"):
+        pool.Pool(cluster, Path("logs")).slots(here)
 
 
 def test_more_labels_than_vllm_scores_by_default_are_allowed_for() -> None:
