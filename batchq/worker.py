@@ -26,11 +26,12 @@ from typing import Any
 import pyarrow as pa
 
 from batchq import models, poison, read, storage, write
-from batchq.account import PhaseClock
+from batchq.account import PhaseClock, computed_tokens
 from batchq.config import TaskConfig
 from batchq.engine import Engine, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, InputError, RowError, Stopped
 from batchq.fake_engine import FakeEngine
+from batchq.hardware import EnergyMeter
 from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.task import Task
@@ -68,6 +69,8 @@ class Snapshot:
     rows: int
     tokens: int
     lowered: int = 0  # rows that may be in flight since memory was found short; 0: as many as were asked for
+    computed: int = 0  # tokens that went through the model's layers
+    joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
 
 
 @dataclass(slots=True)
@@ -178,6 +181,8 @@ class Worker:
         self._under_way = 0
         self._rows = 0
         self._tokens = 0
+        self._computed = 0
+        self._energy: EnergyMeter | None = None
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -187,6 +192,8 @@ class Worker:
         tokenizer = await self._thread(models.open_tokenizer, self.spec.engine.model)
         self.task = Task(self.spec.task, tokenizer, self.spec.plan.columns, self.spec.chat_template)
         phases = await self.engine.start()
+        if self.spec.engine.device == "cuda":
+            self._energy = await self._thread(EnergyMeter)
         self.clock.enter("idle")
         self.clock.move("load", "compile", phases.get("compile", 0.0))
         self._watch = asyncio.create_task(self._watch_for_stalls())
@@ -212,6 +219,8 @@ class Worker:
             self._rows,
             self._tokens,
             self.lowered,
+            computed=self._computed,
+            joules=self._energy.joules() if self._energy else None,
         )
 
     # -- a shard -------------------------------------------------------------------------------
@@ -405,6 +414,7 @@ class Worker:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer
             self._tokens += answer.prompt_tokens + answer.output_tokens
+            self._computed += computed_tokens(answer.prompt_tokens, answer.cached_tokens, answer.output_tokens)
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
         except EngineError as error:
