@@ -107,7 +107,7 @@ def typed(composed: Any) -> Config:
 
 def compose_pricing(overrides: Sequence[str]) -> PricingConfig:
     """The pricing that these overrides choose, without a job. Raises ConfigError naming the field, group or choice."""
-    if other := next((o for o in overrides if not re.match(r"\+{0,2}pricing[=.]", o)), None):
+    if other := next((o for o in overrides if not re.match(r"[+~]*pricing[=.]", o)), None):
         raise ConfigError(f"{other}: a report over many outputs takes pricing=NAME and pricing.FIELD=VALUE alone")
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir

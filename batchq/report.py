@@ -381,7 +381,9 @@ def _csv(columns: Sequence[str], lines: Iterable[Summary]) -> str:
 def _inert(value: Any) -> Any:
     """A number as it is; text so that no spreadsheet takes it for a formula: an apostrophe before what would begin
     one, also where a reader with another separator would begin a cell."""
-    if value is None or isinstance(value, int | float):
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    if value is None or isinstance(value, int):
         return value
     return FORMULA.sub(r"\1'", visible(str(value)))
 
