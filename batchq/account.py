@@ -54,6 +54,9 @@ class ReplicaAccount:
     devices: int
     phases: dict[str, float]  # seconds of wall clock
     cpu: dict[str, float] = field(default_factory=dict)  # seconds of reading, tokenising, writing beside it
+    tokens: int = 0  # prompt and output, of the rows it answered, committed or not
+    computed: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
+    joules: float | None = None  # that its devices took since its engine was ready; None where nothing counts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,14 @@ class RunAccount:
     replicas: tuple[ReplicaAccount, ...]
     lost_replicas: int = 0
     reached: dict[str, float] = field(default_factory=dict)  # what of the start-up, and seconds from the start
+    flop_per_token: float | None = None  # of what was served; None where it isn't known
+    peak_flops: float | None = None  # a second and device, dense, in the precision that it multiplies in
+
+
+def computed_tokens(prompt: int, cached: int, output: int) -> int:
+    """Tokens of one answer that went through the layers: a cached one doesn't, nor does the last, which nothing
+    follows."""
+    return prompt - cached + max(0, output - 1)
 
 
 def account_from_json(data: Mapping[str, Any]) -> RunAccount:
@@ -112,8 +123,7 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         seconds = replica.devices * sum(replica.phases.values())
         held[replica.accelerator] = held.get(replica.accelerator, 0.0) + seconds
     prices = {name: price(name, pricing) for name in held}
-    unpriced = sorted(name for name, per_hour in prices.items() if per_hour is None)
-    cost = None if unpriced else sum(s / 3600 * (prices[name] or 0.0) for name, s in held.items())
+    cost = cost_of(replicas, pricing)
     tokens = usage.prompt_tokens + usage.output_tokens - copied_tokens  # what another run paid for makes none cheaper
     asked = usage.rows - copied
     return {
@@ -145,10 +155,64 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "currency": pricing.currency,
         "prices_as_of": pricing.as_of,
         "prices": prices,
-        "unpriced": unpriced,
+        "unpriced": sorted(name for name, per_hour in prices.items() if per_hour is None),
         "cost": cost,
+        "billed_tokens": tokens,
+        "billed_rows": asked,
         "cost_per_million_tokens": None if cost is None else _ratio(cost * 1e6, tokens),
         "cost_per_thousand_rows": None if cost is None else _ratio(cost * 1e3, asked),
+        **efficiency(runs),
+        "runs": [_invocation(run, pricing) for run in runs],
+    }
+
+
+def cost_of(replicas: Iterable[ReplicaAccount], pricing: PricingConfig) -> float | None:
+    """Price of the accelerator-seconds that were held; None if one of the accelerators has no price."""
+    cost = 0.0
+    for replica in replicas:
+        per_hour = price(replica.accelerator, pricing)
+        if per_hour is None:
+            return None
+        cost += replica.devices * sum(replica.phases.values()) / 3600 * per_hour
+    return cost
+
+
+def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:
+    """How well the accelerators were used while they inferred, over everything the engines answered.
+
+    `mfu`: 2 x linear parameters x computed tokens, over the seconds in `infer` times the devices' dense peak.
+    Attention, the embedding and the head are left out, so it is a lower bound. `joules_per_thousand_tokens`: what the
+    devices took from when their engines were ready, waiting included, over prompt and output tokens, cached ones
+    included, as in the cost. Each is None if a replica that inferred lacks what it takes: the peak isn't known, there
+    is no accelerator, or nothing counts its energy.
+    """
+    worked = [(run, r) for run in runs for r in run.replicas if r.phases.get("infer")]
+    known = all(run.flop_per_token and run.peak_flops for run, _ in worked)
+    done = sum(r.computed * (run.flop_per_token or 0.0) for run, r in worked)
+    could = sum(r.devices * r.phases["infer"] * (run.peak_flops or 0.0) for run, r in worked)
+    joules = [r.joules for _, r in worked if r.joules is not None]
+    energy = sum(joules) if worked and len(joules) == len(worked) else None
+    answered = sum(r.tokens for _, r in worked)
+    return {
+        "tokens_answered": answered,
+        "mfu": _ratio(done, could) if known else None,
+        "joules": None if energy is None else round(energy, 3),
+        "joules_per_thousand_tokens": None if energy is None else _ratio(energy * 1e3, answered),
+    }
+
+
+def _invocation(run: RunAccount, pricing: PricingConfig) -> dict[str, Any]:
+    """One line of the report: what this invocation held and what it cost."""
+    return {
+        "id": run.id,
+        "state": run.state,
+        "started": run.started,
+        "wall_seconds": run.wall_seconds,
+        "devices": {r.accelerator: max(x.devices for x in run.replicas) for r in run.replicas},
+        "device_seconds": {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in run.replicas), 3) for p in PHASES},
+        "lost_replicas": run.lost_replicas,
+        "cost": cost_of(run.replicas, pricing),
+        **efficiency([run]),
     }
 
 

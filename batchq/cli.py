@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from batchq.config import Config, check, conf_dir, user_conf_dir
+from batchq.config import Config, PricingConfig, check, check_pricing, conf_dir, user_conf_dir
 from batchq.errors import BatchqError, ConfigError, Stopped
+from batchq.progress import visible
 
 VERBS = {
     "run": "do the job, or what is left of it (the default)",
@@ -21,7 +22,7 @@ VERBS = {
     "quantize": "only make the quantized checkpoint, or find it in the cache",
     "tune": "try engine settings on some of the job's rows and keep the fastest for later runs",
     "status": "how far the run at output.path is, from the store alone",
-    "report": "the report of what stands at output.path, at today's prices",
+    "report": "the report of what stands at output.path, at today's prices; or of all outputs below a FOLDER",
     "verify": "count again, from inputs and data objects alone: every row once and whole, or exit code 1",
     "clean": "remove what a finished run no longer needs; clean.cache_days=30 old cached models too",
     "doctor": "what this machine has and lacks; with job=NAME, that job's model, input and output too",
@@ -30,6 +31,7 @@ VERBS = {
 USAGE = f"""batchq: label millions of documents with a language model, offline, and lose none
 
   python -m batchq [VERB] job=NAME [key=value ...] [--cfg job] [-m]
+  python -m batchq report FOLDER [FILE.csv | .html | .json] [pricing=NAME]     FOLDER: or s3://bucket/prefix
 
 verbs
 {chr(10).join(f"  {verb:<9} {words}" for verb, words in VERBS.items())}
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(a in ("-h", "--help", "help") for a in arguments) or not (arguments or verb in ("doctor", "plan")):
             print(USAGE)
             return 0
+        if verb == "report" and _POSITIONAL.match(arguments[0]):
+            return _report_many(arguments)
         if unknown := [a for a in arguments[:1] if "=" not in a and not a.startswith(("-", "~", "+"))]:
             raise ConfigError(f"{unknown[0]}: no such verb; verbs are {', '.join(VERBS)}")
         if verb == "doctor" and not any(a.startswith("job=") for a in arguments):
@@ -102,6 +106,44 @@ def typed(composed: Any) -> Config:
     return check(OmegaConf.to_object(merged))  # type: ignore[arg-type]
 
 
+def compose_pricing(overrides: Sequence[str]) -> PricingConfig:
+    """The pricing that these overrides choose, without a job. Raises ConfigError naming the field, group or choice."""
+    if other := next((o for o in overrides if not re.match(r"[+~]*pricing[=.]", o)), None):
+        raise ConfigError(f"{other}: a report over many outputs takes pricing=NAME and pricing.FIELD=VALUE alone")
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    with _hydra_errors(overrides):
+        _register()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            composed = hydra_compose("config", overrides=["~job", *overrides])
+        found = OmegaConf.merge(OmegaConf.structured(PricingConfig), OmegaConf.to_container(composed.pricing))
+        return check_pricing(OmegaConf.to_object(found))  # type: ignore[arg-type]
+
+
+# A folder or a prefix, not key=value; ./a=b is a folder.
+_POSITIONAL = re.compile(r"(?![-~+])(?!\w+([./@]\w+)*=)")
+
+
+def _report_many(arguments: list[str]) -> int:
+    """`report FOLDER [FILE]`; exit code 1 if one of the outputs can't be read."""
+    from batchq import ledger, report, storage
+
+    named = [a for a in arguments if _POSITIONAL.match(a)]
+    kinds = (".csv", ".html", ".json")
+    if len(named) > 2 or (len(named) == 2 and not named[1].endswith(kinds)):
+        raise ConfigError(f"{named[-1]}: say report FOLDER, or report FOLDER FILE; a file ends in {', '.join(kinds)}")
+    found = ledger.survey(named[0], compose_pricing([a for a in arguments if a not in named]))
+    where = storage.normalize(named[0])
+    _say(report.table(found, where))
+    for file in named[1:]:
+        storage.put(file, report.written_of_many(found, where)[file.rpartition(".")[2]].encode())
+    return 1 if any("error" in s for s in found) else 0
+
+
 def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
@@ -109,19 +151,19 @@ def _do(verb: str, config: Config) -> int:
     from batchq.run import checkpoint_only, compose_report, run, status, tuned
 
     if verb == "plan":
-        print(preview.describe(config))
+        _say(preview.describe(config))
     elif verb == "preview":
-        print(preview.preview(config))
+        _say(preview.preview(config))
     elif verb == "quantize":
-        print(checkpoint_only(config))
+        _say(checkpoint_only(config))
     elif verb == "tune":
-        print(tuned(config, _stop_on_signals(config.cluster.grace_seconds)))
+        _say(tuned(config, _stop_on_signals(config.cluster.grace_seconds)))
     elif verb == "verify":
         good, words = verify.verify(config)
-        print(words)
+        _say(words)
         return 0 if good else 1
     elif verb == "clean":
-        print(verify.clean(config))
+        _say(verify.clean(config))
     elif verb == "doctor":
         return _doctor(config)
     else:
@@ -131,7 +173,7 @@ def _do(verb: str, config: Config) -> int:
             "report": lambda: compose_report(config),
         }
         result = action[verb]()
-        print(result.text)
+        _say(result.text)
         return int(result.exit_code)
     return 0
 
@@ -140,8 +182,13 @@ def _doctor(config: Config | None) -> int:
     from batchq import doctor
 
     good, lines = doctor.examine(config)
-    print(lines)
+    _say(lines)
     return 0 if good else 1
+
+
+def _say(text: str) -> None:
+    """Print lines in which a terminal finds nothing to obey, whatever rows, names and messages stand in them."""
+    print("\n".join(map(visible, text.expandtabs().split("\n"))))
 
 
 def _stop_on_signals(grace: float) -> threading.Event:
@@ -313,7 +360,7 @@ def _siblings(key: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return visible(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

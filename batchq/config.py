@@ -411,9 +411,15 @@ def check(config: Config) -> Config:
         raise ConfigError(f"gate.confidence={config.gate.confidence}: between 0 and 1")
     if not 0 <= config.output.max_error_rate <= 1:
         raise ConfigError(f"output.max_error_rate={config.output.max_error_rate}: between 0 and 1")
-    for name, price in config.pricing.per_hour.items():
-        if price < 0:
-            raise ConfigError(f"pricing.per_hour.{name}={price}: a price can't be negative")
+    check_pricing(config.pricing)
     if config.model.trust_remote_code:
         raise ConfigError("model.trust_remote_code=true: not supported; convert the model to safetensors without code")
     return config
+
+
+def check_pricing(pricing: PricingConfig) -> PricingConfig:
+    """Raises ConfigError for a price that can't be."""
+    for name, price in pricing.per_hour.items():
+        if price < 0:
+            raise ConfigError(f"pricing.per_hour.{name}={price}: a price can't be negative")
+    return pricing

@@ -4,6 +4,7 @@ it: the table of `plan`. From shapes alone, without weights or torch."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,25 +22,25 @@ REFERENCE = (
     Gpu("NVIDIA H100 80GB HBM3", 81559 * MIB, 81559 * MIB, (9, 0), ""),
     Gpu("NVIDIA H200", 143771 * MIB, 143771 * MIB, (9, 0), ""),
 )
-EIGHT_BITS = (
-    Scheme.fp8,
-    Scheme.fp8_gptq,
-    Scheme.fp8_block,
-    Scheme.int8,
-    Scheme.int8_rtn,
-    Scheme.w4a8_fp8,
-)  # in which products are made
 SHOWN = (Scheme.none, Scheme.fp8, Scheme.int8, Scheme.w8a16, Scheme.w4a16, Scheme.w4a8_fp8)
-# Dense peaks in teraFLOPS by the publisher's data sheets: (16 bits, 8 bits).
+# Dense peaks in teraFLOPS by the publisher's data sheets: (16 bits, 8 bits). The longest name counts whose words NVML's
+# name has.
 PEAKS = {
     "H100": (989, 1979),
+    "H100 NVL": (835, 1671),
+    "H100 PCIe": (756, 1513),
     "H200": (989, 1979),
+    "GH200": (989, 1979),
+    "H200 NVL": (835, 1671),
     "A100": (312, 624),
     "L40S": (362, 733),
+    "L40": (181, 362),
     "L4": (121, 242),
     "A10": (125, 250),
     "B200": (2250, 4500),
 }
+# Schemes whose matrices are multiplied in 8 bits; weights alone in fewer bits are multiplied in 16.
+EIGHT_BITS = (Scheme.fp8, Scheme.fp8_gptq, Scheme.fp8_block, Scheme.int8, Scheme.int8_rtn, Scheme.w4a8_fp8)
 # What vLLM reached of the peak: an 8B shape, 1,000-token prompts and one token of answer, raw LLM.generate on one H100.
 REACHED = {16: 0.61, 8: 0.44}
 
@@ -85,25 +86,27 @@ def lines(
                 capacity.predicted_bytes(tensors, scheme, tied=capacity.is_tied(config), ignore=ignore, group=group),
                 layout,
                 layout.kv_room // capacity.kv_bytes_per_token(config) if layout else 0,
-                expected(scheme, gpu, linear) * layout.gpus if layout and peak(gpu) else None,
+                expected(scheme, gpu, linear, layout.gpus) if layout else None,
                 unserved(scheme, there, shapes),
             )
         )
     return found
 
 
-def expected(scheme: Scheme, gpu: Gpu, linear: int) -> float:
-    """Prompt tokens a second on one GPU: REACHED x peak / (2 x linear parameters), attention left out.
-
-    Weights alone in fewer bits are multiplied in 16, so they are no faster; an upper bound for them.
-    """
-    bits = 8 if scheme in EIGHT_BITS else 16
-    return REACHED[bits] * peak(gpu)[bits == 8] * 1e12 / (2 * linear)
+def expected(scheme: Scheme, gpu: Gpu, linear: int, gpus: int) -> float | None:
+    """Prompt tokens a second on so many GPUs: REACHED x peak / (2 x linear parameters), attention left out; None where
+    the peak isn't known. For weights alone in fewer bits an upper bound."""
+    top = peak(gpu.name, scheme)
+    return None if top is None else REACHED[8 if scheme in EIGHT_BITS else 16] * top / (2 * linear) * gpus
 
 
-def peak(gpu: Gpu) -> tuple[int, int] | tuple[()]:
-    """The GPU's (16-bit, 8-bit) teraFLOPS; empty if it isn't in the list."""
-    return next((PEAKS[name] for name in sorted(PEAKS, key=len, reverse=True) if name in gpu.name), ())
+def peak(accelerator: str, scheme: Scheme) -> float | None:
+    """Dense FLOP/s of one device, in the bits that the scheme is multiplied in; None if it isn't in the list.
+    `accelerator`: its name, as NVML gives it."""
+    names = [name for name in PEAKS if re.search(rf"\b{name}\b", accelerator)]
+    if not names or scheme is Scheme.nvfp4:  # which is multiplied in 4
+        return None
+    return PEAKS[max(names, key=len)][scheme in EIGHT_BITS] * 1e12
 
 
 # ---- words ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,37 @@ def visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
             break
         chosen += match
     return tuple(chosen)
+
+
+class EnergyMeter:
+    """What the GPUs that this process may use have taken since it was made, whoever used them, by NVML's counters."""
+
+    def __init__(self) -> None:
+        import pynvml as nvml
+
+        gpus = visible(_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if gpus:
+            nvml.nvmlInit()  # for as long as the process lives; it takes longer than a reading
+        self._handles = [nvml.nvmlDeviceGetHandleByUUID(gpu.uuid) for gpu in gpus]
+        self._began = self._read()
+
+    def joules(self) -> float | None:
+        """None without a GPU, and where NVML doesn't count: before Volta, and on many virtual ones."""
+        now = self._read()
+        return None if now is None or self._began is None else round(now - self._began, 3)
+
+    def _read(self) -> float | None:
+        import pynvml as nvml
+
+        not_counted = (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission, nvml.NVMLError_FunctionNotFound)
+        try:
+            counts = [nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles]
+        except nvml.NVMLError as error:
+            self._handles = []
+            if not isinstance(error, not_counted):  # a GPU that is lost ends its engine; a figure needn't
+                print(f"batchq: the GPUs' energy can't be read any more: {error}", file=sys.stderr, flush=True)
+            return None
+        return sum(counts) / 1000 if counts else None  # they count millijoules
 
 
 # ---- CPU ----

@@ -1,4 +1,4 @@
-"""One record an invocation, meta/runs/<id>.json, rewritten by its only owner while it works.
+"""One record an invocation, meta/runs/<id>.json, rewritten by its only owner while it works; queries over many runs.
 
 A driver that was killed leaves its last rewrite behind, so what it cost is not forgotten.
 """
@@ -9,12 +9,16 @@ import dataclasses
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from batchq import failpoint, storage
+from batchq import account, failpoint, plan, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
-from batchq.errors import StorageError
+from batchq.config import PricingConfig
+from batchq.errors import NotFound, StorageError
 from batchq.records import sealed, unsealed
 
 REWRITE_SECONDS = 15.0
@@ -33,6 +37,8 @@ class Invocation:
         self._extra: tuple[ReplicaAccount, ...] = ()
         self._lost = 0
         self._reached = {"python": _age()}
+        self.flop_per_token: float | None = None  # these two as in RunAccount; for whoever knows what is served
+        self.peak_flops: float | None = None
 
     def reached(self, what: str, at: float | None = None) -> None:
         """Note when the start-up first came so far: `at`, on time.monotonic()'s clock, or now."""
@@ -57,7 +63,17 @@ class Invocation:
 
     def account(self, state: str) -> RunAccount:
         wall = round(time.monotonic() - self._began, 3)
-        return RunAccount(self.id, state, self._started, wall, self._extra + self._replicas, self._lost, self._reached)
+        return RunAccount(
+            self.id,
+            state,
+            self._started,
+            wall,
+            self._extra + self._replicas,
+            self._lost,
+            self._reached,
+            flop_per_token=self.flop_per_token,
+            peak_flops=self.peak_flops,
+        )
 
 
 def _age() -> float:
@@ -76,3 +92,46 @@ def _read(uri: str) -> RunAccount:
         return account_from_json(storage.read_checked(uri, unsealed))
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{uri}: damaged; without it the costs are incomplete. Move it away to go on") from error
+
+
+# ---- many runs ----
+
+AT_ONCE = 4  # outputs that are looked at; the receipts of each are read side by side too
+
+
+def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
+    """What every output below a folder or prefix holds and cost at these prices, by name: account.summarise's figures
+    from receipts and records, without the lines of single invocations, and what the output is. One that can't be read
+    has `output` and `error` alone.
+
+    Raises NotFound if there is none.
+    """
+    where = storage.normalize(prefix)
+    mark = f"/{plan.NAME}"
+    outputs = [s.uri.removesuffix(mark) for s in storage.list_objects(where) if s.uri.endswith(mark)]
+    if not outputs:
+        raise NotFound(f"{where}: no run has been planned there or below yet")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(partial(_look, pricing=pricing), outputs))
+
+
+def _look(output: str, pricing: PricingConfig) -> dict[str, Any]:
+    try:
+        fixed = plan.load(output)
+        if fixed is None:
+            raise NotFound(f"{output}: went away while it was looked at")
+        standing, runs = plan.standing(fixed, output), read_runs(output)
+    except StorageError as error:
+        return {"output": output, "error": str(error)}
+    to_go = f"{len(standing.remaining)} of {len(fixed.shards)} shards to go"
+    summary = account.summarise(standing.receipts, runs, pricing)
+    del summary["runs"]
+    return {
+        "job": fixed.job,
+        "output": output,
+        "state": to_go if standing.remaining else "complete",
+        "quantization": fixed.quantization,
+        "started": runs[0].started if runs else None,
+        "outputs": 1,
+        **summary,
+    }

@@ -652,9 +652,9 @@ class _Labelling:
             live_tokens=sum(s.tokens for s in seen),
             phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],
             accounts=tuple(
-                ReplicaAccount(name, len(m.slot.cores) or devices, m.snapshot.phases, m.snapshot.cpu)
+                ReplicaAccount(name, len(m.slot.cores) or devices, s.phases, s.cpu, s.tokens, s.computed, s.joules)
                 for m in everyone
-                if m.snapshot
+                if (s := m.snapshot)
             ),
             lost_replicas=self.lost,
             reached=self.reached,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import unicodedata
 from typing import TextIO
 
 LOG_SECONDS = 30.0  # between lines where there is no terminal
 LIVE_SECONDS = 0.5
+UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories of characters that aren't shown as they are
+JOINERS = "\u200c\u200d"  # of these, but words and emoji are spelled with them
 
 
 class Progress:
@@ -24,7 +27,7 @@ class Progress:
     def step(self, text: str) -> None:
         """A step of the run has begun: always a line of its own."""
         self.clear()
-        self.stream.write(f"[{_duration(time.monotonic() - self._began)}] {text}\n")
+        self.stream.write(f"[{_duration(time.monotonic() - self._began)}] {visible(text)}\n")
         self.stream.flush()
 
     def update(self, text: str) -> None:
@@ -33,7 +36,7 @@ class Progress:
         if now - self._last < (LIVE_SECONDS if self.live else LOG_SECONDS):
             return
         self._last = now
-        line = f"[{_duration(now - self._began)}] {text}"
+        line = f"[{_duration(now - self._began)}] {visible(text)}"
         if self.live:
             self.stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
             self._open = True
@@ -46,6 +49,19 @@ class Progress:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
             self._open = False
+
+
+def visible(text: str) -> str:
+    """One line of text in which nothing hides: what a terminal would obey (control characters), what reorders or
+    hides its neighbours (directions, marks without width) and what can't be encoded is written as \\x1b or \\u202e."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_spelled(c) if unicodedata.category(c) in UNSEEN and c not in JOINERS else c for c in text)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
 def labelling(rows: int, share: float, elapsed: float, new_tokens: int, phases: list[str], cost: str) -> str:

@@ -16,6 +16,7 @@ from batchq import (
     account,
     capacity,
     failpoint,
+    forecast,
     gate,
     hardware,
     ledger,
@@ -107,6 +108,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             plan.refuse_other(fixed, draft, checkpoint.key, output)
             if not stored:
                 note_verdicts(output, verdicts)
+            note_work(config, fixed, model, here, invocation)
             label(config, fixed, checkpoint, pool, here, invocation, halt, show)
             show.clear()
             invocation.close("complete")
@@ -206,6 +208,14 @@ def note_verdicts(output: str, verdicts: list[Verdict]) -> None:
     if verdicts:
         found = json.dumps([dataclasses.asdict(v) for v in verdicts], indent=1)
         storage.put(storage.join(output, "meta/gate.json"), found.encode())
+
+
+def note_work(config: Config, fixed: Plan, model: Model, here: Hardware, invocation: ledger.Invocation) -> None:
+    """Tell the record what a token takes and what a device can do, for MFU. Not of a model that came quantized: its
+    matrices aren't told apart from their scales here, nor what they are multiplied in."""
+    if config.engine.kind is EngineKind.vllm and not model.quantized:
+        invocation.flop_per_token = 2.0 * capacity.linear_parameters(*capacity.shape_of(model))
+        invocation.peak_flops = forecast.peak(here.accelerator, Scheme(fixed.quantization))
 
 
 def read_verdicts(output: str) -> list[Verdict]:
@@ -317,7 +327,7 @@ def label(
 
 
 def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, new_inputs: list[str]) -> Result:
-    """Account for what stands, write meta/manifest.json and meta/report.json, say it."""
+    """Account for what stands, write meta/manifest.json and meta/report.json, .html and .csv, say it."""
     standing = plan.standing(fixed, output)
     summary = summarise(config, fixed, model.name, state, output, new_inputs, standing)
     if not standing.remaining:
@@ -335,7 +345,8 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
         failpoint.reach("run.finish.before_manifest")
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
     failpoint.reach("run.finish.before_report")
-    storage.put(storage.join(output, "meta/report.json"), json.dumps(summary, indent=1, allow_nan=False).encode())
+    for kind, written in report.written(summary).items():
+        storage.put(storage.join(output, f"meta/report.{kind}"), written.encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     text, code = report.terminal(summary), 0
     if rate > config.output.max_error_rate:

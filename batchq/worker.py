@@ -26,11 +26,12 @@ from typing import Any
 import pyarrow as pa
 
 from batchq import models, poison, read, storage, write
-from batchq.account import PhaseClock
+from batchq.account import PhaseClock, computed_tokens
 from batchq.config import TaskConfig
 from batchq.engine import Engine, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, InputError, RowError, Stopped
 from batchq.fake_engine import FakeEngine
+from batchq.hardware import EnergyMeter
 from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Row, Shard, Usage
 from batchq.reuse import Reuse
@@ -70,6 +71,8 @@ class Snapshot:
     tokens: int
     lowered: int = 0  # rows that may be in flight since memory was found short; 0: as many as were asked for
     first: float | None = None  # seconds since the first answer
+    computed: int = 0  # tokens that went through the model's layers
+    joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
 
 
 @dataclass(slots=True)
@@ -188,6 +191,8 @@ class Worker:
         self._rows = 0
         self._tokens = 0
         self._first: float | None = None  # when the first answer came, on time.monotonic()'s clock
+        self._computed = 0
+        self._energy: EnergyMeter | None = None
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -201,6 +206,8 @@ class Worker:
         phases = await self.engine.start()
         if index:
             self.reuse = await index
+        if self.spec.engine.device == "cuda":
+            self._energy = await self._thread(EnergyMeter)
         self.clock.enter("idle")
         self.clock.move("load", "compile", phases.get("compile", 0.0))
         self._watch = asyncio.create_task(self._watch_for_stalls())
@@ -227,6 +234,8 @@ class Worker:
             self._tokens,
             self.lowered,
             None if self._first is None else time.monotonic() - self._first,
+            self._computed,
+            self._energy.joules() if self._energy else None,
         )
 
     # -- a shard -------------------------------------------------------------------------------
@@ -421,6 +430,7 @@ class Worker:
             batch.outcomes[i] = answer
             self._first = self._first or time.monotonic()
             self._tokens += answer.prompt_tokens + answer.output_tokens
+            self._computed += computed_tokens(answer.prompt_tokens, answer.cached_tokens, answer.output_tokens)
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
         except EngineError as error:

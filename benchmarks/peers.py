@@ -77,9 +77,6 @@ UNBOUND = ("batchq-unbound", "run-batch", "ray-data")
 ROUNDS = 2  # of ids and text that one start of the side "generate" goes through
 BATCH_BEGINS = ("Reading batch from", "Running batch:")  # vLLM's log line, and the bar that it shows a little later
 RAY_BATCHES = 16  # a Ray Data actor takes at once, when tuned
-# Dense FLOP/s of an H100 or H200 in the SXM form: with 8-bit activations, and with 16-bit ones.
-PEAKS = {"H100 80GB HBM3": (1979e12, 989e12), "H200": (1979e12, 989e12)}
-EIGHT_BITS = ("fp8", "fp8_block", "int8", "int8_rtn", "w4a8_fp8")
 BEGAN = time.monotonic()
 EngineArguments = dict[str, Any]
 
@@ -255,7 +252,7 @@ def ratios(case: Case, scheme: str) -> list[str]:
 
 def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
     """Compose the rows, quantize the model, and write what the sides read; what is there already is kept."""
-    from batchq import capacity, cli, hardware, models, plan, progress
+    from batchq import capacity, cli, forecast, hardware, models, plan, progress
     from batchq.config import Config
     from batchq.run import choose, quantized
 
@@ -286,7 +283,6 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     folder.mkdir(exist_ok=True)
     with prompts.open(encoding="utf-8") as file:
         lengths = [len(json.loads(text)["ids"]) for text in file]
-    peaks = [pair for name, pair in PEAKS.items() if name in here.accelerator]
     case = Case(
         folder=folder,
         corpus=corpus,
@@ -299,7 +295,7 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
         sampling=dataclasses.asdict(task.sampling),
         task={"system": config.task.system, "prompt": config.task.prompt, "labels": config.task.labels},
         flop_per_token=2.0 * parameters,
-        peak=peaks[0][chosen.value not in EIGHT_BITS] if peaks else None,
+        peak=forecast.peak(here.accelerator, chosen),
     )
     fields = dataclasses.asdict(case)
     (folder / "case.json").write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}))

@@ -1,0 +1,251 @@
+"""Reports: what finance and people read of a run, and that nothing in them is obeyed, whatever others named what."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from batchq import ledger, report, storage
+from batchq.cli import main
+from batchq.config import Config, PricingConfig
+from batchq.errors import NotFound
+from batchq.progress import Progress, visible
+from chaos.inert import PAYLOADS, summary, surveyed
+from tests.conftest import rows_of, write_jsonl
+from tests.s3 import S3
+from tests.test_bad_input import labelled
+
+WHERE = "s3://corpus/labelled"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, their attributes, the text of each cell."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: set[tuple[str, str, str | None]] = set()
+        self.cells: list[str] = []
+        self.odd: list[str] = []
+        self._within = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes |= {(tag, name, value) for name, value in attrs}
+        self._within = tag
+        if tag in ("td", "th", "h1", "title"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._within in ("td", "th", "h1", "title"):
+            self.cells[-1] += data
+
+    def handle_comment(self, data: str) -> None:
+        self.odd.append(data)
+
+    unknown_decl = handle_pi = handle_comment
+
+
+PLAIN = Page(report.page(summary("plain")))
+PLAIN_MANY = Page(report.page_of_many(surveyed("plain"), WHERE))
+
+
+def seen(payload: str) -> str:
+    """How a payload is written where it is shown."""
+    assert "\n" not in visible(payload)
+    return visible(payload)
+
+
+def test_a_plain_page_has_no_script_and_no_link_and_forbids_them() -> None:
+    for page in (PLAIN, PLAIN_MANY):
+        assert page.elements <= {*"html head meta title style body h1 h2 table tr th td".split()}
+        assert {(tag, name) for tag, name, _ in page.attributes} <= {
+            *(("html", "lang"), ("meta", "charset"), ("meta", "http-equiv"), ("meta", "content"), ("meta", "name")),
+            ("td", "class"),
+        }
+        (policy,) = (v for _, name, v in page.attributes if name == "content" and v and "default-src" in v)
+        assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_html_is_inert_and_keeps_the_text(payload: str) -> None:
+    for text, plain in (
+        (report.page(summary(payload)), PLAIN),
+        (report.page_of_many(surveyed(payload), WHERE), PLAIN_MANY),
+    ):
+        page = Page(text)
+        assert (page.elements, page.attributes, page.odd) == (plain.elements, plain.attributes, plain.odd)
+        assert len(page.cells) == len(plain.cells)
+        assert [c.replace("plain", seen(payload)) for c in plain.cells] == page.cells
+        text.encode()
+
+
+READERS: dict[str, Callable[[str], list[list[str]]]] = {
+    "as it is": lambda text: list(csv.reader(io.StringIO(text))),
+    "semicolons": lambda text: list(csv.reader(io.StringIO(text), delimiter=";")),
+    "tabs": lambda text: list(csv.reader(io.StringIO(text), delimiter="\t")),
+    "bars": lambda text: list(csv.reader(io.StringIO(text), delimiter="|")),
+    "no quotes": lambda text: [re.split("[,;\t|]", line) for line in text.splitlines()],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_no_csv_reader_finds_a_formula(payload: str, reader: str) -> None:
+    for text in (report.spreadsheet(summary(payload)), report.spreadsheet_of_many(surveyed(payload))):
+        for line in READERS[reader](text):
+            for cell in line:
+                begins = unicodedata.normalize("NFKC", cell.strip().lstrip('"').strip())[:1]
+                assert begins not in tuple("=+-@\t\r\n"), cell
+                assert cell.isascii() or not any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in cell)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_csv_keeps_the_text_and_its_lines(payload: str) -> None:
+    lines = list(csv.DictReader(io.StringIO(report.spreadsheet(summary(payload)))))
+    assert [line["record"] for line in lines] == ["invocation", "total"]
+    for line in lines:
+        assert line["job"].replace("'", "") == seen(payload).replace("'", "")
+        assert None not in line, "as many cells as columns"
+    if payload.isalnum():
+        assert lines[0]["job"] == payload
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_a_terminal_finds_nothing_to_obey(payload: str) -> None:
+    stream = io.StringIO()
+    show = Progress(stream)
+    show.step(f"shard 3 ({payload}): lost")
+    texts = [report.terminal(summary(payload)), report.table(surveyed(payload), WHERE), stream.getvalue()]
+    plain = [report.terminal(summary("x")), report.table(surveyed("x"), WHERE), "one\n"]
+    for text, same in zip(texts, plain, strict=True):
+        assert text.count("\n") == same.count("\n"), "no line of its own"
+        assert not [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+        assert seen(payload) in text or seen(payload).strip("/ ") in text
+
+
+def test_letters_of_any_script_and_emoji_stay_as_they_are() -> None:
+    for text in ("می‌خواهم", "👩‍👩‍👧", "naïve ¡señor!", "不満", "<b> & 'c'"):
+        assert visible(text) == text
+
+
+def test_a_run_with_hostile_names_ends_in_inert_reports(compose: Callable[..., Config], project: Path) -> None:
+    """Through the worker and the store: labels, a file that can't be read, one that appeared since."""
+    (project / "in").mkdir()
+    write_jsonl(project / "in/a.jsonl", rows_of(9))
+    bad = "=b<img src=x onerror=alert(1)>\x1b[2J.jsonl.gz"
+    (project / "in" / bad).write_bytes(b"no gzip")
+    labels = ["=1+1", "<script>alert(1)<｜script>", "\x1b[31mred"]
+    config = compose("input.path=in", "input.unreadable=quarantine", "task.gold=null")
+    config.task.labels = labels
+    labelled(config)
+    meta = project / "out/meta"
+    page = Page((meta / "report.html").read_text())
+    assert page.elements == {*"html head meta title style body h1 h2 table tr th td".split()} and not page.odd
+    assert {visible(label) for label in json.loads((meta / "report.json").read_text())["labels"]} <= set(page.cells)
+    assert visible(bad) in page.cells
+    frame = pd.read_csv(meta / "report.csv")
+    assert list(frame["record"]) == ["total"] and frame["rows"].iloc[-1] == 9
+
+
+def test_csv_and_html_have_a_line_an_invocation_and_their_sum(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And `report` writes them anew at today's prices; over a folder, by output and job, to a file if asked."""
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    assert main(["job=mine", "engine=fake", "output.path=out/monday"]) == 0
+    assert main(["job=mine", "engine=fake", "output.path=out/tuesday", "input.limit=10", "job.name=other"]) == 0
+    frame = pd.read_csv(project / "out/monday/meta/report.csv")
+    assert list(frame["record"]) == ["invocation", "total"]
+    assert frame["cost"][0] == frame["cost"][1] > 0
+    total = frame.iloc[1]
+    assert total["cost_per_million_tokens"] == pytest.approx(total["cost"] * 1e6 / total["billed_tokens"])
+    assert total["rows"] == 40 and frame["tokens_answered"][0] == total["billed_tokens"]
+
+    dear = "pricing.per_hour.cpu_core=45"
+    assert main(["report", "job=mine", "engine=fake", "output.path=out/monday", dear]) == 0
+    dearer = pd.read_csv(project / "out/monday/meta/report.csv")
+    assert dearer["cost"][1] == pytest.approx(1000 * frame["cost"][1])
+    assert "45.0" in Page((project / "out/monday/meta/report.html").read_text()).cells
+
+    capsys.readouterr()
+    assert main(["report", "out", "costs.csv"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^mine +monday +complete +40 ", said, re.M) and re.search(
+        r"^all jobs +2 outputs +50 ", said, re.M
+    )
+    costs = pd.read_csv(project / "costs.csv")
+    assert list(costs["record"]) == ["output", "output", "job", "job", "total"]
+    assert costs["cost"][4] == pytest.approx(costs["cost"][:2].sum())
+    assert costs["cost"][0] == pytest.approx(frame["cost"][1]), "today's prices, not those of the last report"
+    assert main(["report", "./out", "costs.html", "~pricing.per_hour.cpu_core"]) == 0
+    assert "no price for cpu_core" in capsys.readouterr().out
+    assert "tuesday" in Page((project / "costs.html").read_text()).cells
+
+
+def test_one_output_that_cannot_be_read_is_named_and_the_others_counted(
+    project: Path, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = s3.make_bucket("reports")
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    assert main(["job=mine", "engine=fake", f"output.path={bucket}/labelled/good"]) == 0
+    storage.put(f"{bucket}/labelled/bad/meta/plan.json", b"{}")
+    capsys.readouterr()
+    assert main(["report", f"{bucket}/labelled", f"{bucket}/costs.json"]) == 1
+    said = capsys.readouterr().out
+    assert (
+        re.search(r"^\? +bad +can't be read", said, re.M) and f"{bucket}/labelled/bad/meta/plan.json: damaged" in said
+    )
+    (total,) = [t for t in storage.read_json(f"{bucket}/costs.json")["totals"] if t["job"] == "all jobs"]
+    assert total["rows"] == 5
+
+
+def test_below_a_folder_without_runs_there_is_nothing_to_say(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no run has been planned there or below yet"):
+        ledger.survey(str(tmp_path), PricingConfig())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["out", "costs.xls"], "costs.xls: say report FOLDER, or report FOLDER FILE; a file ends in .csv"),
+        (["out", "engine=fake"], "engine=fake: a report over many outputs takes pricing=NAME"),
+        (["out", "pricing=nope"], "pricing=nope: no such pricing; choices are example"),
+        (["out", "pricing.per_hour.H100=-1"], "pricing.per_hour.H100=-1.0: a price can't be negative"),
+        (["nowhere"], "nowhere: no run has been planned there or below yet"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], words: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *arguments]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def summary_on(**figures: Any) -> dict[str, Any]:
+    return {**summary("x"), **figures}
+
+
+def test_efficiency_is_said_where_it_is_known() -> None:
+    assert "efficiency" not in report.terminal(summary("x"))
+    both = report.terminal(summary_on(mfu=0.4449, joules_per_thousand_tokens=10.43))
+    assert "  efficiency MFU 44% · 10.4 J a 1,000 tokens\n" in both
+    assert "  efficiency MFU 44%\n" in report.terminal(summary_on(mfu=0.4449))
