@@ -250,6 +250,7 @@ def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> Engi
         tensor_parallel_size=config.cluster.tensor_parallel_size,
         scored=len(config.task.labels),
         options={**options, **engine.options},
+        trust_remote_code=config.model.trust_remote_code,
     )
 
 

@@ -77,7 +77,9 @@ def weights(model: Model) -> str:
 
 def tokens(config: Config, draft: Plan, model: Model) -> str:
     """Mean prompt length, measured on the first rows, and what that makes for the corpus where rows can be counted."""
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+    task = Task(
+        config.task, models.open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template
+    )
     first = islice(sample.rendered(task, sample.rows_of(draft, draft.shards[0])), SAMPLE)
     lengths = [len(ids) for ids in task.encode([message for message, _ in first])]
     if not lengths:
