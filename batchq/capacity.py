@@ -259,6 +259,7 @@ def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> Engi
         pipeline_parallel_size=config.cluster.pipeline_parallel_size,
         scored=len(config.task.labels),
         options={**options, **engine.options},
+        trust_remote_code=config.model.trust_remote_code,
     )
 
 

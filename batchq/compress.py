@@ -3,7 +3,7 @@
 Run by path, `python compress.py < request.json`, so that an interpreter without batchq can do it;
 hence nothing of batchq is imported here. The request comes on stdin, not in a file, because its
 token ids are the user's rows. Keys: `model` and `output` (folders), `steps` (as in quantize.recipe),
-`seed`, `threads`, and where prompts are needed `calibration` (lists of token ids).
+`seed`, `threads`, `trust_remote_code`, and where prompts are needed `calibration` (lists of token ids).
 
 Lines with "batchq progress: " or "batchq error: " are for a person, "batchq peak: " comes with bytes of memory by
 device; everything else is chatter for a log.
@@ -34,7 +34,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     source, output = Path(request["model"]), Path(request["output"])
     compress(request, source, output)
-    copy_companions(source, output)
+    copy_companions(source, output, request["trust_remote_code"])
     for path in output.iterdir():
         path.chmod(0o644)  # safetensors come out as 0600
     print(f"batchq peak: {json.dumps(peak_bytes())}", flush=True)
@@ -55,7 +55,8 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
         # llm-compressor 0.14 pins AWQ's intermediate values, which torch refuses where there is no accelerator.
         setattr(IntermediatesCache, "pin_memory", lambda *_: None)  # noqa: B010
     say("loading the model")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True)
+    trusted = request["trust_remote_code"]
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True, trust_remote_code=trusted)
     watch_layers(model.config.get_text_config().num_hidden_layers)
     calibration: dict[str, Any] = {}
     if samples := request.get("calibration"):
@@ -66,7 +67,7 @@ def compress(request: dict[str, Any], source: Path, output: Path) -> None:
             "shuffle_calibration_samples": False,
             "max_seq_length": max(map(len, samples)),
         }
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=trusted)
     for pipeline, modifiers in request["steps"]:
         # A GPU always goes layer by layer: only that pipeline brings there a model that is loaded in main memory.
         pipeline = "sequential" if pipeline == "basic" and torch.cuda.is_available() else pipeline
@@ -99,9 +100,10 @@ def modifier(name: str) -> Any:
     return getattr(importlib.import_module(f"llmcompressor.modifiers.{where[name]}"), name)
 
 
-def copy_companions(source: Path, output: Path) -> None:
-    """Tokenizer, chat template and generation settings, byte for byte."""
-    wanted = {p for pattern in COMPANIONS for p in source.glob(pattern) if p.is_file()}
+def copy_companions(source: Path, output: Path, code: bool = False) -> None:
+    """Tokenizer, chat template and generation settings, and the model's own code if that is trusted, byte for byte."""
+    patterns = (*COMPANIONS, "*.py") if code else COMPANIONS
+    wanted = {p for pattern in patterns for p in source.glob(pattern) if p.is_file()}
     for path in sorted(wanted):
         if not any(path.match(pattern) for pattern in NOT_COMPANIONS):
             shutil.copyfile(path, output / path.name)

@@ -6,6 +6,7 @@ Not frozen, because Hydra's overrides assign to them; treat them as read-only af
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from batchq.errors import ConfigError
 
 MISSING = "???"
+TRUST = "BATCHQ_TRUST_REMOTE_CODE"  # the second yes to a model's own code; a copied file can't give it
 MAX_LABELS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS, in 0.26 as in 0.32
 
 
@@ -102,6 +104,8 @@ class ModelConfig:
     path: hf://owner/name (with `revision`), a local folder, s3:// (or az://, gs://) prefix, or
         wheel://distribution/path/in/it.gguf for a model carried by an installed wheel.
     revision: the commit, 40 hexadecimal digits, of a hub model; required for hf://.
+    trust_remote_code: run the Python code that comes with the model, in every process that opens it. It takes a second
+        yes: BATCHQ_TRUST_REMOTE_CODE in the environment, set to model.path, or model.path@model.revision for hf://.
     chat_template: arguments of the model's own chat template, such as {enable_thinking: false}.
     """
 
@@ -412,8 +416,7 @@ def check(config: Config) -> Config:
     if not 0 <= config.output.max_error_rate <= 1:
         raise ConfigError(f"output.max_error_rate={config.output.max_error_rate}: between 0 and 1")
     check_pricing(config.pricing)
-    if config.model.trust_remote_code:
-        raise ConfigError("model.trust_remote_code=true: not supported; convert the model to safetensors without code")
+    _check_trust(config)
     return config
 
 
@@ -423,3 +426,27 @@ def check_pricing(pricing: PricingConfig) -> PricingConfig:
         if price < 0:
             raise ConfigError(f"pricing.per_hour.{name}={price}: a price can't be negative")
     return pricing
+
+
+def _check_trust(config: Config) -> None:
+    """A model's own code runs only if it can't change between runs, and whoever starts the run has named it."""
+    model = config.model
+    if "trust_remote_code" in config.engine.options:
+        raise ConfigError("engine.options.trust_remote_code: say model.trust_remote_code, which takes a second yes")
+    if not model.trust_remote_code:
+        return
+    hub = model.path.startswith("hf://")
+    if not hub and "://" in model.path:
+        raise ConfigError(
+            f"model.trust_remote_code=true: only for a local folder or a pinned hub model, not model.path={model.path}"
+        )
+    if hub and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
+        raise ConfigError("model.trust_remote_code=true: needs model.revision, the commit's 40 hexadecimal digits")
+    if config.gate.baseline is not None:
+        raise ConfigError("gate.baseline: not with model.trust_remote_code=true, which would trust both models' code")
+    named = f"{model.path}@{model.revision}" if hub else model.path
+    if os.environ.get(TRUST) != named:
+        raise ConfigError(
+            f"model.trust_remote_code=true: runs the model's own code as you, so it takes a second yes; once you have "
+            f"read it, set {TRUST}={named} in the environment"
+        )

@@ -57,6 +57,7 @@ class EngineSpec:
     cores: tuple[int, ...] = ()
     scored: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False  # the model's own Python code may run
 
     @property
     def devices(self) -> int:

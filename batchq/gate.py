@@ -109,7 +109,9 @@ def judged(
             raise GateRefused(f"gate.strict: {full.name} doesn't fit here unquantized, so nothing can be compared")
         show.step(f"gate: {full.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+    task = Task(
+        config.task, models.open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template
+    )
     chosen = sample.judging(config, draft, task)
     if not chosen.prompts:
         raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")

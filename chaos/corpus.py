@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from batchq.config import (
     ClusterConfig,
     Config,
@@ -66,6 +69,20 @@ def make(work: Path) -> Corpus:
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(_lines(STREAMED))))
     ids |= {f"b.jsonl.gz:{ordinal}" for ordinal in range(STREAMED)}
     return Corpus(folder, tiny_model(), frozenset(ids))
+
+
+def make_tables(work: Path) -> Corpus:
+    """One Parquet file of four row groups under work/corpus."""
+    folder = work / "corpus"
+    folder.mkdir()
+    columns: dict[str, list[object]] = {
+        "id": list(range(LINES)),
+        "text": [f"row {i} says that all is well" for i in range(LINES)],
+    }
+    columns["text"][13:18:4] = ["", "word " * 400]
+    columns["gold"] = [("good", "bad", "fine")[i % 3] for i in range(LINES)]
+    pq.write_table(pa.table(columns), folder / "c.parquet", row_group_size=12)
+    return Corpus(folder, tiny_model(), frozenset(f"c.parquet:{ordinal}" for ordinal in range(LINES)))
 
 
 @functools.cache

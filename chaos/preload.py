@@ -15,4 +15,4 @@ from batchq import models
 
 models.open_tokenizer = functools.cache(models.open_tokenizer)
 if folder := os.environ.get("CHAOS_MODEL"):
-    models.open_tokenizer(folder)
+    models.open_tokenizer(folder, False)  # as a worker calls it

@@ -26,6 +26,7 @@ from tests.s3 import Flaky, flaky, s3_server
 KILLED = -9
 AT_ONCE = 2  # trials side by side
 RESUMES = 8  # attempts until a trial has to be complete
+TAKEN = "write.commit.taken"  # the one step that a run alone, on a store without faults, never comes to
 SLOW = {"latency_s": 0.004}  # a request; so that spills fall into a shard's middle
 
 
@@ -97,6 +98,11 @@ def local(work: Path) -> Iterator[Bench]:
 
 
 @contextmanager
+def tables(work: Path) -> Iterator[Bench]:
+    yield measured(Bench(work, corpus.make_tables(work), str(work), {}))
+
+
+@contextmanager
 def on_s3(work: Path) -> Iterator[Bench]:
     made = corpus.make(work)
     with s3_server(work / "weed") as s3:
@@ -135,7 +141,18 @@ def killed_at_every_step_on_s3(work: Path, share: float) -> Trial:
         return at_every_step(bench, share, "killed or failing at each step, S3")
 
 
-def at_every_step(bench: Bench, share: float, promise: str) -> Trial:
+def killed_reading_parquet(work: Path, share: float) -> Trial:
+    """The steps that only a corpus of tables comes by; all others are struck above."""
+    with tables(work) as bench:
+        return at_every_step(bench, share, "killed or failing while Parquet is read, local files", "read.")
+
+
+def steps(bench: Bench, of: str = "") -> list[str]:
+    """The failpoints that `at_every_step` strikes at."""
+    return sorted(name for name in bench.hits if name.startswith(of))
+
+
+def at_every_step(bench: Bench, share: float, promise: str, of: str = "") -> Trial:
     struck: Counter[str] = Counter()
 
     def one(point: str, action: str, number: int, readers: bool) -> None:
@@ -155,18 +172,18 @@ def at_every_step(bench: Bench, share: float, promise: str) -> Trial:
     kills, raises = times(20, share), times(5, share)
     trials = []
     stride = max(1, round(0.05 / share))  # a share too small for one kill at each step takes fewer steps
-    for point in sorted(bench.hits)[::stride]:
+    for point in steps(bench, of)[::stride]:
         trials += [functools.partial(one, point, "kill", n, n == 0) for n in range(kills)]
         spread = max(1, bench.hits[point] // 5)
         trials += [functools.partial(one, point, "raise", n * spread, False) for n in range(raises)]
     side_by_side(trials)
-    note = f"{struck['kill']} SIGKILLs, {struck['raise']} exceptions at {len(bench.hits)} steps"
-    if elsewhere := sorted(_failpoints() - bench.hits.keys()):
+    note = f"{struck['kill']} SIGKILLs, {struck['raise']} exceptions at {len(steps(bench, of))} steps"
+    if not of and (elsewhere := sorted(failpoints() - bench.hits.keys())):
         note += f"; not on this way: {', '.join(elsewhere)}"
     return bench.trial(promise, len(trials), struck.total(), note)
 
 
-def _failpoints() -> set[str]:
+def failpoints() -> set[str]:
     """All that the code names."""
     rooms = Path(failpoint.__file__).parent.glob("*.py")
     return {name for room in rooms for name in re.findall(r'failpoint\.reach\("([\w.]+)"\)', room.read_text())}
@@ -260,6 +277,30 @@ def lost_replies(work: Path, share: float) -> Trial:
         return bench.trial("replies lost after the store committed, S3", struck, struck, f"in {runs} runs")
 
 
+def killed_after_a_lost_reply(work: Path, share: float) -> Trial:
+    """The store commits, the reply is lost, and the process dies when it finds the name taken, by itself."""
+    with on_s3(work) as bench, _spoiled(bench) as proxy:
+        trials, struck, due = times(20, share), 0, False
+
+        def choose(head: bytes) -> str:
+            nonlocal due
+            if due and head.startswith(b"PUT ") and b"/data/part-" in head.split(b"\r\n", 1)[0]:
+                due = False
+                return "lose"
+            return "pass"
+
+        proxy.choose = choose
+        for number in range(trials):
+            output, action, due = bench.fresh(), ("kill", "raise")[number % 2], True
+            code = exit_code(start(bench.order(output, env=proxy.env, failpoints=f"{TAKEN}={action}")))
+            if code != (KILLED if action == "kill" else 1):
+                bench.fault(f"{TAKEN}={action} didn't strike: exit code {code}")
+            struck += 1
+            bench.resume(output)
+            bench.judge(output)
+        return bench.trial("killed or failing once a reply was lost, S3", trials, struck)
+
+
 FAULTS = ("busy", "conflict", "reset", "lose", "cut", "flip", "spoil")
 
 
@@ -308,6 +349,23 @@ def _spoiled(bench: Bench) -> Iterator[Flaky]:
 
 
 # ---- races and clocks ----
+
+
+def killed_where_a_name_is_taken(work: Path, share: float) -> Trial:
+    """Two attempts are let go at once before their first commit; whoever comes second to a name dies or fails there."""
+    with local(work) as bench:
+        trials, struck = times(20, share), 0
+        for number in range(trials):
+            output, gate, action = bench.fresh(), FORKS.Barrier(2), ("kill", "raise")[number % 2]
+            order = bench.order(output, failpoints=f"{TAKEN}={action}")
+            codes = [exit_code(each) for each in [start(order, gate, "write.commit.before_put") for _ in range(2)]]
+            hit = codes.count(KILLED if action == "kill" else 1)
+            if not hit or hit + codes.count(0) < 2:
+                bench.fault(f"{TAKEN}={action}: attempts ended in exit codes {codes}")
+            struck += hit
+            bench.resume(output)
+            bench.judge(output)
+        return bench.trial("killed or failing where a name is taken, local files", trials, struck)
 
 
 def races(work: Path, share: float) -> Trial:

@@ -22,6 +22,9 @@ ROOT = Path(__file__).parent.parent
     ("trial", "share"),
     [
         (store.killed_at_every_step, 0.01),
+        (store.killed_reading_parquet, 0.05),
+        (store.killed_where_a_name_is_taken, 0.1),
+        (store.killed_after_a_lost_reply, 0.1),
         (store.killed_in_mid_commit, 0.05),
         (store.store_faults, 0.06),
         (store.lost_replies, 0.1),
@@ -45,6 +48,15 @@ def test_a_broken_promise_is_told() -> None:
 def test_the_table_names_each_trial_once() -> None:
     names = [trial.__name__ for trial in TRIALS]
     assert len(set(names)) == len(names)
+
+
+def test_every_failpoint_is_struck_by_some_trial(tmp_path: Path) -> None:
+    ordered = {store.TAKEN}
+    for opened, of in ((store.local, ""), (store.on_s3, ""), (store.tables, "read.")):
+        (work := tmp_path / opened.__name__).mkdir()
+        with opened(work) as bench:
+            ordered |= set(store.steps(bench, of))
+    assert ordered == store.failpoints()
 
 
 def test_a_failpoint_strikes_once_at_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,14 @@ MISTAKES = {
     "empty input": (["job=mine", "input.path=empty.jsonl"], "the input is empty"),
     "no model": (["job=mine", "model.path=/nowhere"], "/nowhere"),
     "hub model not pinned": (["job=mine", "model.path=hf://a/b"], "revision"),
-    "pickle": (["job=mine", "model.trust_remote_code=true"], "model.trust_remote_code"),
+    "a model's own code": (
+        ["job=mine", "model.trust_remote_code=true"],
+        "so it takes a second yes; once you have read it, set BATCHQ_TRUST_REMOTE_CODE=",
+    ),
+    "a model's own code, by the back door": (
+        ["job=mine", "+engine.options.trust_remote_code=true"],
+        "engine.options.trust_remote_code: say model.trust_remote_code",
+    ),
     "column taken": (["job=mine", "task.name=text"], "input column text has the name of an output column"),
     "no cluster": (["job=mine", "cluster.address=127.0.0.1:1"], "cluster.address=127.0.0.1:1"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -17,13 +18,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import lease, models
+from batchq import lease, models, plan
 from batchq.cli import compose as compose_job
 from batchq.cli import main
-from batchq.config import Config
+from batchq.config import Config, Scheme
 from batchq.errors import Stopped
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 from tests.s3 import S3
+from tests.test_worker import labelled
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +214,43 @@ def test_a_driver_that_was_suspended_leaves_to_the_one_that_took_over(tmp_path: 
     heard = len(said)
     lease.Lease(str(tmp_path), said.append, stop, threading.Event()).close()
     assert len(said) == heard, "who said that it was over is not watched"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_newcomer_goes_on_with_the_plan_that_was_made_while_it_waited(
+    finished: bool, project: Path, compose: Callable[..., Config]
+) -> None:
+    """The driver before it fell back to the model as it is, planned so, and ended. The newcomer, who had found no plan
+    yet, neither quantizes nor judges again, and asks nothing if all is committed."""
+    write_jsonl(project / "rows.jsonl", rows_of(30))
+    asked = ["quantization.scheme=int8_rtn", "gate.fallback=[none]", f"+engine.options.asked={project / 'asked'}"]
+    made = compose(*asked, "output.path=made")
+    model = models.resolve(made.model)
+    fixed = plan.store(plan.make(made, model.digest, Scheme.none, model.digest), str(project / "made"))
+    (project / "made/data").mkdir()
+    if finished:
+        asyncio.run(labelled(made, fixed))
+    before = lease.Lease(str(project / "out"), print, threading.Event(), threading.Event())
+    before._over.set()  # its heart stands still, as if it were frozen
+    before._thread.join()
+    newcomer = start(project, *asked)
+    assert newcomer.stderr is not None
+    said = ""
+    while "watching" not in said:
+        line = newcomer.stderr.readline()
+        assert line, f"it ended: {said}"
+        said += line
+    (project / "made/data").rename(project / "out/data")
+    (project / "made/meta/plan.json").rename(project / "out/meta/plan.json")
+    before.close()
+    out, err = newcomer.communicate(timeout=120)
+    assert newcomer.returncode == 0, said + err
+    assert not [word for word in ("quantizing", "gate:") if word in said + err], said + err
+    assert "30 = 30 answers + 0 failures" in out
+    count = len((project / "asked").read_text().splitlines()) if (project / "asked").exists() else 0
+    assert count == (0 if finished else 30)
+    assert ("all is committed by now" in err) == finished
+    assert main(["verify", "job=mine", "engine=fake"]) == 0
 
 
 def test_all_readers_see_one_clean_table(project: Path) -> None:
