@@ -54,7 +54,7 @@ class Replica:
         _log_to(log)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self.engine = open_engine(spec)
-        self.worker: Worker  # from `start` on
+        self.worker: Worker | None = None  # from `start` on; Ray may run another method before it
         self.answered = 0
 
     # -- for gate and tune --
@@ -92,7 +92,7 @@ class Replica:
         until = time.monotonic() + seconds
         answers += await asyncio.gather(*map(one, prompts[warm:]))
         if not keep:
-            await self.free()
+            await self.engine.close()
         spent, self.clock = self.clock.seconds(), PhaseClock("idle")  # from here on it is the labelling's time
         return answers, spent
 
@@ -110,6 +110,7 @@ class Replica:
         gc.set_threshold(50_000, 20, 20)
 
     async def label(self, shard: Shard, attempt: str) -> list[Receipt]:
+        assert self.worker is not None, "start() comes first"
         try:
             return await self.worker.label(shard, attempt)
         except BatchqError:
@@ -122,19 +123,17 @@ class Replica:
             )
             raise
 
-    async def snapshot(self) -> Snapshot:
-        return self.worker.snapshot()
+    async def snapshot(self) -> Snapshot | None:
+        return self.worker.snapshot() if self.worker else None
 
     async def stop(self, grace: float) -> None:
-        self.worker.stop(grace)
+        if self.worker:
+            self.worker.stop(grace)
 
-    async def free(self) -> None:
-        """Let go of the devices, when only the gate was served."""
-        await self.engine.close()
-
-    async def close(self) -> Snapshot:
-        snapshot = self.worker.snapshot()
-        await self.worker.close()
+    async def close(self) -> Snapshot | None:
+        """Free the devices; says how far it was, unless it has only served the gate."""
+        snapshot = await self.snapshot()
+        await (self.worker or self.engine).close()
         return snapshot
 
 
@@ -371,7 +370,7 @@ class Pool:
 
         kept, self._kept = self._kept, None
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone, which is what we want
-            ray.wait([kept.actor.free.remote()], timeout=CLOSE_SECONDS)
+            ray.wait([kept.actor.close.remote()], timeout=CLOSE_SECONDS)
         ray.kill(kept.actor)
 
     def take(self, spec: EngineSpec, slot: Slot) -> Kept | None:
@@ -610,9 +609,9 @@ class _Labelling:
             member.ready, self.false_starts = True, 0
             self.reached.setdefault("engine", time.monotonic())
         elif what == "snapshot":
-            member.polling, member.snapshot = False, result
+            member.polling, member.snapshot = False, result or member.snapshot
             self._note_first(result)
-            if result.lowered:
+            if result and result.lowered:
                 self._lower(result.lowered, "no row alone kills an engine, so memory is short")
         elif shard is not None:
             member.shards.pop(shard.index, None)
@@ -660,8 +659,8 @@ class _Labelling:
             reached=self.reached,
         )
 
-    def _note_first(self, snapshot: Snapshot) -> None:
-        if snapshot.first is not None:
+    def _note_first(self, snapshot: Snapshot | None) -> None:
+        if snapshot and snapshot.first is not None:
             at = time.monotonic() - snapshot.first
             self.reached["first answer"] = min(at, self.reached.get("first answer", at))
 
