@@ -43,6 +43,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
@@ -88,7 +90,7 @@ class Figures:
 
     rows: int
     answers: int
-    devices: int
+    devices: int  # of replicas that answered anything
     start: float
     apart: float
     work: float  # of the replica that was ready first, until all was committed
@@ -166,8 +168,6 @@ class Bench:
             config = cli.compose([*self.job(runs[0]), "output.path=none"])
             prompts = self.corpus(most).with_name("prompts.jsonl")
             peers.compose_rows(config, str(self.folder(runs[0])), most, self.tokens, self.corpus(most), prompts)
-        import pyarrow.parquet as pq
-
         # Not `input.limit`: it would cut off the small shards at the corpus's end, which are there for the tail.
         for run in runs:
             if not (part := self.corpus(run.rows)).is_file():
@@ -197,7 +197,7 @@ class Bench:
         out, log = self.work / f"{name}-out", self.work / f"{name}.log"
         shutil.rmtree(out, ignore_errors=True)
         words = [*self.job(run), f"output.path={out}"]
-        self.call(words, log, out, kill=run.kill)
+        self.call(words, log, out, run if run.kill else None)
         summary = json.loads((out / "meta/report.json").read_text())
         (record,) = (json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json"))
         peers.await_memory(self.free)
@@ -209,8 +209,8 @@ class Bench:
             file.write(json.dumps({"run": name, **dataclasses.asdict(found)}) + "\n")
         return found
 
-    def call(self, words: list[str], log: Path, out: Path, kill: bool = False) -> None:
-        """Run batchq with its output in the log; kill a replica on the way, if asked to."""
+    def call(self, words: list[str], log: Path, out: Path, kill: Run | None = None) -> None:
+        """Run batchq with its output in the log; kill a replica of that run on the way, if one is given."""
         search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": search}
         command = [sys.executable, "-m", "batchq", *words]
@@ -219,7 +219,7 @@ class Bench:
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
             try:
                 if kill:
-                    kill_one(process, out, until)
+                    kill_one(process, kill, out, until)
                 code = process.wait(max(1.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 raise CannotRun(f"it took longer than {self.limit:.0f} s; see {log}") from None
@@ -234,23 +234,28 @@ class Bench:
             raise CannotRun(f"exit code {code}: {(said or ['it said nothing'])[-1][-300:]}; see {log}")
 
 
-def kill_one(process: subprocess.Popen[bytes], out: Path, until: float) -> None:
-    """SIGKILL the newest replica once a quarter of the shards is committed. Raises CannotRun if it ended before."""
+def kill_one(process: subprocess.Popen[bytes], run: Run, out: Path, until: float) -> None:
+    """SIGKILL a replica once all have answered something, by batchq's accounts, which are up to 15 s old, and a quarter
+    of the rows is committed. Raises CannotRun if it ended before."""
     import psutil
 
-    from batchq import plan
+    def done() -> int:
+        return sum(pq.read_metadata(part).num_rows for part in (out / "data").glob("*.parquet"))
 
-    while not (stored := plan.load(str(out)) if (out / plan.NAME).is_file() else None) or (
-        len(list((out / "data").glob("*.parquet"))) < len(stored.shards) / 4
-    ):
+    while at_work(out) < run.replicas or done() < run.rows / 4:
         if process.poll() is not None or time.monotonic() > until:
-            raise CannotRun("it ended, or its time did, before a quarter of the rows was committed")
-        time.sleep(0.1)
+            raise CannotRun("it ended, or its time did, before all replicas were at work; --rows takes more of them")
+        time.sleep(0.5)
     found = psutil.Process(process.pid).children(recursive=True)
-    actors = [child for child in found if child.name().startswith("ray::Replica")]
+    actors = [child for child in found if child.cmdline()[0].startswith("ray::Replica")]
     actors[-1].kill()
-    done = len(list((out / "data").glob("*.parquet")))
-    say(f"  killed one of {len(actors)} replicas when {done} of {len(stored.shards)} shards were committed")
+    say(f"  killed one of {len(actors)} replicas when {done():,} of {run.rows:,} rows were committed")
+
+
+def at_work(out: Path) -> int:
+    """How many replicas have answered something, by the invocation's own record."""
+    records = [json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json")]
+    return sum(bool(r["phases"]["infer"]) for record in records for r in record["replicas"])
 
 
 def figures(summary: dict[str, Any], record: dict[str, Any], pricing: Any) -> Figures:
@@ -373,13 +378,15 @@ def show(run: Run, found: Figures, one: Figures | None) -> None:
         f"{found.work:.1f}",
         f"{found.rows_a_second:.2f}",
         f"{found.tokens_a_second:,.0f}",
-        f"{found.tokens_a_second / run.devices:,.0f}",
-        f"{found.rows_a_second / run.devices / one.rows_a_second:.3f}" if one else "-",
+        "-" if run.kill else f"{found.tokens_a_second / found.devices:,.0f}",
+        f"{found.rows_a_second / found.devices / one.rows_a_second:.3f}" if one else "-",
         "-" if run.kill else f"{found.tail:.1f}",
         "-" if run.kill else f"{found.apart:.1f}",
         "-" if found.usd is None else f"{found.usd:.4f}",
-        f"{found.answers:,}" + f", {found.lost} lost" * (found.lost > 0),
+        f"{found.answers:,}" + f", {found.lost} replica lost" * (found.lost > 0),
     )
+    if found.devices < run.devices:
+        say(f"  only {found.devices} of {run.devices} were ready before the work was done; --rows takes more of them")
 
 
 def conclude(done: dict[Run, Figures]) -> None:
@@ -388,7 +395,7 @@ def conclude(done: dict[Run, Figures]) -> None:
         pair = [(run, found) for run, found in done.items() if run.case == case]
         if len(pair) == 2:
             (full, much), (few, little) = pair
-            a_gpu = little.tokens_a_second / few.devices / (much.tokens_a_second / full.devices)
+            a_gpu = little.tokens_a_second / little.devices / (much.tokens_a_second / much.devices)
             cost = (
                 "" if not (much.usd and little.usd) else f", {little.usd / much.usd:.2f} of the cost a million tokens"
             )
