@@ -61,7 +61,12 @@ class Lengths:
 
 def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Lengths:
     """Lengths of this job's prompts with the tokenizer at `path`, from rows all over the corpus."""
-    task = Task(config.task, models.open_tokenizer(path), draft.columns, config.model.chat_template)
+    task = Task(
+        config.task,
+        models.open_tokenizer(path, config.model.trust_remote_code),
+        draft.columns,
+        config.model.chat_template,
+    )
     return Lengths.of(task.encode([message for message, _ in rendered(task, spread(draft, rows))][:rows]))
 
 

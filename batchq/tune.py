@@ -376,7 +376,12 @@ def sweep(
 
 def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[list[int]]]:
     """Prompts from all over the corpus that the engine takes."""
-    task = Task(config.task, models.open_tokenizer(path), draft.columns, config.model.chat_template)
+    task = Task(
+        config.task,
+        models.open_tokenizer(path, config.model.trust_remote_code),
+        draft.columns,
+        config.model.chat_template,
+    )
     room = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
     messages = [message for message, _ in sample.rendered(task, sample.spread(draft, wanted))]
