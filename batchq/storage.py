@@ -206,10 +206,10 @@ def read_checked(uri: str, parse: Callable[[bytes], T], *, suffix: int | None = 
     raise AssertionError("unreachable")
 
 
-def read_json(uri: str) -> dict[str, Any]:
-    """A small record that only costs work if it is wrong. Raises NotFound, and StorageError if it is no JSON."""
+def read_json(uri: str, parse: Callable[[bytes], dict[str, Any]] = json.loads) -> dict[str, Any]:
+    """A small record. Raises NotFound, and StorageError if it is no JSON, or not what `parse` takes."""
     try:
-        found: dict[str, Any] = read_checked(uri, json.loads)
+        found = read_checked(uri, parse)
     except ValueError as error:
         raise StorageError(f"{uri}: is damaged; move it away and run again") from error
     return found

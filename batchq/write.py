@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from batchq import failpoint, storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, ConfigError, NotFound, StorageError
-from batchq.records import Answer, Failure, Receipt, Shard, Usage
+from batchq.records import Answer, Failure, Receipt, Shard, Usage, sealed, unsealed
 from batchq.task import answer_fields
 
 RECEIPT = b"batchq.receipt"
@@ -263,7 +263,7 @@ def mark_attempt(output: str, shard: Shard, mark: dict[str, Any], number: int) -
     `number` is the first that may be free; returns the one it got.
     """
     folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
-    stated = json.dumps(mark).encode()
+    stated = sealed(mark)  # a byte that flips may still leave JSON, and accuse another row
     failpoint.reach("write.mark_attempt.before_put")
     while True:
         try:
@@ -283,7 +283,7 @@ def mark_attempt(output: str, shard: Shard, mark: dict[str, Any], number: int) -
 def read_marks(output: str, shard: Shard) -> list[dict[str, Any]]:
     """The shard's attempts as they were recorded, oldest first. Raises StorageError for one that can't be read."""
     folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
-    return [storage.read_json(uri) for uri in sorted(s.uri for s in storage.list_objects(folder))]
+    return [storage.read_json(uri, unsealed) for uri in sorted(s.uri for s in storage.list_objects(folder))]
 
 
 def spill_folder(output: str, shard: Shard) -> str:

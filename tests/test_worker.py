@@ -18,7 +18,7 @@ from batchq import models, plan, poison, storage, write
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
-from batchq.records import Plan, Receipt
+from batchq.records import Plan, Receipt, Shard
 from batchq.worker import Worker, WorkerSpec
 from tests.conftest import rows_of, write_jsonl
 
@@ -401,6 +401,17 @@ def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
     receipts = asyncio.run(labelled(config, fixed))
     assert receipts[0].reused == 39
     assert [r["batchq_error"] for r in rows(config)] == [None] * 40, "to be told to leave accuses no row"
+
+
+def test_a_mark_in_which_a_byte_flipped_accuses_nobody(tmp_path: Path) -> None:
+    shard = Shard(0, 0, "rows")
+    search = dataclasses.replace(poison.Search(), convicted=(17,))
+    write.mark_attempt(str(tmp_path), shard, poison.to_json(poison.Mark("a", search)), 1)
+    assert [poison.from_json(m).search.convicted for m in write.read_marks(str(tmp_path), shard)] == [(17,)]
+    (mark,) = (tmp_path / "meta/attempts/00000").iterdir()
+    mark.write_bytes(mark.read_bytes().replace(b"[17]", b"[19]"))
+    with pytest.raises(StorageError, match=r"0001\.json: is damaged"):
+        write.read_marks(str(tmp_path), shard)
 
 
 def test_the_search_goes_on_where_another_driver_left_it() -> None:
