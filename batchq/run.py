@@ -459,7 +459,8 @@ def tuned(config: Config, stop: threading.Event) -> str:
     show = Progress()
     stored = plan.load(storage.normalize(config.output.path))
     model = models.resolve(config.model)
-    with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
+    cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings that lose their engine have lost
+    with Pool(cluster, models.cache_dir() / "logs" / config.job.name) as pool:
         here = pool.hardware()
         choice = choose(config, stored, model, here)
         draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")

@@ -207,7 +207,7 @@ def with_settings(config: Config, settings: Settings) -> Config:
 
 def kv_room(config: Config, path: str, weights: int, here: Hardware, share: float) -> int:
     """Tokens of KV cache on one engine's GPUs beside the weights, if vLLM takes that share of their memory."""
-    devices = config.cluster.tensor_parallel_size
+    devices = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     element = 1 if config.quantization.kv_cache is KvCache.fp8 else 2
     free = share * _smallest(here) - OVERHEAD["cuda"] - weights / devices
     return max(0, int(free * devices)) // capacity.kv_bytes_per_token(models.read_config(path), element)
