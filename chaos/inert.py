@@ -1,14 +1,20 @@
-"""Text that wants to be obeyed, in every place of a report that others have the naming of, opened in a real browser:
+"""Text that wants to be obeyed, in every place of a report that others have the naming of, opened in a real browser
+and a real spreadsheet:
 
-    python -m chaos.inert PAGES        # writes a page for each of PAYLOADS, and the same text unescaped, as a control
-    npm install --prefix BROWSER @sparticuz/chromium puppeteer-core       # Chromium 147, 67 MB
-    NODE_PATH=BROWSER/node_modules node chaos/inert.cjs PAGES             # opens them and counts what was executed
+    python -m chaos.inert PAGES       # writes pages and CSV files of each of PAYLOADS, and unescaped ones as a control
+    npm install --prefix BROWSER @sparticuz/chromium puppeteer-core       # Chromium, 67 MB
+    NODE_PATH=BROWSER/node_modules node chaos/inert.cjs PAGES             # opens them and counts what did something
+    soffice --headless --infilter="Text - txt - csv (StarCalc):44,34,76,1,,0,false,true,false,false,false,0,true" \\
+        --convert-to fods --outdir CELLS PAGES/*.csv                      # again with 59 for 44: semicolons
+    grep -l table:formula= CELLS/*                                        # control files alone
 
-What has no browser in it is in tests/test_report.py: a parser, CSV readers, a terminal's control characters.
+What needs neither is in tests/test_report.py: a parser, CSV readers, a terminal's control characters.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -137,11 +143,14 @@ def main() -> None:
             "control": control,
         }.items():
             (folder / f"{number:02d}.{kind}.html").write_text(html, encoding="utf-8", errors="surrogatepass")
+        raw = io.StringIO()
+        csv.writer(raw).writerow(["control", payload, 1])
         for kind, text in {
             "report": report.spreadsheet(summary(payload)),
             "many": report.spreadsheet_of_many(surveyed(payload)),
+            "control": raw.getvalue(),
         }.items():
-            (folder / f"{number:02d}.{kind}.csv").write_text(text, encoding="utf-8", newline="")
+            (folder / f"{number:02d}.{kind}.csv").write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
     print(f"{folder}: pages and CSV files of {len(PAYLOADS)} texts")
 
 

@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
-from batchq.account import PhaseClock, ReplicaAccount, RunAccount, price, summarise
+from batchq.account import (
+    PhaseClock,
+    ReplicaAccount,
+    RunAccount,
+    account_from_json,
+    computed_tokens,
+    efficiency,
+    price,
+    summarise,
+)
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 
@@ -60,3 +72,70 @@ def test_an_unknown_accelerator_has_no_cost_rather_than_a_wrong_one() -> None:
     )
     assert summary["cost"] is None
     assert summary["unpriced"] == ["Mystery"]
+
+
+def worked(devices: int = 1, accelerator: str = "NVIDIA H200", **figures: float | None) -> ReplicaAccount:
+    phases = {"load": 90.0, "infer": 40.0, "idle": 10.0}
+    return ReplicaAccount(accelerator, devices, phases, {}, **{"tokens": 1000, "computed": 800, **figures})  # type: ignore[arg-type]
+
+
+def of(*replicas: ReplicaAccount, flop: float | None = 2e9, peak: float | None = 1e11) -> RunAccount:
+    return RunAccount("id", "complete", "", 140.0, replicas, flop_per_token=flop, peak_flops=peak)
+
+
+def test_a_token_that_is_cached_or_that_nothing_follows_is_not_computed() -> None:
+    assert computed_tokens(prompt=1000, cached=960, output=1) == 40  # a label: one prefill
+    assert computed_tokens(prompt=1000, cached=0, output=128) == 1127
+    assert computed_tokens(prompt=7, cached=0, output=0) == 7
+
+
+def test_mfu_is_what_was_computed_over_what_the_devices_could_have() -> None:
+    one = efficiency([of(worked())])
+    assert one["mfu"] == pytest.approx(800 * 2e9 / (40 * 1e11))
+    assert efficiency([of(worked(devices=2))])["mfu"] == pytest.approx(one["mfu"] / 2)
+    # A killed invocation's work counts, and the time in which it was done; loading isn't inference.
+    both = efficiency([of(worked(computed=0)), of(worked(), peak=2e11)])
+    assert both["mfu"] == pytest.approx(800 * 2e9 / (40 * 1e11 + 40 * 2e11))
+
+
+def test_this_is_the_figure_that_was_measured_by_hand() -> None:
+    """INT8 on an H200, 6.98e9 linear parameters, 69,853 prompt tokens a second: 49% of 1,979 teraFLOPS."""
+    replica = ReplicaAccount("NVIDIA H200", 1, {"infer": 100.0}, tokens=6_985_300, computed=6_985_300, joules=68_456.0)
+    found = efficiency([of(replica, flop=2 * 6.98e9, peak=1979e12)])
+    assert found["mfu"] == pytest.approx(0.49, abs=0.005)
+    assert found["joules_per_thousand_tokens"] == pytest.approx(9.8, abs=0.005)
+
+
+def test_joules_are_summed_over_replicas_and_invocations() -> None:
+    found = efficiency([of(worked(joules=5000.0), worked(joules=4000.0)), of(worked(joules=1000.0))])
+    assert (found["joules"], found["tokens_answered"]) == (10_000, 3000)
+    assert found["joules_per_thousand_tokens"] == pytest.approx(10_000 / 3)
+
+
+def test_what_is_not_counted_everywhere_is_left_out_rather_than_wrong() -> None:
+    uncounted = efficiency([of(worked(joules=5000.0), worked())])
+    assert uncounted["joules"] is None and uncounted["joules_per_thousand_tokens"] is None
+    assert uncounted["mfu"] is not None
+    assert efficiency([of(worked()), of(worked(), peak=None)])["mfu"] is None
+    assert efficiency([of(worked(), flop=None)])["mfu"] is None
+    assert efficiency([])["mfu"] is None and efficiency([])["joules"] is None
+    only_loaded = of(ReplicaAccount("NVIDIA H200", 1, {"load": 9.0}), peak=None)
+    assert efficiency([only_loaded, of(worked(joules=1.0))])["mfu"] is not None
+
+
+def test_a_record_of_before_there_were_these_figures_is_read() -> None:
+    record = dataclasses.asdict(of(worked(joules=5.0)))
+    assert account_from_json(json.loads(json.dumps(record))) == of(worked(joules=5.0))
+    for name in ("flop_per_token", "peak_flops"):
+        del record[name]
+    for name in ("tokens", "computed", "joules"):
+        del record["replicas"][0][name]
+    assert efficiency([account_from_json(record)])["mfu"] is None
+
+
+def test_an_invocations_line_and_their_sum_agree() -> None:
+    pricing = PricingConfig(per_hour={"H200": 3.6})
+    summary = summarise([receipt(rows=1, answers=1)], [of(worked()), of(worked(devices=2))], pricing)
+    assert [r["cost"] for r in summary["runs"]] == pytest.approx([0.14, 0.28])
+    assert summary["cost"] == pytest.approx(0.42)
+    assert summary["runs"][1]["device_seconds"]["load"] == 180

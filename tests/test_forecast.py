@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchq import forecast, shapes
+from batchq.config import Scheme
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,3 +75,23 @@ def test_an_unknown_gpu_has_no_speed() -> None:
     (shape, *_) = shapes.published()
     (line, *_) = forecast.lines(shape.parameters, shape.tensors, shape.config, gpu)
     assert line.tokens_per_second is None and line.layout is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "sixteen", "eight"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 1979),
+        ("NVIDIA H200", 989, 1979),
+        ("NVIDIA H100 PCIe", 756, 1513),
+        ("NVIDIA A100-SXM4-80GB", 312, 624),
+        ("NVIDIA L40", 181, 362),
+        ("NVIDIA L4", 121, 242),
+        ("NVIDIA RTX A1000", None, None),
+        ("NVIDIA H20", None, None),
+        ("cpu_core", None, None),
+    ],
+)
+def test_a_peak_is_that_of_the_gpu_named_and_of_no_other(name: str, sixteen: int | None, eight: int | None) -> None:
+    for schemes, teraflops in (((Scheme.none, Scheme.w4a16), sixteen), ((Scheme.fp8, Scheme.w4a8_fp8), eight)):
+        for scheme in schemes:
+            assert forecast.peak(name, scheme) == (None if teraflops is None else teraflops * 1e12)

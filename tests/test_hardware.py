@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from batchq import hardware
@@ -139,3 +140,63 @@ def test_what_it_is_called_and_the_least_of_its_gpus() -> None:
 
 def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert hardware.free_disk(tmp_path / "a/b/c") > 0
+
+
+# ---- energy; NVML itself answers on machines with GPUs alone, so its functions are stood in for ----
+
+
+class Counters:
+    """Two GPUs' energy counters in millijoules, or the error that NVML gives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.millijoules: dict[str, int] = {"GPU-a": 7_000_000, "GPU-b": 1_000_000, "GPU-c": 0}
+        self.error: int | None = None
+        found = tuple(gpu(uuid=uuid) for uuid in self.millijoules)
+        monkeypatch.setattr(hardware, "_gpus", lambda: found)
+        monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", self.read)
+
+    def read(self, handle: str) -> int:
+        if self.error is not None:
+            raise pynvml.NVMLError(self.error)
+        return self.millijoules[handle]
+
+
+def test_joules_are_those_of_the_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = Counters(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    meter = hardware.EnergyMeter()
+    counters.millijoules = {"GPU-a": 7_300_500, "GPU-b": 1_200_000, "GPU-c": 9_000_000}
+    assert meter.joules() == 500.5
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware.EnergyMeter().joules() is None
+
+
+@pytest.mark.parametrize("error", ["NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND"])
+def test_where_nothing_is_counted_there_are_no_joules(
+    error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counters = Counters(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    counters.error = getattr(pynvml, error)
+    assert hardware.EnergyMeter().joules() is None
+    assert not capsys.readouterr().err
+
+
+def test_a_gpu_that_is_lost_takes_its_joules_along_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counters = Counters(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    meter = hardware.EnergyMeter()
+    counters.error = pynvml.NVML_ERROR_GPU_IS_LOST
+    assert meter.joules() is None and meter.joules() is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "can't be read any more" in line
+
+
+def test_this_machines_own_energy() -> None:
+    found = hardware.EnergyMeter().joules()
+    assert found is None or found >= 0
+    assert found is None or hardware.detect().gpus

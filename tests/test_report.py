@@ -176,6 +176,10 @@ def test_csv_and_html_have_a_line_an_invocation_and_their_sum(
     total = frame.iloc[1]
     assert total["cost_per_million_tokens"] == pytest.approx(total["cost"] * 1e6 / total["billed_tokens"])
     assert total["rows"] == 40 and frame["tokens_answered"][0] == total["billed_tokens"]
+    (record,) = (json.loads(p.read_text()) for p in (project / "out/monday/meta/runs").glob("*.json"))
+    computed = sum(r["computed"] for r in record["replicas"])
+    assert computed == total["prompt_tokens"] - total["cached_tokens"], "a label is one prefill"
+    assert record["flop_per_token"] is None, "the fake engine multiplies nothing"
 
     dear = "pricing.per_hour.cpu_core=45"
     assert main(["report", "job=mine", "engine=fake", "output.path=out/monday", dear]) == 0
