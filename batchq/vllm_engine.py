@@ -18,6 +18,7 @@ import stat
 import sys
 import threading
 import time
+from contextlib import suppress
 from itertools import count
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -164,6 +165,8 @@ class _EngineProcess(ForkServerProcess):
         super().start()
 
     def run(self) -> None:
+        with suppress(ImportError):  # vLLM names its process if it can; that needs the environment where it lies now
+            importlib.import_module("setproctitle").getproctitle()
         os.environ.update(self._environment)
         super().run()
 
