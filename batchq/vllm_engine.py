@@ -66,8 +66,9 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        utils: Any = importlib.import_module("vllm.v1.engine.utils")
-        utils.get_mp_context = _EarlyContext
+        if self.spec.device == "cpu":
+            utils: Any = importlib.import_module("vllm.v1.engine.utils")
+            utils.get_mp_context = _EarlyContext
         imported = time.monotonic()
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(self.spec, AsyncEngineArgs)))
         took = f"vLLM imported in {imported - began:.1f} s, engine up in {time.monotonic() - imported:.1f} s"
@@ -176,15 +177,13 @@ class _EarlyContext(ForkServerContext):
 
 
 def import_ahead(spec: EngineSpec) -> None:
-    """Begin to import vLLM in a process of its own, from which the engine's will be forked.
+    """Begin to import vLLM in a process of its own, from which the engine's will be forked; on a CPU.
 
     vLLM would spawn its engine when this process's own imports are done, and that would import everything again.
     """
     _environment(spec)
-    modules, before = ["vllm.v1.engine.core"], dict(os.environ)
-    if spec.device == "cpu":
-        modules.append("vllm.v1.worker.cpu_worker")  # a GPU's might touch CUDA, which doesn't survive a fork
-    if spec.device == "cpu" and (torch := importlib.util.find_spec("torch")) and torch.origin:
+    before = dict(os.environ)
+    if (torch := importlib.util.find_spec("torch")) and torch.origin:
         # vLLM's kernels and torch have to share one OpenMP, or their threads wait for each other; vLLM sees to that
         # when it spawns, which is too late here.
         library = Path(torch.origin).parent / "lib/libgomp.so.1"
@@ -192,7 +191,7 @@ def import_ahead(spec: EngineSpec) -> None:
             os.environ["LD_PRELOAD"] = ":".join(filter(None, [str(library), before.get("LD_PRELOAD")]))
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, spec.cores or cores)  # of this thread, and so of what it starts
-    forkserver.set_forkserver_preload(modules)
+    forkserver.set_forkserver_preload(["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"])
     forkserver.ensure_running()
     os.sched_setaffinity(0, cores)
     os.environ.clear()
