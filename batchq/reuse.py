@@ -31,7 +31,11 @@ class Reuse:
     """One run's answers. Thread-safe."""
 
     def __init__(self, output: str, task: TaskConfig) -> None:
-        """Read the keys of all that is committed at `output`. Raises StorageError for a part that is damaged."""
+        """Read the keys of all that is committed at `output`.
+
+        Raises NotFound if no run is there (any more: all rows would be asked), StorageError for a part that is damaged.
+        """
+        storage.stat(storage.join(output, "meta/plan.json"))
         self._columns = [f.name for f in answer_fields(task)]
         self._tokens = [field.name for field in write.COUNTS]
         self._parts = [

@@ -76,6 +76,8 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             show.step("all is committed; nothing to do")
             return finish(config, stored, model, "complete", output, new_inputs)
 
+        if stored:
+            plan.reused(config)  # has to be there still: without it every row would be asked
         here = pool.hardware()
         if reused and (others := plan.differing(reused, ingredients(config, model, reused), plan.KEYED)):
             show.step(f"output.reuse: nothing can be reused of {config.output.reuse}, which has another {others}")

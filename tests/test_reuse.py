@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from batchq import models, plan, reuse, storage
 from batchq.cli import main
 from batchq.config import Config, Scheme
-from batchq.errors import EngineError
+from batchq.errors import EngineError, NotFound
 from batchq.reuse import Reuse
 from tests.conftest import rows_of, write_jsonl
 from tests.s3 import S3
@@ -83,7 +84,8 @@ def test_failures_and_new_rows_are_asked_and_nothing_else(
     assert told["prompt_tokens"] + told["output_tokens"] - told["copied_tokens"] == paid
     assert told["cost_per_thousand_rows"] == pytest.approx(told["cost"] * 1000 / 7)
 
-    assert main([*AGAIN, noting]) == 0  # all is committed; the old output isn't needed for that
+    shutil.rmtree(project / "out")
+    assert main([*AGAIN, noting]) == 0, "all is committed; the old output isn't needed any more"
     assert asked(project) == 0
     capsys.readouterr()
     assert main([*RUN, "output.path=again"]) == 2
@@ -115,6 +117,21 @@ def test_what_cannot_be_reused_is_refused_in_a_line(project: Path, capsys: pytes
             (line,) = [found for found in capsys.readouterr().err.splitlines() if found.startswith("batchq: ")]
             assert line.startswith("batchq: output.reuse=") and words in line
     assert not (project / "again").exists()
+
+
+def test_a_resume_is_refused_when_the_old_output_is_gone(
+    compose: Callable[..., Config], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would ask every row."""
+    write_jsonl(project / "rows.jsonl", rows_of(30))
+    first = compose()
+    asyncio.run(labelled(first, planned(first)))
+    config = compose("output.path=again", "output.reuse=out")
+    digest = models.resolve(config.model).digest
+    plan.store(plan.make(config, digest, Scheme.none, digest), str(project / "again"))
+    shutil.rmtree(project / "out")
+    assert main(AGAIN) == 2
+    assert "no run has been planned there" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_was_lost_is_not_replaced_by_another(
@@ -191,7 +208,8 @@ def test_answers_are_found_in_any_order_within_little_memory(
             row[f"batchq_{kind}_tokens"] for kind in ("prompt", "cached", "output")
         )
     assert len(earlier._cache) < len(list((project / "out/data").iterdir()))
-    assert Reuse(str(project / "nowhere"), config.task).find(["00" * 16]) == {}
+    with pytest.raises(NotFound):
+        Reuse(str(project / "nowhere"), config.task)
 
 
 def test_another_engine_has_other_keys(compose: Callable[..., Config], project: Path) -> None:
