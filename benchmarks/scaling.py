@@ -247,7 +247,7 @@ def kill_one(process: subprocess.Popen[bytes], run: Run, out: Path, until: float
             raise CannotRun("it ended, or its time did, before all replicas were at work; --rows takes more of them")
         time.sleep(0.5)
     found = psutil.Process(process.pid).children(recursive=True)
-    actors = [child for child in found if child.cmdline()[0].startswith("ray::Replica")]
+    actors = [child for child in found if child.name().startswith("ray::Replica")]
     actors[-1].kill()
     say(f"  killed one of {len(actors)} replicas when {done():,} of {run.rows:,} rows were committed")
 
