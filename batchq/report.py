@@ -261,7 +261,11 @@ def page(s: Summary) -> str:
                 for r in s["runs"]
             ],
         ),
-        _table("Prices", ["a device-hour of", s["currency"]], [[k, v] for k, v in s["prices"].items()]),
+        _table(
+            "Prices",
+            ["a device-hour of", s["currency"]],
+            [[name, None if price is None else f"{price:g}"] for name, price in s["prices"].items()],
+        ),
         _table(
             "Quarantined",
             ["file", "why", "rows that stand"],
