@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import sys
 import threading
@@ -41,6 +42,8 @@ from batchq.worker import Worker, WorkerSpec
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
+# Starting a process polls all others; two threads that poll the same one leave it with the exit code 255.
+POLLED = threading.Lock()
 DIES_S = 60.0  # an attempt that takes longer hangs
 HUNG = 75
 SPARED = 76  # it would have been 0, but a fault that was ordered didn't strike
@@ -62,17 +65,20 @@ class Order:
 def start(order: Order, gate: Barrier | None = None, gate_at: str = "") -> ForkServerProcess:
     """Start an attempt; `gate`, if there is one, holds it the first time it reaches the failpoint `gate_at`."""
     process = FORKS.Process(target=attempt, args=(order, gate, gate_at), daemon=True)
-    process.start()
+    with POLLED:
+        process.start()
     return process
 
 
 def exit_code(process: ForkServerProcess) -> int:
     """Wait for it: batchq's exit code, HUNG, SPARED, or minus the signal that ended it."""
-    process.join(DIES_S)
-    if process.exitcode is None:
+    if not multiprocessing.connection.wait([process.sentinel], DIES_S):
         process.kill()  # its log says where it was
-        process.join()
+        multiprocessing.connection.wait([process.sentinel])
         return HUNG
+    with POLLED:
+        process.join()
+    assert process.exitcode is not None
     return process.exitcode
 
 

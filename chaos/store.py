@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import connection
 from pathlib import Path
 
 from batchq import failpoint
@@ -202,7 +203,7 @@ def killed_at_random(work: Path, share: float) -> Trial:
             kills = 0
             while kills < 5:
                 process = start(bench.order(output))
-                process.join(luck.uniform(0, whole))
+                connection.wait([process.sentinel], luck.uniform(0, whole))
                 process.kill()
                 code = exit_code(process)
                 struck[code] += 1
