@@ -259,11 +259,16 @@ def lost_replies(work: Path, share: float) -> Trial:
     """The store commits, and the connection is reset before it says so. The same attempt has to go on."""
     with on_s3(work) as bench, _spoiled(bench) as proxy:
         wanted = times(100, share)
-        luck = random.Random(0)
+        luck, lost = random.Random(0), Counter[bytes]()
 
         def choose(head: bytes) -> str:
+            name = head.split(b" ", 2)[1]
             created = head.startswith(b"PUT ") and b"if-none-match" in head.lower()
-            return "lose" if created and proxy.struck["lose"] < wanted and luck.random() < 0.4 else "pass"
+            # Six in a row are given up, and rightly so.
+            if not created or lost[name] == 3 or proxy.struck["lose"] >= wanted or luck.random() > 0.4:
+                return "pass"
+            lost[name] += 1
+            return "lose"
 
         proxy.choose = choose
         runs = 0
