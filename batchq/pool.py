@@ -359,8 +359,8 @@ class Pool:
                 if self._kept is None or self._kept.actor is not actor:
                     ray.kill(actor)
             spent.update(seen)
-            say(f"the sample's engine was lost: {why}; log: {path}")
-        raise EngineError(f"the sample lost its engine {self.cluster.max_attempts} times ({why}); log: {path}")
+            say(f"the engine that was asked a sample is lost: {why}; log: {path}")
+        raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {path}")
 
     def release(self) -> None:
         """End the engine that `ask` kept, if there is one."""

@@ -211,7 +211,7 @@ def _environment(spec: EngineSpec) -> None:
         os.environ["OMP_NUM_THREADS"] = str(len(spec.cores))  # Ray sets it to the actor's num_cpus
     if spec.device == "cpu":
         # glibc may hand the tensors of each step back to the kernel and fetch them anew: 230,000 page faults a second,
-        # or none, as the heap happens to lie. Memory that is kept, in huge pages: 114 s instead of 142 (2,000 calls).
+        # or none, as the heap happens to lie. Memory that is kept, in huge pages: 114 s instead of 146 (2,000 calls).
         os.environ.setdefault("GLIBC_TUNABLES", HEAP)
 
 

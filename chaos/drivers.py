@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from chaos.store import side_by_side
 from chaos.trial import Trial, times
+from tests.conftest import processes_below
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,19 +168,7 @@ def until(process: subprocess.Popen[str], done: Callable[[], object]) -> None:
 
 def replicas(process: subprocess.Popen[str]) -> list[int]:
     """Process ids of a driver's replicas, as Ray names them."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                names[int(entry.name)] = (entry / "cmdline").read_bytes()
-            except OSError:  # it ended between the listing and this line
-                continue
-    ours, size = {process.pid}, 0
-    while len(ours) > size:
-        size = len(ours)
-        ours |= {pid for pid, parent in parents.items() if parent in ours}
-    return sorted(pid for pid in ours if names.get(pid, b"").startswith(b"ray::Replica"))
+    return sorted(processes_below(process.pid, b"ray::Replica"))
 
 
 @cache

@@ -346,11 +346,11 @@ def test_the_gate_replaces_an_engine_that_dies_and_gives_up_in_the_end(
     asked = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn"]
     assert main([*asked, "+engine.options.die_after=3", "cluster.max_attempts=2"]) == 1
     err = capsys.readouterr().err
-    assert "the sample lost its engine 2 times (the fake engine died, as ordered); log: " in err
+    assert "a sample cost 2 engines in a row (the fake engine died, as ordered); log: " in err
     assert "Traceback" not in err and not (project / "out/data").exists()
 
     flag = project / "struck"
     assert main([*asked, "+engine.options.exit_after=3", f"+engine.options.once={flag}"]) == 0
-    assert flag.exists() and "the sample's engine was lost: its process died" in capsys.readouterr().err
+    assert flag.exists() and "the engine that was asked a sample is lost: its process died" in capsys.readouterr().err
     report = json.loads((project / "out/meta/report.json").read_text())
     assert (report["answers"], report["gate"][0]["verdict"], report["lost_replicas"]) == (170, "pass", 0)
