@@ -378,7 +378,7 @@ def build_once(target: Path, build: Callable[[Path], None], whole: Callable[[Pat
             if target.exists():
                 shutil.rmtree(target)  # it isn't whole, so nobody reads it
             temporary.rename(target)
-            _sync(target.parent)
+            storage.sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return True
@@ -412,16 +412,8 @@ def _settle(folder: Path) -> None:
     """Readable by others (safetensors come out as 0600) and on the disk, before anybody can see them."""
     for path in sorted(folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        storage.sync(path)
+    storage.sync(folder)
 
 
 def last_line(text: str) -> str:

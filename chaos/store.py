@@ -186,7 +186,7 @@ def at_every_step(bench: Bench, share: float, promise: str, of: str = "") -> Tri
 
 def failpoints() -> set[str]:
     """All that the code names."""
-    rooms = Path(failpoint.__file__).parent.glob("*.py")
+    rooms = Path(failpoint.__file__).parent.rglob("*.py")
     return {name for room in rooms for name in re.findall(r'failpoint\.reach\("([\w.]+)"\)', room.read_text())}
 
 

@@ -1,4 +1,5 @@
-"""The order of the rooms: a module imports only from modules below it, and nothing heavy at its top."""
+"""The order of the rooms: a room, a module or a folder of some, imports only from rooms below it, and nothing heavy at
+its top."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,17 +52,23 @@ ONLY_IN = {
 
 
 def modules() -> dict[str, ast.Module]:
-    return {p.stem: ast.parse(p.read_text()) for p in (ROOT / "batchq").glob("*.py") if p.stem != "__init__"}
+    """Each room's code: a module's, or that of all modules in a folder."""
+    rooms: dict[str, ast.Module] = {}
+    for path in sorted((ROOT / "batchq").rglob("*.py")):
+        name = path.relative_to(ROOT / "batchq").parts[0].removesuffix(".py")
+        rooms.setdefault(name, ast.Module([], [])).body += ast.parse(path.read_text()).body
+    del rooms["__init__"]
+    return rooms
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Full names that a tree imports; names from batchq as batchq.NAME."""
+    """Full names that a tree imports, down to the function or class."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"batchq.{a.name}" for a in node.names} if node.module == "batchq" else {node.module}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -82,6 +90,17 @@ def test_every_module_is_a_room_and_imports_only_lower_ones() -> None:
         assert not above, f"{name} imports {above}, which stand above it"
 
 
+def test_modules_in_a_folder_import_each_other_in_one_direction() -> None:
+    for face in (ROOT / "batchq").glob("*/__init__.py"):
+        room = f"batchq.{face.parent.name}"
+        files = {f"{room}.{p.stem}": p for p in face.parent.glob("*.py") if p != face}
+        wants = {room: set(files)}  # so that a module that imports the face is in a circle too
+        for name, path in files.items():
+            inside = {n for n in imported(ast.parse(path.read_text())) if f"{n}.".startswith(f"{room}.")}
+            wants[name] = {next((f for f in files if f"{n}.".startswith(f"{f}.")), room) for n in inside}
+        TopologicalSorter(wants).prepare()  # raises CycleError, which names the circle
+
+
 @pytest.mark.parametrize("package", sorted(ONLY_IN))
 def test_one_importer(package: str) -> None:
     importers = {n for n, t in modules().items() if any(i.split(".")[0] == package for i in imported(t))}
@@ -101,5 +120,6 @@ def test_usage_answers_at_once_without_heavy_imports() -> None:
 
 
 def test_readme_shows_the_rooms() -> None:
-    picture = re.findall(r"^  (\w+)\.py", (ROOT / "README.md").read_text(), re.M)
-    assert [p for p in picture if p != "compress"] == ROOMS
+    picture = re.findall(r"^  (\w+)(\.py|/) ", (ROOT / "README.md").read_text(), re.M)
+    assert [name for name, _ in picture if name != "compress"] == ROOMS
+    assert all((ROOT / "batchq" / f"{name}{ending}").exists() for name, ending in picture)

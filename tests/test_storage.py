@@ -18,6 +18,7 @@ import pytest
 
 from batchq import storage
 from batchq.errors import AlreadyExists, Changed, ConfigError, NoConditionalWrites, NotFound, StorageError
+from batchq.storage.remote import MIN_RANGE
 from tests.s3 import flaky
 
 if TYPE_CHECKING:
@@ -173,10 +174,10 @@ def test_a_replaced_object_is_not_read_as_the_planned_one(root: str) -> None:
 
 def test_an_object_replaced_while_it_is_read_is_noticed(remote: str) -> None:
     uri = remote + "/x"
-    planned = storage.create(uri, bytes(storage.MIN_RANGE * 8))
+    planned = storage.create(uri, bytes(MIN_RANGE * 8))
     with storage.open_read(uri, etag=planned.etag) as file:
         file.read(10)
-        storage.put(uri, b"1" * storage.MIN_RANGE * 8)
+        storage.put(uri, b"1" * MIN_RANGE * 8)
         with pytest.raises(Changed):
             file.read()
 

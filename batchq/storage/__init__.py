@@ -1,0 +1,298 @@
+"""URIs: list, read, create once, publish. The only room that touches a store.
+
+A URI is a local path or s3://bucket/key, gs://bucket/key, az://container/key. Remote stores go through obstore, local
+files through the operating system: a killed local "create" of obstore leaves strays beside the final name, and readers
+count those twice. Credentials come from the environment or the provider's own chain, never from a URI.
+
+Every function raises errors of one line that name the URI: NotFound, Changed, AlreadyExists, NoConditionalWrites, or
+StorageError for a store that failed after its retries; ConfigError for a URI that isn't one.
+"""
+
+from __future__ import annotations
+
+import glob as globbing
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+from batchq.errors import AlreadyExists, NotFound, StorageError
+from batchq.storage import local, remote
+from batchq.storage.faults import overwrites, translated
+from batchq.storage.local import sync
+from batchq.storage.names import (
+    VISIBLE,
+    Stat,
+    before_wildcards,
+    is_remote,
+    join,
+    local_path,
+    matcher,
+    normalize,
+    root_of,
+)
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import pyarrow as pa
+
+    Data: TypeAlias = bytes | bytearray | memoryview | pa.Buffer
+
+__all__ = [
+    "CHECKED_READS",
+    "Stat",
+    "create",
+    "delete",
+    "delete_prefix",
+    "exists",
+    "fetch_tree",
+    "glob",
+    "is_remote",
+    "join",
+    "list_objects",
+    "normalize",
+    "open_read",
+    "publish_tree",
+    "put",
+    "read",
+    "read_checked",
+    "read_json",
+    "require_create_only",
+    "root_of",
+    "stat",
+    "sync",
+]
+
+CHECKED_READS = 3  # of an object that doesn't pass its own check
+COPY_THREADS = 4
+
+T = TypeVar("T")
+
+
+# ---- list and look ----
+
+
+def list_objects(prefix_uri: str) -> Iterator[Stat]:
+    """Every object below a prefix or folder, at any depth, sorted by uri; a prefix that isn't there has none."""
+    return iter(sorted(_listed(prefix_uri), key=lambda found: found.uri))
+
+
+def glob(pattern: str) -> list[Stat]:
+    """One object, a folder's objects at any depth, or what a pattern of * ** ? [] matches; sorted by uri.
+
+    A folder, also one that a pattern matches, stands for what is below it. Folders leave out, and wildcards don't
+    match, names that begin with a dot or an underscore. Raises NotFound if a name without wildcards is absent.
+    """
+    uri = normalize(pattern)
+    literal = before_wildcards(uri)
+    if literal == uri or exists(uri):  # a name may hold a bracket
+        return _one_or_folder(uri, folder_first=pattern.endswith("/"))
+    root = literal[: literal.rindex("/")]
+    wanted = matcher(uri[len(root) + 1 :])
+    return [found for found in _candidates(uri, root) if wanted.fullmatch(found.uri[len(root) + 1 :])]
+
+
+def stat(uri: str) -> Stat:
+    """Size and etag of one object. Raises NotFound."""
+    return remote.stat(uri) if is_remote(uri) else local.stat(uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether an object (not a folder) of that name is there."""
+    try:
+        stat(uri)
+    except NotFound:
+        return False
+    return True
+
+
+def _visible(folder: str) -> Iterator[Stat]:
+    below = re.compile(f"{VISIBLE}(?:/{VISIBLE})*")
+    return (found for found in list_objects(folder) if below.fullmatch(found.uri[len(folder) + 1 :]))
+
+
+def _one_or_folder(uri: str, folder_first: bool) -> list[Stat]:
+    if not folder_first and exists(uri):
+        return [stat(uri)]
+    found = list(_visible(uri))
+    if not found and (is_remote(uri) or not os.path.isdir(uri)):
+        raise NotFound(f"{uri}: no such file, folder or object")
+    return found
+
+
+def _candidates(pattern: str, root: str) -> Iterator[Stat]:
+    """What a pattern may match: for local files no more folders are opened than it needs."""
+    if is_remote(pattern):
+        yield from list_objects(root)
+        return
+    seen: set[str] = set()
+    for path in sorted(globbing.glob(pattern, recursive=True)):
+        for found in _visible(path) if os.path.isdir(path) else [stat(path)]:
+            if found.uri not in seen:
+                seen.add(found.uri)
+                yield found
+
+
+def _listed(prefix_uri: str) -> Iterator[Stat]:
+    """Every object below a prefix, in the store's order."""
+    prefix = normalize(prefix_uri)
+    return remote.listed(prefix) if is_remote(prefix) else local.listed(prefix)
+
+
+# ---- read ----
+
+
+def read(
+    uri: str,
+    start: int | None = None,
+    length: int | None = None,
+    *,
+    suffix: int | None = None,
+    etag: str | None = None,
+) -> bytes:
+    """The whole object, `length` bytes from `start` (fewer at its end), or its last `suffix` bytes.
+
+    Raises NotFound, and Changed if `etag` is given and the object is another one now.
+    """
+    if not is_remote(uri) or (suffix is not None and uri.startswith("az://")):  # Azure has no suffix ranges
+        with open_read(uri, etag=etag) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(start or 0 if suffix is None else max(0, size - suffix))
+            return file.read(-1 if length is None else length)
+    return remote.read(uri, start, length, suffix, etag)
+
+
+def read_checked(uri: str, parse: Callable[[bytes], T], *, suffix: int | None = None) -> T:
+    """What `parse` makes of an object that carries its own check. Bytes that it refuses with a ValueError are read
+    again, because they may have been damaged on their way; raises the ValueError of the last time."""
+    for attempt in range(CHECKED_READS):
+        try:
+            return parse(read(uri, suffix=suffix))
+        except ValueError:
+            if attempt == CHECKED_READS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def read_json(uri: str, parse: Callable[[bytes], dict[str, Any]] = json.loads) -> dict[str, Any]:
+    """A small record. Raises NotFound, and StorageError if it is no JSON, or not what `parse` takes."""
+    try:
+        found = read_checked(uri, parse)
+    except ValueError as error:
+        raise StorageError(f"{uri}: is damaged; move it away and run again") from error
+    return found
+
+
+def open_read(uri: str, *, etag: str | None = None) -> BinaryIO:
+    """Open one object for reading and seeking; memory stays within MAX_RANGE, whatever its size.
+
+    A remote file reads in ranges that grow while it is read in order; each asks for the same etag, and one that breaks
+    off is asked for again from its start. Raises NotFound, and Changed, at once or on a later read.
+    """
+    return remote.open_read(uri, etag) if is_remote(uri) else local.open_read(uri, etag)
+
+
+# ---- write ----
+
+
+def create(uri: str, data: Data, staging: str | None = None) -> Stat:
+    """Write an object whole, only if the name is free.
+
+    Raises AlreadyExists if it is taken; after a lost reply the object there may be ours: read it back. Any other
+    StorageError leaves open whether it was written.
+
+    A local file is written and synced under `staging` and then hard-linked to its name, so that a writer killed at any
+    moment leaves nothing at or beside the name. `staging` is a folder on the same file system; None takes meta/tmp
+    beside a folder named data, else .tmp in the file's own folder, which listings leave out.
+    """
+    view = memoryview(data).cast("B")
+    return remote.create(uri, view) if is_remote(uri) else local.create(uri, view, staging)
+
+
+def put(uri: str, data: Data) -> Stat:
+    """Write an object whole, replacing what is there; readers see the old one or the new one. For one owner's files."""
+    view = memoryview(data).cast("B")
+    return remote.put(uri, view) if is_remote(uri) else local.put(uri, view)
+
+
+def require_create_only(uri: str, data: Data) -> None:
+    """Prove that the store refuses a second create: try it on an object that `create` has just made of `data`.
+
+    Raises NoConditionalWrites if the store accepts.
+    """
+    try:
+        create(uri, data)
+    except AlreadyExists:
+        return
+    raise overwrites(uri)
+
+
+def delete(uri: str) -> None:
+    """Remove one object; nothing happens if it isn't there."""
+    if is_remote(uri):
+        remote.delete(uri)
+    else:
+        local.delete(uri)
+
+
+def delete_prefix(prefix_uri: str) -> None:
+    """Remove every object below a prefix or folder, and a local folder itself, unless somebody writes there meanwhile.
+
+    Raises ConfigError for a whole bucket or file system.
+    """
+    prefix = normalize(prefix_uri)
+    if is_remote(prefix):
+        remote.delete_prefix(prefix)
+    else:
+        local.delete_folder(prefix)
+
+
+# ---- folders of large files ----
+
+
+def fetch_tree(prefix_uri: str, folder: Path) -> None:
+    """Copy every object below a prefix into a local folder, streamed, each file whole or not there.
+
+    Raises NotFound if there is none.
+    """
+    prefix = normalize(prefix_uri)
+    objects = list(_listed(prefix))
+    if not objects:
+        raise NotFound(f"{prefix}: no objects there")
+
+    def fetch(found: Stat) -> None:
+        target = folder / found.uri[len(prefix) + 1 :]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with open_read(found.uri, etag=found.etag) as source, translated(str(target)):
+                with partial.open("wb") as copy:
+                    shutil.copyfileobj(source, copy, remote.MAX_RANGE)
+                partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    with ThreadPoolExecutor(COPY_THREADS) as threads:
+        list(threads.map(fetch, objects))
+
+
+def publish_tree(folder: Path, prefix_uri: str) -> None:
+    """Copy every file below a local folder to a prefix, streamed, each object whole or not there; replaces."""
+    root, prefix = local_path(str(folder)), normalize(prefix_uri)
+
+    def publish(found: Stat) -> None:
+        uri = join(prefix, found.uri[len(root) + 1 :])
+        if is_remote(prefix):
+            remote.upload(Path(found.uri), uri)
+        else:
+            local.copy(found.uri, uri, join(os.path.dirname(prefix), local.STAGING))
+
+    with ThreadPoolExecutor(COPY_THREADS) as threads:
+        list(threads.map(publish, list(_listed(root))))

@@ -1,0 +1,72 @@
+"""What stores and the operating system raise, in our words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from batchq.errors import AlreadyExists, Changed, NoConditionalWrites, NotFound, StorageError
+
+_METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
+
+
+def taken(uri: str) -> AlreadyExists:
+    return AlreadyExists(f"{uri}: already exists")
+
+
+def overwrites(uri: str) -> NoConditionalWrites:
+    return NoConditionalWrites(
+        f"{uri}: this store lets a second create overwrite the first, so two runs could undo each other; "
+        "choose a store that honours If-None-Match"
+    )
+
+
+def changed(uri: str) -> Changed:
+    return Changed(f"{uri}: was replaced since it was listed")
+
+
+@contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """Turn what a store or the operating system raises into one of ours, in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(f"{uri}: no such file or object") from None
+    except OSError as error:
+        raise StorageError(f"{uri}: {error.strerror or type(error).__name__}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            if isinstance(error, ValueError) and "Could not parse path" in str(error):
+                raise StorageError(f"{uri}: not a name that object stores agree on") from None
+            raise
+        raise _store_error(uri, error) from None  # its own text is a page of internals
+
+
+def _store_error(uri: str, error: Exception) -> StorageError:
+    from obstore import exceptions as library
+
+    reason = _reason(str(error))
+    if isinstance(error, library.AlreadyExistsError):
+        return taken(uri)
+    if isinstance(error, (library.PreconditionError, library.NotModifiedError)):
+        return changed(uri)
+    if "NoSuchBucket" in reason:
+        return NotFound(f"{uri}: no such bucket")
+    if _METADATA.search(str(error)):
+        return StorageError(f"{uri}: no credentials in the environment or from the provider (AWS_ACCESS_KEY_ID, ...)")
+    if "error sending request" in reason:
+        return StorageError(f"{uri}: the store can't be reached; is its endpoint right, and up?")
+    if isinstance(error, (library.PermissionDeniedError, library.UnauthenticatedError)):
+        return StorageError(f"{uri}: access denied ({reason}); check the credentials in the environment")
+    return StorageError(f"{uri}: {reason}")
+
+
+def _reason(text: str) -> str:
+    """The store's own code and message, or the library's last words, without URLs: those may be signed."""
+    text = text.partition("\n\nDebug source")[0]
+    if said := re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", text, re.DOTALL):
+        text = f"{said[1]}: {said[2]}"
+    else:
+        text = re.sub(r"^Generic \w+ error: ", "", text.rpartition(" - ")[2])
+    return re.sub(r"https?://\S+", "the store", " ".join(text.split()))[:200]

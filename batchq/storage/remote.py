@@ -1,0 +1,285 @@
+"""Objects in a store, by way of obstore: one client a bucket, ranges, conditional puts, and what is asked again."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from batchq import failpoint
+from batchq.errors import ConfigError, NotFound, StorageError
+from batchq.storage.faults import changed, overwrites, translated
+from batchq.storage.names import SCHEMES, Stat, split
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, ObjectStore
+
+TIMEOUT = "600s"  # of one request; the library's 30 s fail a slow link
+ATTEMPTS = 6  # at a body that breaks off, or a create that the store calls contended; above the library's own retries
+MIN_RANGE = 64 * 1024  # bytes of a request after a seek: a Parquet footer
+MAX_RANGE = 16 * 1024 * 1024  # bytes of a request in a sequential read; also the memory an open file holds
+
+
+# ---- look and read ----
+
+
+def stat(uri: str) -> Stat:
+    with translated(uri):
+        import obstore
+
+        store, key = _store(uri)
+        if not key:
+            raise NotFound(f"{uri}: a bucket, not an object")
+        meta = obstore.head(store, key)
+        return Stat(uri, meta["size"], _etag(meta["e_tag"]))
+
+
+def listed(prefix: str) -> Iterator[Stat]:
+    """Every object below a prefix, in the store's order."""
+    import obstore
+
+    scheme, bucket, key = split(prefix)
+    root = f"{scheme}://{bucket}/"
+    with translated(prefix):
+        for chunk in obstore.list(_store(prefix)[0], key or None, chunk_size=10_000):
+            for meta in chunk:
+                if meta["path"] != key:  # a folder's own marker, which some tools leave
+                    yield Stat(root + meta["path"], meta["size"], _etag(meta["e_tag"]))
+
+
+def read(uri: str, start: int | None, length: int | None, suffix: int | None, etag: str | None) -> bytes:
+    """One request; see `storage.read`."""
+    if length == 0 or suffix == 0:
+        return b""
+    options: dict[str, Any] = {"if_match": etag} if etag else {}
+    if suffix is not None:
+        options["range"] = {"suffix": suffix}
+    elif length is not None:
+        options["range"] = (start or 0, (start or 0) + length)
+    elif start:
+        options["range"] = {"offset": start}
+    with translated(uri):
+        return bytes(_get(uri, options))
+
+
+def open_read(uri: str, etag: str | None) -> BinaryIO:
+    found = stat(uri)
+    if etag and found.etag != etag:
+        raise changed(uri)
+    return io.BufferedReader(_RangeFile(found), buffer_size=MIN_RANGE)
+
+
+class _RangeFile(io.RawIOBase):
+    """A remote object as a file: one block in memory, requested with If-Match."""
+
+    def __init__(self, found: Stat) -> None:
+        super().__init__()
+        self._object = found
+        self._position = 0
+        self._block = memoryview(b"")
+        self._block_start = 0
+        self._window = MIN_RANGE
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._object.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        into = memoryview(buffer).cast("B")
+        if not len(into) or self._position >= self._object.size:
+            return 0
+        at = self._position - self._block_start
+        if not 0 <= at < len(self._block):
+            self._fetch(len(into))
+            at = 0
+        count = min(len(into), len(self._block) - at)
+        into[:count] = self._block[at : at + count]
+        self._position += count
+        return count
+
+    def _fetch(self, wanted: int) -> None:
+        """Get the block that begins at the position: as much as is wanted, more while reading goes in order."""
+        in_order = self._position == self._block_start + len(self._block)
+        self._window = min(self._window * 2, MAX_RANGE) if in_order else MIN_RANGE
+        stop = min(self._position + max(min(wanted, MAX_RANGE), self._window), self._object.size)
+        self._block = memoryview(b"")  # let the old block go before the new one comes
+        options: dict[str, Any] = {"range": (self._position, stop)}
+        if self._object.etag:
+            options["if_match"] = self._object.etag
+        with translated(self._object.uri):
+            block = _get(self._object.uri, options)
+        if len(block) != stop - self._position:
+            raise StorageError(f"{self._object.uri}: the store sent {len(block)} of {stop - self._position} bytes")
+        self._block, self._block_start = block, self._position
+
+
+def _get(uri: str, options: Any) -> memoryview:
+    """One GET, asked again if its body breaks off: the library retries a request, not a body that has begun."""
+    import obstore
+    from obstore.exceptions import GenericError
+
+    store, key = _store(uri)
+    for attempt in range(ATTEMPTS):
+        result = obstore.get(store, key, options=options)
+        try:
+            return memoryview(result.bytes())
+        except GenericError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            _back_off(attempt)
+    raise AssertionError("unreachable")
+
+
+# ---- write and delete ----
+
+
+def create(uri: str, view: memoryview) -> Stat:
+    """One conditional PUT. A store also refuses one that raced another (409), and then the name may still be free."""
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, GenericError
+
+    for attempt in range(ATTEMPTS):
+        with translated(uri):
+            store, key = _store(uri)
+            try:
+                failpoint.reach("storage.create.before_put")
+                result = obstore.put(store, key, view, mode="create", use_multipart=False)
+                failpoint.reach("storage.create.after_put")
+                return Stat(uri, len(view), _etag(result["e_tag"]))
+            except AlreadyExistsError:
+                with suppress(NotFound):
+                    stat(uri)
+                    raise
+            except NotImplementedError:  # a user's AWS_CONDITIONAL_PUT=disabled
+                raise overwrites(uri) from None
+            except GenericError as error:  # if it was the reply that was lost, the next one finds the name taken
+                if not (_arrived_damaged(error) or _unanswered(error)) or attempt == ATTEMPTS - 1:
+                    raise
+        _back_off(attempt)
+    raise StorageError(f"{uri}: the store kept refusing to create it, though nothing is there")
+
+
+def put(uri: str, view: memoryview) -> Stat:
+    with translated(uri):
+        failpoint.reach("storage.put.before_put")
+        result = _overwrite(uri, view)
+        failpoint.reach("storage.put.after_put")
+        return result
+
+
+def _overwrite(uri: str, view: memoryview) -> Stat:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    store, key = _store(uri)
+    for attempt in range(ATTEMPTS):
+        try:
+            result = obstore.put(store, key, view, mode="overwrite", use_multipart=False)
+            return Stat(uri, len(view), _etag(result["e_tag"]))
+        except GenericError as error:
+            if not _arrived_damaged(error) or attempt == ATTEMPTS - 1:
+                raise
+        _back_off(attempt)
+    raise AssertionError("unreachable")
+
+
+def upload(path: Path, uri: str) -> None:
+    """Copy a file, streamed, replacing what is there."""
+    import obstore
+
+    store, key = _store(uri)
+    with translated(uri):
+        obstore.put(store, key, path, chunk_size=MAX_RANGE, max_concurrency=2)
+
+
+def delete(uri: str) -> None:
+    with translated(uri), suppress(FileNotFoundError):
+        _delete(uri, split(uri)[2])
+
+
+def delete_prefix(prefix: str) -> None:
+    """Remove every object below a prefix, except a whole bucket's."""
+    if not split(prefix)[2]:
+        raise ConfigError(f"{prefix}: refusing to delete a whole bucket")
+    keys = [split(found.uri)[2] for found in listed(prefix)]
+    failpoint.reach("storage.delete_prefix.listed")
+    with translated(prefix), suppress(FileNotFoundError):
+        _delete(prefix, keys)
+
+
+def _delete(uri: str, keys: str | list[str]) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    for attempt in range(ATTEMPTS):
+        try:
+            obstore.delete(_store(uri)[0], keys)
+            return
+        except GenericError as error:
+            if not _unanswered(error) or attempt == ATTEMPTS - 1:
+                raise
+        _back_off(attempt)
+
+
+# ---- asking again ----
+
+
+def _arrived_damaged(error: Exception) -> bool:
+    """Whether the store refused bytes because they aren't those that were sent: nothing is written, send them again.
+    The library doesn't, because the answer is a 400."""
+    return re.search("BadDigest|XAmzContentSHA256Mismatch|XAmzContentChecksumMismatch", str(error)) is not None
+
+
+def _unanswered(error: Exception) -> bool:
+    """Whether the connection broke before a reply came: done or not, nobody knows. The library asks again only where
+    that can't matter to anybody, which leaves out a conditional put and a delete."""
+    return re.search("kind: (Interrupted|Timeout)", str(error)) is not None
+
+
+def _back_off(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.1 * 2**attempt))
+
+
+# ---- clients ----
+
+
+def _store(uri: str) -> tuple[ObjectStore, str]:
+    scheme, bucket, key = split(uri)
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(SCHEMES[scheme])))
+    return _connect(scheme, bucket, settings), key
+
+
+def _etag(said: str | None) -> str:
+    """With its quotes: Azure's listing leaves them out, where its other replies, and If-Match, have them."""
+    return f'"{said}"' if said and not said.endswith('"') else said or ""
+
+
+@lru_cache(maxsize=32)
+def _connect(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:
+    """One client a bucket; `settings`, the environment it was made in, makes a changed environment a new client."""
+    from obstore.store import from_url
+
+    client: ClientConfig = {"timeout": TIMEOUT}
+    if any("ENDPOINT" in name and value.startswith("http://") for name, value in settings):
+        client["allow_http"] = True
+    config: Any = {}
+    if scheme == "s3" and not any(name == "AWS_CHECKSUM_ALGORITHM" for name, _ in settings):
+        config["checksum_algorithm"] = "SHA256"  # else a byte flipped on its way up is stored: seen in 20 of 20
+    return from_url(f"{scheme}://{bucket}", client_options=client, config=config)
