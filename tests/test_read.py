@@ -135,8 +135,8 @@ AWKWARD = b'\xef\xbb\xbf{"a": "\xc3\xa9"}\r\n\n  \n{"a": 22}\n\r\n{"a": "x\\ny"}
 def test_a_cut_at_any_offset_gives_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: bytes, block: int, format: InputFormat
 ) -> None:
-    monkeypatch.setattr(read, "BLOCK", block)
-    monkeypatch.setattr(read, "TAIL", min(block, 5))
+    monkeypatch.setattr("batchq.read.lines.BLOCK", block)
+    monkeypatch.setattr("batchq.read.lines.TAIL", min(block, 5))
     obj, _ = one(write(tmp_path / "x", AWKWARD + ending), format=format)
 
     def between(start: int, stop: int) -> list[Row]:
@@ -236,8 +236,8 @@ def test_each_broken_line_is_a_row_with_a_code_and_its_neighbours_are_read(tmp_p
 def test_a_line_that_is_too_long_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(read, "MAX_LINE", 1000)
-    monkeypatch.setattr(read, "BLOCK", 300)
+    monkeypatch.setattr("batchq.read.broken.MAX_LINE", 1000)
+    monkeypatch.setattr("batchq.read.lines.BLOCK", 300)
     lines = ["a"] if "csv" in name else []
     lines += [f'{{"a": "{"x" * length}"}}' for length in (10, 991, 992, 5000, 10, 5000)]
     data = "\n".join(line.replace('"', "") if "csv" in name else line for line in lines).encode()

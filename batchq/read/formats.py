@@ -1,0 +1,97 @@
+"""What an input object is by its name, its bytes as the decoders want them, and what is wrong with one that can't be
+read."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import BinaryIO, cast
+
+from batchq import storage
+from batchq.config import InputFormat
+from batchq.errors import InputError
+from batchq.records import InputObject
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".arrow": "dataset",
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2")
+BLOCK = 4 * 1024 * 1024  # bytes read at a time: one request to a store
+
+
+def format_of(name: str, configured: InputFormat) -> str:
+    """The base format of an object: as configured, or by its name. Raises InputError naming the choices."""
+    path, compressed = base(name)
+    if configured is not InputFormat.auto:
+        format = str(configured.value)
+    elif path.suffix.lower() in FORMATS:
+        format = FORMATS[path.suffix.lower()]
+    else:
+        choices = ", ".join(each.value for each in InputFormat if each is not InputFormat.auto)
+        raise InputError(
+            f"{name}: can't tell its format by its name; set input.format to one of {choices}, "
+            "or leave it out with a pattern such as folder/*.jsonl"
+        )
+    if compressed and format in ("parquet", "dataset"):
+        raise InputError(f"{name}: a {format} file compressed as a whole can't be read; decompress it")
+    return format
+
+
+def splittable(name: str, format: str) -> str:
+    """The unit that shards of an object are counted in: "rows", "bytes", or "stream" (one worker takes the whole)."""
+    if format in ("parquet", "dataset"):
+        return "rows"
+    return "stream" if format == "csv" or base(name)[1] else "bytes"
+
+
+def base(name: str) -> tuple[PurePosixPath, str]:
+    """The name without its compression's ending, and that ending."""
+    path = PurePosixPath(name)
+    compression = path.suffix.lower()
+    return (path.with_suffix(""), compression) if compression in COMPRESSIONS else (path, "")
+
+
+@contextmanager
+def opened(obj: InputObject) -> Iterator[BinaryIO]:
+    """The object's bytes, decompressed as its name says."""
+    with storage.open_read(obj.uri, etag=obj.etag) as file:
+        compression = base(obj.name)[1]
+        if not compression:
+            yield file
+            return
+        from smart_open.compression import compression_wrapper
+
+        with compression_wrapper(file, "rb", compression) as decompressed:
+            yield cast(BinaryIO, decompressed)
+
+
+@contextmanager
+def readable(obj: InputObject, format: str) -> Iterator[None]:
+    """Name the object in what decoders raise; their own words may quote it."""
+    try:
+        yield
+    except EOFError as error:
+        raise InputError(f"{obj.uri}: is cut short") from error
+    except (OSError, zlib.error, ValueError, NotImplementedError) as error:
+        raise InputError(f"{obj.uri}: is damaged, or not {format}{base(obj.name)[1]}") from error
+    except Exception as error:
+        if type(error).__name__ == "ZstdError":  # its module is another in each version of Python
+            raise InputError(f"{obj.uri}: is damaged, or not {format}.zst") from error
+        raise
+
+
+def require(wanted: Iterable[str], there: list[str], where: str) -> None:
+    if missing := [name for name in wanted if name not in there]:
+        known = ", ".join(there[:30]) + (", ..." if len(there) > 30 else "")
+        raise InputError(f"{where}: no column {missing[0]} in the input; there are {known}")
