@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +45,16 @@ class PhaseClock:
         total = dict(self._seconds)
         total[self._phase] += self._now() - self._since
         return {phase: round(seconds, 3) for phase, seconds in total.items()}
+
+
+@contextmanager
+def timed(cpu: dict[str, float], what: str, now: Callable[[], float] = time.thread_time) -> Iterator[None]:
+    """Add the CPU seconds that this thread spends inside to `cpu[what]`."""
+    began = now()
+    try:
+        yield
+    finally:
+        cpu[what] += now() - began
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ ROOMS = [
         "capacity",
         "pool",
         "worker",
+        "attempt",
+        "batch",
         "poison",
         "reuse",
     ),
