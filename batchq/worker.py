@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq import models, poison, write
-from batchq.account import PhaseClock, computed_tokens, timed
+from batchq.account import PhaseClock, computed_tokens, recalled_tokens, timed
 from batchq.attempt import Attempt, Part
 from batchq.batch import Batch, Batches
 from batchq.config import TaskConfig
@@ -67,6 +67,8 @@ class Snapshot:
     first: float | None = None  # seconds since the first answer
     computed: int = 0  # tokens that went through the model's layers
     joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
+    generated: int = 0  # output tokens
+    recalled: int = 0  # tokens whose keys and values were read for them
 
 
 def open_engine(spec: EngineSpec) -> Engine:
@@ -104,6 +106,8 @@ class Worker:
         self._tokens = 0
         self._first: float | None = None  # when the first answer came, on time.monotonic()'s clock
         self._computed = 0
+        self._generated = 0
+        self._recalled = 0
         self._energy: EnergyMeter | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -148,6 +152,8 @@ class Worker:
             None if self._first is None else time.monotonic() - self._first,
             self._computed,
             self._energy.joules() if self._energy else None,
+            self._generated,
+            self._recalled,
         )
 
     async def _thread(self, function: Any, *arguments: Any) -> Any:
@@ -266,8 +272,11 @@ class Worker:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer
             self._first = self._first or time.monotonic()
-            self._tokens += answer.prompt_tokens + answer.output_tokens
-            self._computed += computed_tokens(answer.prompt_tokens, answer.cached_tokens, answer.output_tokens)
+            prompted, cached, output = answer.prompt_tokens, answer.cached_tokens, answer.output_tokens
+            self._tokens += prompted + output
+            self._computed += computed_tokens(prompted, cached, output)
+            self._generated += output
+            self._recalled += recalled_tokens(prompted, cached, output)
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
         except EngineError as error:
