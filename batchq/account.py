@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,16 @@ class PhaseClock:
         return {phase: round(seconds, 3) for phase, seconds in total.items()}
 
 
+@contextmanager
+def timed(cpu: dict[str, float], what: str, now: Callable[[], float] = time.thread_time) -> Iterator[None]:
+    """Add the CPU seconds that this thread spends inside to `cpu[what]`."""
+    began = now()
+    try:
+        yield
+    finally:
+        cpu[what] += now() - began
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaAccount:
     """One engine's life. `devices`: accelerators it held, or cores where there is none."""
@@ -57,6 +68,8 @@ class ReplicaAccount:
     tokens: int = 0  # prompt and output, of the rows it answered, committed or not
     computed: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
     joules: float | None = None  # that its devices took since its engine was ready; None where nothing counts them
+    generated: int = 0  # output tokens alone
+    recalled: int = 0  # tokens whose keys and values were read to generate them: see `recalled_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +88,21 @@ class RunAccount:
     reached: dict[str, float] = field(default_factory=dict)  # what of the start-up, and seconds from the start
     flop_per_token: float | None = None  # of what was served; None where it isn't known
     peak_flops: float | None = None  # a second and device, dense, in the precision that it multiplies in
+    bytes_per_generated: float | None = None  # of weights, read at least; None where no text is generated
+    bytes_per_recalled: int | None = None  # of keys and values
+    peak_bandwidth: float | None = None  # bytes of memory a second and device
 
 
 def computed_tokens(prompt: int, cached: int, output: int) -> int:
     """Tokens of one answer that went through the layers: a cached one doesn't, nor does the last, which nothing
     follows."""
     return prompt - cached + max(0, output - 1)
+
+
+def recalled_tokens(prompt: int, cached: int, output: int) -> int:
+    """Tokens whose keys and values are read to generate one answer, at least: for each output token after the first
+    all that stand before it. Without cached ones, which may be read once for many rows."""
+    return max(0, output - 1) * (2 * (prompt - cached) + output) // 2
 
 
 def account_from_json(data: Mapping[str, Any]) -> RunAccount:
@@ -181,21 +203,29 @@ def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:
     """How well the accelerators were used while they inferred, over everything the engines answered.
 
     `mfu`: 2 x linear parameters x computed tokens, over the seconds in `infer` times the devices' dense peak.
-    Attention, the embedding and the head are left out, so it is a lower bound. `joules_per_thousand_tokens`: what the
-    devices took from when their engines were ready, waiting included, over prompt and output tokens, cached ones
-    included, as in the cost. Each is None if a replica that inferred lacks what it takes: the peak isn't known, there
+    Attention, the embedding and the head are left out, so it is a lower bound. `mbu`, where text is generated: the
+    bytes that decoding has read at least (the layers' weights once for as many tokens as can be in flight, and keys and
+    values) over the same seconds times the devices' memory bandwidth. `joules_per_thousand_tokens`: what the devices
+    took from when their engines were ready, waiting included, over prompt and output tokens, cached ones included, as
+    in the cost. Each is None if a replica that inferred lacks what it takes: the peak isn't known, there
     is no accelerator, or nothing counts its energy.
     """
     worked = [(run, r) for run in runs for r in run.replicas if r.phases.get("infer")]
     known = all(run.flop_per_token and run.peak_flops for run, _ in worked)
     done = sum(r.computed * (run.flop_per_token or 0.0) for run, r in worked)
     could = sum(r.devices * r.phases["infer"] * (run.peak_flops or 0.0) for run, r in worked)
+    decoding = all(run.bytes_per_generated and run.peak_bandwidth for run, _ in worked)
+    moved = sum(
+        r.generated * (run.bytes_per_generated or 0.0) + r.recalled * (run.bytes_per_recalled or 0) for run, r in worked
+    )
+    could_move = sum(r.devices * r.phases["infer"] * (run.peak_bandwidth or 0.0) for run, r in worked)
     joules = [r.joules for _, r in worked if r.joules is not None]
     energy = sum(joules) if worked and len(joules) == len(worked) else None
     answered = sum(r.tokens for _, r in worked)
     return {
         "tokens_answered": answered,
         "mfu": _ratio(done, could) if known else None,
+        "mbu": _ratio(moved, could_move) if decoding else None,
         "joules": None if energy is None else round(energy, 3),
         "joules_per_thousand_tokens": None if energy is None else _ratio(energy * 1e3, answered),
     }

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,13 @@ def kv_bytes_per_token(config: dict[str, Any], element_bytes: int = 2) -> int:
     return int(2 * layers * kv_heads * head_dim * element_bytes)
 
 
+def kv_bytes_read(config: dict[str, Any], max_model_len: int, element_bytes: int = 2) -> int:
+    """Bytes that decoding a token reads for sure for each one before it: none where attention may see only a window."""
+    text = {**config, **(config.get("text_config") or {})}
+    window = text.get("sliding_window") or text.get("attention_chunk_size") or max_model_len
+    return 0 if window < max_model_len else kv_bytes_per_token(config, element_bytes)
+
+
 def kv_sequence_bytes(config: dict[str, Any], max_model_len: int) -> int:
     """Bytes of one sequence of the full length, in whole blocks, and one block that vLLM keeps for itself."""
     return kv_bytes_per_token(config) * (math.ceil(max_model_len / BLOCK) + 1) * BLOCK
@@ -365,14 +372,28 @@ def _stage_bytes(size: dict[str, int], pipeline: int) -> float:
 def linear_parameters(tensors: Iterable[Tensor], config: dict[str, Any]) -> int:
     """Weights that one prompt token is multiplied with: of a mixture's experts those that a token is routed to. Without
     embeddings (looked up), the head (asked once a prompt) and towers."""
+    return round(sum(share * tensor.elements for tensor, share in _multiplied(tensors, config)))
+
+
+def linear_bytes(
+    tensors: Iterable[Tensor], config: dict[str, Any], scheme: Scheme, ignore: Iterable[str], group: int | None
+) -> int:
+    """Bytes of the same weights as they are served under the scheme; what is stored in 32 bits is served in 16."""
+    ignore, total = tuple(ignore), 0.0
+    for tensor, share in _multiplied(tensors, config):
+        stored = predicted_bytes((tensor,), scheme, ignore=ignore, group=group)
+        total += share * min(stored, 2 * tensor.elements)
+    return round(total)
+
+
+def _multiplied(tensors: Iterable[Tensor], config: dict[str, Any]) -> Iterator[tuple[Tensor, float]]:
+    """The matrices that a prompt token is multiplied with, and which share of each."""
     text = {**config, **(config.get("text_config") or {})}
     experts = text.get("num_local_experts") or text.get("num_experts") or text.get("n_routed_experts") or 1
     used = text.get("num_experts_per_tok") or 1
-    total = 0.0
     for tensor in tensors:
         if is_quantized(tensor) and not TOWER.search(tensor.name):
-            total += tensor.elements * (used / experts if ".experts." in tensor.name else 1)
-    return round(total)
+            yield tensor, used / experts if ".experts." in tensor.name else 1
 
 
 def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ REFERENCE = (
     Gpu("NVIDIA H200", 143771 * MIB, 143771 * MIB, (9, 0), ""),
 )
 SHOWN = (Scheme.none, Scheme.fp8, Scheme.int8, Scheme.w8a16, Scheme.w4a16, Scheme.w4a8_fp8)
-# Dense peaks in teraFLOPS by the publisher's data sheets: (16 bits, 8 bits). The longest name counts whose words NVML's
+# Dense peaks in teraFLOPS by the vendor's datasheets: (16 bits, 8 bits). The longest name counts whose words NVML's
 # name has.
 PEAKS = {
     "H100": (989, 1979),
@@ -38,6 +38,22 @@ PEAKS = {
     "L4": (121, 242),
     "A10": (125, 250),
     "B200": (2250, 4500),
+}
+# Memory bandwidth in terabytes a second by the same sheets; the largest of those that go by one name.
+BANDWIDTHS = {
+    "H100": 3.35,
+    "H100 NVL": 3.9,
+    "H100 PCIe": 2.0,
+    "H200": 4.8,
+    "GH200": 4.9,
+    "A100": 2.04,
+    "A100-SXM4-40GB": 1.56,
+    "A100-PCIE-40GB": 1.56,
+    "L40S": 0.864,
+    "L40": 0.864,
+    "L4": 0.3,
+    "A10": 0.6,
+    "B200": 8.0,
 }
 # Schemes whose matrices are multiplied in 8 bits; weights alone in fewer bits are multiplied in 16.
 EIGHT_BITS = (Scheme.fp8, Scheme.fp8_gptq, Scheme.fp8_block, Scheme.int8, Scheme.int8_rtn, Scheme.w4a8_fp8)
@@ -103,10 +119,21 @@ def expected(scheme: Scheme, gpu: Gpu, linear: int, gpus: int) -> float | None:
 def peak(accelerator: str, scheme: Scheme) -> float | None:
     """Dense FLOP/s of one device, in the bits that the scheme is multiplied in; None if it isn't in the list.
     `accelerator`: its name, as NVML gives it."""
-    names = [name for name in PEAKS if re.search(rf"\b{name}\b", accelerator)]
-    if not names or scheme is Scheme.nvfp4:  # which is multiplied in 4
+    name = _longest(PEAKS, accelerator)
+    if name is None or scheme is Scheme.nvfp4:  # which is multiplied in 4
         return None
-    return PEAKS[max(names, key=len)][scheme in EIGHT_BITS] * 1e12
+    return PEAKS[name][scheme in EIGHT_BITS] * 1e12
+
+
+def bandwidth(accelerator: str) -> float | None:
+    """Bytes a second that one device reads from its memory at most; None if it isn't in the list."""
+    name = _longest(BANDWIDTHS, accelerator)
+    return None if name is None else BANDWIDTHS[name] * 1e12
+
+
+def _longest(names: Iterable[str], accelerator: str) -> str | None:
+    found = [name for name in names if re.search(rf"\b{name}\b", accelerator)]
+    return max(found, key=len, default=None)
 
 
 # ---- words ----

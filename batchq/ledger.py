@@ -37,8 +37,11 @@ class Invocation:
         self._extra: tuple[ReplicaAccount, ...] = ()
         self._lost = 0
         self._reached = {"python": _age()}
-        self.flop_per_token: float | None = None  # these two as in RunAccount; for whoever knows what is served
+        self.flop_per_token: float | None = None  # these as in RunAccount; for whoever knows what is served
         self.peak_flops: float | None = None
+        self.bytes_per_generated: float | None = None
+        self.bytes_per_recalled: int | None = None
+        self.peak_bandwidth: float | None = None
 
     def reached(self, what: str, at: float | None = None) -> None:
         """Note when the start-up first came so far: `at`, on time.monotonic()'s clock, or now."""
@@ -73,6 +76,9 @@ class Invocation:
             self._reached,
             flop_per_token=self.flop_per_token,
             peak_flops=self.peak_flops,
+            bytes_per_generated=self.bytes_per_generated,
+            bytes_per_recalled=self.bytes_per_recalled,
+            peak_bandwidth=self.peak_bandwidth,
         )
 
 

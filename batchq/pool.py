@@ -651,7 +651,17 @@ class _Labelling:
             live_tokens=sum(s.tokens for s in seen),
             phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],
             accounts=tuple(
-                ReplicaAccount(name, len(m.slot.cores) or devices, s.phases, s.cpu, s.tokens, s.computed, s.joules)
+                ReplicaAccount(
+                    name,
+                    len(m.slot.cores) or devices,
+                    s.phases,
+                    s.cpu,
+                    s.tokens,
+                    s.computed,
+                    s.joules,
+                    s.generated,
+                    s.recalled,
+                )
                 for m in everyone
                 if (s := m.snapshot)
             ),

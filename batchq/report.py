@@ -131,7 +131,7 @@ def cost(s: Summary) -> str:
 
 def efficiency(s: Summary) -> str:
     """What was made of the accelerators, as far as it is known; nothing on a CPU."""
-    words = [] if s["mfu"] is None else [f"MFU {_share(s['mfu'])}"]
+    words = [f"{name.upper()} {_share(s[name])}" for name in ("mfu", "mbu") if s[name] is not None]
     if s["joules_per_thousand_tokens"] is not None:
         words.append(f"{s['joules_per_thousand_tokens']:,.1f} J a 1,000 tokens")
     return " · ".join(words)
@@ -340,12 +340,12 @@ COLUMNS = (
     *("record", "job", "output", "model", "quantization", "invocation", "state", "started", "devices"),
     *("wall_seconds", *SECONDS, "lost_replicas", "rows", "answers", "failures"),
     *("prompt_tokens", "cached_tokens", "output_tokens", "tokens_answered", "billed_tokens", "billed_rows"),
-    *("mfu", "joules", "joules_per_thousand_tokens"),
+    *("mfu", "mbu", "joules", "joules_per_thousand_tokens"),
     *("currency", "prices_as_of", "cost", "cost_per_million_tokens", "cost_per_thousand_rows"),
 )
 MANY_COLUMNS = (
     *("record", "job", "output", "quantization", "state", "started", "outputs", *ADDED[:6], "tokens_answered"),
-    *("billed_tokens", "billed_rows", "invocations", "mfu", "joules", "joules_per_thousand_tokens"),
+    *("billed_tokens", "billed_rows", "invocations", "mfu", "mbu", "joules", "joules_per_thousand_tokens"),
     *("currency", "prices_as_of", "cost", "cost_per_million_tokens", "cost_per_thousand_rows", "error"),
 )
 

@@ -31,7 +31,7 @@ from batchq import (
     write,
 )
 from batchq.capacity import Choice
-from batchq.config import Config, EngineKind, KvCache, Scheme, Unreadable, check
+from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, NotFound, Stopped
 from batchq.gate import Verdict
 from batchq.hardware import Hardware
@@ -110,8 +110,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             plan.refuse_other(fixed, draft, checkpoint.key, output)
             if not stored:
                 note_verdicts(output, verdicts)
-            note_work(config, fixed, model, here, invocation)
-            label(config, fixed, checkpoint, pool, here, invocation, halt, show)
+            label(config, fixed, model, checkpoint, pool, here, invocation, halt, show)
             show.clear()
             invocation.close("complete")
             result = finish(config, fixed, model, "complete", output, new_inputs)
@@ -212,12 +211,24 @@ def note_verdicts(output: str, verdicts: list[Verdict]) -> None:
         storage.put(storage.join(output, "meta/gate.json"), found.encode())
 
 
-def note_work(config: Config, fixed: Plan, model: Model, here: Hardware, invocation: ledger.Invocation) -> None:
-    """Tell the record what a token takes and what a device can do, for MFU. Not of a model that came quantized: its
-    matrices aren't told apart from their scales here, nor what they are multiplied in."""
-    if config.engine.kind is EngineKind.vllm and not model.quantized:
-        invocation.flop_per_token = 2.0 * capacity.linear_parameters(*capacity.shape_of(model))
-        invocation.peak_flops = forecast.peak(here.accelerator, Scheme(fixed.quantization))
+def note_work(
+    config: Config, fixed: Plan, model: Model, here: Hardware, spec: WorkerSpec, invocation: ledger.Invocation
+) -> None:
+    """Tell the record what a token takes and what a device can do, for MFU and, where text is generated, MBU. Not of a
+    model that came quantized: its matrices aren't told apart from their scales here, nor what they are multiplied in.
+    """
+    if config.engine.kind is not EngineKind.vllm or model.quantized:
+        return
+    fit, scheme, engine = capacity.Fit(model, here, config), Scheme(fixed.quantization), spec.engine
+    invocation.flop_per_token = 2.0 * capacity.linear_parameters(fit.tensors, fit.shape)
+    invocation.peak_flops = forecast.peak(here.accelerator, scheme)
+    if config.task.kind is TaskKind.generate and "speculative_config" not in engine.options:
+        # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
+        weights = capacity.linear_bytes(fit.tensors, fit.shape, scheme, fit.ignore, fit.group(scheme))
+        element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1
+        invocation.bytes_per_generated = weights / min(spec.in_flight, engine.max_num_seqs)
+        invocation.bytes_per_recalled = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
+        invocation.peak_bandwidth = forecast.bandwidth(here.accelerator)
 
 
 def read_verdicts(output: str) -> list[Verdict]:
@@ -287,6 +298,7 @@ def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardw
 def label(
     config: Config,
     fixed: Plan,
+    model: Model,
     checkpoint: Checkpoint,
     pool: Pool,
     here: Hardware,
@@ -322,6 +334,7 @@ def label(
         show.update(line + progress.eta(share, done_before, elapsed))
 
     spec = worker_spec(config, fixed, checkpoint, here)
+    note_work(config, fixed, model, here, spec, invocation)
     pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress, show.step)
     if missing := len(plan.standing(fixed, output).remaining):
         raise BatchqError(

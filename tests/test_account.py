@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from batchq.account import (
     computed_tokens,
     efficiency,
     price,
+    recalled_tokens,
     summarise,
 )
 from batchq.config import PricingConfig
@@ -79,8 +81,8 @@ def worked(devices: int = 1, accelerator: str = "NVIDIA H200", **figures: float 
     return ReplicaAccount(accelerator, devices, phases, {}, **{"tokens": 1000, "computed": 800, **figures})  # type: ignore[arg-type]
 
 
-def of(*replicas: ReplicaAccount, flop: float | None = 2e9, peak: float | None = 1e11) -> RunAccount:
-    return RunAccount("id", "complete", "", 140.0, replicas, flop_per_token=flop, peak_flops=peak)
+def of(*replicas: ReplicaAccount, flop: float | None = 2e9, peak: float | None = 1e11, **decoding: Any) -> RunAccount:
+    return RunAccount("id", "complete", "", 140.0, replicas, flop_per_token=flop, peak_flops=peak, **decoding)
 
 
 def test_a_token_that_is_cached_or_that_nothing_follows_is_not_computed() -> None:
@@ -106,6 +108,36 @@ def test_this_is_the_figure_that_was_measured_by_hand() -> None:
     assert found["joules_per_thousand_tokens"] == pytest.approx(9.8, abs=0.005)
 
 
+def test_a_generated_token_reads_all_that_stand_before_it() -> None:
+    assert recalled_tokens(prompt=1000, cached=0, output=1) == 0  # the prefill gives the first
+    assert recalled_tokens(prompt=1000, cached=0, output=4) == 1001 + 1002 + 1003
+    assert recalled_tokens(prompt=1000, cached=960, output=4) == 41 + 42 + 43
+    assert recalled_tokens(prompt=7, cached=0, output=0) == 0
+
+
+def test_mbu_is_what_decoding_has_read_over_what_the_memory_gives() -> None:
+    """10,000 rows of 1,000 prompt tokens and 201 of output in 200 s, at most 256 at once: Llama 3.1 8B in BF16, its
+    layers 13.96 GB and a token's keys and values 131,072 bytes, on an H100, 3.35 TB/s."""
+    generated = 10_000 * 201
+    recalled = 10_000 * recalled_tokens(1000, 0, 201)
+    assert recalled == 10_000 * 200 * (1000 + 201 / 2)
+    decoding: dict[str, Any] = {
+        "bytes_per_generated": 13.96e9 / 256,
+        "bytes_per_recalled": 131_072,
+        "peak_bandwidth": 3.35e12,
+    }
+    replica = ReplicaAccount("NVIDIA H100", 1, {"infer": 200.0}, generated=generated, recalled=recalled)
+    steps = generated / 256
+    read = steps * 13.96e9 + recalled * 131_072
+    found = efficiency([of(replica, **decoding)])["mbu"]
+    assert found == pytest.approx(read / (200 * 3.35e12)) == pytest.approx(0.594, abs=0.0005)
+    assert efficiency([of(dataclasses.replace(replica, devices=2), **decoding)])["mbu"] == pytest.approx(found / 2)
+    assert efficiency([of(replica, **decoding), of(replica, **decoding)])["mbu"] == pytest.approx(found)
+    # Labels are scored and nothing is decoded; or the device isn't known, in one invocation of two.
+    assert efficiency([of(replica)])["mbu"] is None
+    assert efficiency([of(replica, **decoding), of(replica, **{**decoding, "peak_bandwidth": None})])["mbu"] is None
+
+
 def test_joules_are_summed_over_replicas_and_invocations() -> None:
     found = efficiency([of(worked(joules=5000.0), worked(joules=4000.0)), of(worked(joules=1000.0))])
     assert (found["joules"], found["tokens_answered"]) == (10_000, 3000)
@@ -126,11 +158,12 @@ def test_what_is_not_counted_everywhere_is_left_out_rather_than_wrong() -> None:
 def test_a_record_of_before_there_were_these_figures_is_read() -> None:
     record = dataclasses.asdict(of(worked(joules=5.0)))
     assert account_from_json(json.loads(json.dumps(record))) == of(worked(joules=5.0))
-    for name in ("flop_per_token", "peak_flops"):
+    for name in ("flop_per_token", "peak_flops", "bytes_per_generated", "bytes_per_recalled", "peak_bandwidth"):
         del record[name]
-    for name in ("tokens", "computed", "joules"):
+    for name in ("tokens", "computed", "joules", "generated", "recalled"):
         del record["replicas"][0][name]
-    assert efficiency([account_from_json(record)])["mfu"] is None
+    old = efficiency([account_from_json(record)])
+    assert old["mfu"] is None and old["mbu"] is None
 
 
 def test_an_invocations_line_and_their_sum_agree() -> None:

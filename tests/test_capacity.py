@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def test_what_is_ignored_keeps_its_bytes() -> None:
     assert not capacity.is_quantized(Tensor("model.layers.0.mlp.down_proj.weight", "I8", (4096, 14336)))
 
 
+def test_a_step_reads_the_layers_weights_as_they_are_served() -> None:
+    """6.98e9 of 8.03e9: neither the embedding, which is looked up, nor the head, which is left out to be sure."""
+    tensors, rows = llama_8b(), 32 * (4096 * 3 + 1024 * 2 + 14336 * 2)
+    linear = capacity.linear_parameters(tensors, LLAMA_8B)
+    assert linear == 32 * (2 * 4096**2 + 2 * 1024 * 4096 + 3 * 14336 * 4096) == pytest.approx(6.98e9, rel=1e-3)
+
+    def read(scheme: Scheme, tensors: list[Tensor] = tensors, group: int | None = None) -> int:
+        return capacity.linear_bytes(tensors, LLAMA_8B, scheme, ["lm_head"], group)
+
+    assert read(Scheme.none) == 2 * linear
+    assert read(Scheme.int8) == linear + 2 * rows  # a scale of two bytes a row
+    assert read(Scheme.none, [dataclasses.replace(t, dtype="F32") for t in tensors]) == 2 * linear
+
+
 # ---- the key-value cache ----
 
 
@@ -118,6 +133,13 @@ def test_what_is_ignored_keeps_its_bytes() -> None:
 )
 def test_a_tokens_keys_and_values(config: dict[str, Any], size: int) -> None:
     assert capacity.kv_bytes_per_token(config) == size
+
+
+def test_keys_and_values_are_read_for_sure_where_no_window_cuts_them_off() -> None:
+    assert capacity.kv_bytes_read(LLAMA_8B, 2048) == 131072
+    assert capacity.kv_bytes_read(LLAMA_8B, 2048, element_bytes=1) == 65536
+    assert capacity.kv_bytes_read({**LLAMA_8B, "sliding_window": 4096}, 4096) == 131072
+    assert capacity.kv_bytes_read({**LLAMA_8B, "sliding_window": 4096}, 8192) == 0
 
 
 def test_kv_cache_is_enough_but_not_all_memory_and_never_too_little() -> None:

@@ -95,3 +95,21 @@ def test_a_peak_is_that_of_the_gpu_named_and_of_no_other(name: str, sixteen: int
     for schemes, teraflops in (((Scheme.none, Scheme.w4a16), sixteen), ((Scheme.fp8, Scheme.w4a8_fp8), eight)):
         for scheme in schemes:
             assert forecast.peak(name, scheme) == (None if teraflops is None else teraflops * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("name", "terabytes"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35),
+        ("NVIDIA H100 PCIe", 2.0),
+        ("NVIDIA H200", 4.8),
+        ("NVIDIA A100-SXM4-80GB", 2.04),
+        ("NVIDIA A100-SXM4-40GB", 1.56),
+        ("NVIDIA L4", 0.3),
+        ("NVIDIA H20", None),
+        ("cpu_core", None),
+    ],
+)
+def test_a_bandwidth_is_that_of_the_gpu_named(name: str, terabytes: float | None) -> None:
+    assert forecast.bandwidth(name) == (None if terabytes is None else terabytes * 1e12)
+    assert (forecast.peak(name, Scheme.none) is None) == (terabytes is None), "both are known or none"

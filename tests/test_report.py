@@ -180,6 +180,8 @@ def test_csv_and_html_have_a_line_an_invocation_and_their_sum(
     computed = sum(r["computed"] for r in record["replicas"])
     assert computed == total["prompt_tokens"] - total["cached_tokens"], "a label is one prefill"
     assert record["flop_per_token"] is None, "the fake engine multiplies nothing"
+    assert sum(r["generated"] for r in record["replicas"]) == total["output_tokens"]
+    assert sum(r["recalled"] for r in record["replicas"]) == 0, "nothing is decoded for a label"
 
     dear = "pricing.per_hour.cpu_core=45"
     assert main(["report", "job=mine", "engine=fake", "output.path=out/monday", dear]) == 0
@@ -200,6 +202,19 @@ def test_csv_and_html_have_a_line_an_invocation_and_their_sum(
     assert main(["report", "./out", "costs.html", "~pricing.per_hour.cpu_core"]) == 0
     assert "no price for cpu_core" in capsys.readouterr().out
     assert "tuesday" in Page((project / "costs.html").read_text()).cells
+
+
+def test_what_decoding_reads_is_counted_row_by_row(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    text = ["task.kind=generate", "task.labels=[]", "task.gold=null", "task.prompt='{{ text }}'"]
+    assert main(["job=mine", "engine=fake", *text]) == 0
+    (record,) = (json.loads(p.read_text()) for p in (project / "out/meta/runs").glob("*.json"))
+    table = pd.read_parquet(project / "out/data")
+    prompt, output = table["batchq_prompt_tokens"], table["batchq_output_tokens"]
+    assert output.min() > 1
+    before = sum(p + written for p, o in zip(prompt, output, strict=True) for written in range(1, o))
+    assert sum(r["recalled"] for r in record["replicas"]) == before
+    assert sum(r["generated"] for r in record["replicas"]) == output.sum()
 
 
 def test_one_output_that_cannot_be_read_is_named_and_the_others_counted(
@@ -252,4 +267,6 @@ def test_efficiency_is_said_where_it_is_known() -> None:
     assert "efficiency" not in report.terminal(summary("x"))
     both = report.terminal(summary_on(mfu=0.4449, joules_per_thousand_tokens=10.43))
     assert "  efficiency MFU 44% · 10.4 J a 1,000 tokens\n" in both
+    generated = report.terminal(summary_on(mfu=0.0712, mbu=0.594, joules_per_thousand_tokens=10.43))
+    assert "  efficiency MFU 7% · MBU 59% · 10.4 J a 1,000 tokens\n" in generated
     assert "  efficiency MFU 44%\n" in report.terminal(summary_on(mfu=0.4449))

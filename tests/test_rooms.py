@@ -34,6 +34,8 @@ ROOMS = [
         "capacity",
         "pool",
         "worker",
+        "attempt",
+        "batch",
         "poison",
         "reuse",
     ),

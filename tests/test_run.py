@@ -18,11 +18,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import lease, models, plan
+from batchq import lease, ledger, models, plan
 from batchq.cli import compose as compose_job
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import Stopped
+from batchq.hardware import Gpu, Hardware
+from batchq.quantize import Checkpoint
+from batchq.run import note_work, worker_spec
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 from tests.s3 import S3
 from tests.test_worker import labelled
@@ -354,3 +357,28 @@ def test_the_gate_replaces_an_engine_that_dies_and_gives_up_in_the_end(
     assert flag.exists() and "the engine that was asked a sample is lost: its process died" in capsys.readouterr().err
     report = json.loads((project / "out/meta/report.json").read_text())
     assert (report["answers"], report["gate"][0]["verdict"], report["lost_replicas"]) == (170, "pass", 0)
+
+
+@pytest.mark.parametrize(("kind", "cache"), [("generate", "auto"), ("generate", "fp8"), ("classify", "auto")])
+def test_what_decoding_reads_is_known_where_text_is_generated(
+    kind: str, cache: str, compose: Callable[..., Config], project: Path
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    text = ["task.kind=generate", "task.labels=[]", "task.gold=null", "task.prompt='{{ text }}'"]
+    limits = ["engine.max_num_seqs=100", "engine.in_flight=64", f"quantization.kv_cache={cache}"]
+    config = compose(*limits, *(text if kind == "generate" else []), engine="vllm")
+    model, fixed = models.resolve(config.model), plan.make(config, "model", Scheme.none, "model")
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, (9, 0), "580")
+    here = Hardware((gpu,), (0,), "Xeon", frozenset(), 64 << 30)
+    spec = worker_spec(config, fixed, Checkpoint(model.path, "model", 1 << 20, 0.0, True), here)
+    invocation = ledger.Invocation("out")
+    note_work(config, fixed, model, here, spec, invocation)
+    found = invocation.account("complete")
+    weights = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 256 * 128)  # of the tiny model's two layers
+    assert found.flop_per_token == 2 * weights
+    if kind == "classify":
+        assert found.bytes_per_generated is None and found.peak_bandwidth is None
+        return
+    assert found.bytes_per_generated == 2 * weights / 64, "a step writes at most one token of each row in flight"
+    assert found.bytes_per_recalled == 2 * 2 * 2 * 32 * (1 if cache == "fp8" else 2)
+    assert found.peak_bandwidth == 3.35e12
