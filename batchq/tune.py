@@ -25,7 +25,7 @@ from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
-from batchq.pool import Pool
+from batchq.pool import Pool, Question
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
@@ -320,19 +320,18 @@ def sweep(
     def attempt(settings: Settings, number: int) -> float:
         """Tokens of prompt and answer a second; 0 if the engine didn't run."""
         spec = capacity.engine_spec(with_settings(plain, settings), checkpoint.path, checkpoint.bytes, here)
+        in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
+        question = Question(prompts, task.sampling, in_flight, WARM, config.tune.seconds)
+        told = f"tune: {_words(settings)}: "
         try:
             answers, spent = pool.ask(
                 spec,
-                prompts,
-                task.sampling,
-                config.engine.in_flight or 2 * spec.max_num_seqs,
+                question,
                 here,
                 f"tune-{number}.log",
-                config.engine.start_timeout_s,
                 stop,
-                lambda count: show.update(f"tune: {_words(settings)}: {count:,} rows answered"),
-                warm=WARM,
-                seconds=config.tune.seconds,
+                lambda count: show.update(f"{told}{count:,} rows answered"),
+                lambda _: None,  # the error says it again
             )
         except EngineError as error:
             show.step(f"tune: {_words(settings)}: didn't run: {error}")
