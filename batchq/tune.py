@@ -117,6 +117,7 @@ def settled(
     if engine.kind is not EngineKind.vllm or not cuda:
         settle(ROWS, SEQUENCES[here.device], "more only take memory; a step holds fewer rows")
         if engine.kind is EngineKind.vllm:
+            settle(EAGER, True, "on a CPU compiling takes minutes of start-up; `tune` tries what it gains")
             reasons += _on_cpu(with_settings(config, values), path, weights, here)
         return with_settings(config, values), reasons
 
@@ -221,11 +222,6 @@ def _on_cpu(config: Config, path: str, weights: int, here: Hardware) -> list[Rea
     return [
         Reason("kv_cache_memory_bytes", gib(options["kv_cache_memory_bytes"]), "as configured" if given else whole),
         Reason("kv_cache_dtype", "auto", "the model's own type; fp8 takes a GPU that computes in it"),
-        Reason(
-            EAGER,
-            str(engine.options.get(EAGER, True)),
-            "as configured" if EAGER in engine.options else "on a CPU compiling takes minutes of start-up",
-        ),
     ]
 
 
@@ -394,7 +390,8 @@ def _axes(plain: Config, here: Hardware) -> list[tuple[str, list[Any]]]:
     """What is tried of each setting, most promising first."""
     step, rows = plain.engine.max_num_batched_tokens or 0, plain.engine.max_num_seqs or 0
     if here.device == "cpu":
-        return [(STEP, [2 * step, 4 * step]), (ROWS, [rows // 2, 2 * rows])]
+        steps: list[tuple[str, list[Any]]] = [(STEP, [2 * step, 4 * step]), (ROWS, [rows // 2, 2 * rows])]
+        return [(EAGER, [False]), *steps] if plain.engine.kind is EngineKind.vllm else steps
     axes: list[tuple[str, list[Any]]] = [(STEP, [step // 2, 2 * step]), (ROWS, [max(1, rows // 4)])]
     if plain.engine.kind is EngineKind.vllm:
         axes.append((EAGER, [True]))

@@ -79,6 +79,23 @@ def _require_answer(address: str) -> None:
         ) from None
 
 
+def head() -> str:
+    """Where Ray's head listens, as host:port."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def listens(address: str) -> bool:
+    """Whether anything answers at host:port; within five seconds, and without Ray, whose own calls wait for the head."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 def nodes() -> list[dict[str, Any]]:
     """Ray's records of the nodes that are alive, always in the same order."""
     import ray
