@@ -142,7 +142,10 @@ def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> Ta
     """The wording by which the unquantized model is right most often, of all in PROMPTS; prints the ten best."""
     tuning = shuffled(seed)[-TUNING:]
     tasks = [Task(worded(config, wording), tokenizer, ["text", "gold"]) for wording in PROMPTS]
-    with tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs, Pool(config.cluster, config.engine, Path(logs)) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs,
+        Pool(config.cluster, config.engine, Path(logs)) as pool,
+    ):
         here = hardware.detect()
         spec = capacity.engine_spec(config, model.path, capacity.stored_bytes(capacity.read_tensors(model.path)), here)
         labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens

@@ -363,7 +363,7 @@ def stalled_engines(work: Path, share: float) -> Trial:
 
 
 def submitted_twice(work: Path, share: float) -> Trial:
-    """Two drivers on one output, which one alone would work at for a minute: one leaves, and every row is asked once."""
+    """Two drivers on one output, which one alone would work at for a while: one leaves, every row is asked once."""
     trials, tally = times(5, share), Tally()
 
     def one(n: int) -> None:

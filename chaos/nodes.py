@@ -6,7 +6,7 @@ The driver joins it by `cluster.address`, as it would join one of several machin
 from __future__ import annotations
 
 import contextlib
-import socket
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 from chaos.drivers import TOO_SLOW, Job, Tally, end, until
 from chaos.trial import Trial, times
 
-HEAD_S = 60.0  # in which a driver has to notice that the head is gone
+HEAD_S = 12  # that Ray waits for its head; 60 unless said
+# Or a driver takes 127.0.0.1 for the machine's outer address, where nothing listens. Ray reads it when it is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 @contextlib.contextmanager
@@ -23,10 +25,7 @@ def two_nodes() -> Iterator[tuple[Any, Any]]:
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "gcs_server_port": port, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         yield cluster, cluster.add_node(**node)
     finally:
@@ -57,6 +56,7 @@ def lost_heads(work: Path, share: float) -> Trial:
     for n in range(trials):
         job = Job(work / str(n), 300)
         with two_nodes() as (cluster, node):
+            os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(HEAD_S)  # noqa: SIM112, Ray names it so
             process = job.start(*TOO_SLOW, f"cluster.address={cluster.address}", "cluster.replicas=2")
             until(process, lambda job=job: len(job.stamps()) >= 4)  # type: ignore[misc]
             for each in (cluster.head_node, node):
@@ -66,7 +66,7 @@ def lost_heads(work: Path, share: float) -> Trial:
         told = ended.code == 1 and "Ray's head" in ended.err and "Traceback" not in ended.err
         tally.struck(told)
         tally.require(told, f"exit code {ended.code}: {ended.err[-600:]}")
-        tally.require(ended.seconds <= HEAD_S, f"{ended.seconds:.0f} s after the head's death")
+        tally.require(ended.seconds < HEAD_S, f"{ended.seconds:.0f} s after the head's death")
         before = job.stamps()
         tally.completed(job, job.run())
         tally.require(before.items() <= job.stamps().items(), "a committed object changed")

@@ -45,12 +45,14 @@ class Pool:
         self.cluster, self.engine = cluster, engine
         self.logs = logs
         self._connected = False
+        self._over = threading.Event()
         self._kept: Kept | None = None
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         if self._connected:
             import ray
 
@@ -64,6 +66,7 @@ class Pool:
         if not self._connected:
             cluster.connect(self.cluster.address)
             self._connected = True
+            cluster.watch_head(self.cluster.address, self._over)
 
     def hardware(self) -> Hardware:
         """What a node that will run replicas has: this machine, or one of the cluster's."""
@@ -115,9 +118,7 @@ class Pool:
             try:
                 self._await_start(actor.open.remote(), look, path, stop)
                 ready = True
-                found, seen = self._await_answers(
-                    actor.ask.remote(question, keep), look, len(question.prompts), stop
-                )
+                found, seen = self._await_answers(actor.ask.remote(question, keep), look, len(question.prompts), stop)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, BaseException) else error
                 if not isinstance(cause, EngineError):

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 from batchq import hardware
 from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec
-from batchq.errors import ConfigError
+from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
 from batchq.pool.replica import Replica
+
+HEAD_SHARE = 0.75  # of the time that Ray waits for its head before it ends all processes
+LOOKS = 9  # at the head in that time
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +83,36 @@ def _require_answer(address: str) -> None:
         ) from None
 
 
-def head() -> str:
-    """Where Ray's head listens, as host:port."""
+def watch_head(address: str | None, over: threading.Event) -> None:
+    """Until `over` is set: end this process with a word once Ray's head has gone, from a thread of its own.
+
+    Ray's own calls then hang, and after RAY_gcs_rpc_server_reconnect_timeout_s Ray ends the process without one that
+    says what to do. Nothing is lost by it that another driver's death wouldn't lose.
+    """
     import ray
 
-    return str(ray.get_runtime_context().gcs_address)
+    if (address or "").startswith("ray://"):
+        return  # a proxy stands between
+    head = str(ray.get_runtime_context().gcs_address)
+    limit = HEAD_SHARE * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112, Ray names it so
+
+    def watch() -> None:
+        missed = 0
+        while not over.wait(limit / LOOKS):
+            missed = 0 if _listens(head) else missed + 1
+            if missed == LOOKS:
+                print(
+                    f"\nbatchq: Ray's head at {head} has not answered for {limit:.0f} s; what is committed stays, "
+                    "and the same command goes on from there",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(EngineError.exit_code)
+
+    threading.Thread(target=watch, name="batchq-ray-head", daemon=True).start()
 
 
-def listens(address: str) -> bool:
-    """Whether anything answers at host:port; within five seconds, and without Ray, whose own calls wait for the head."""
+def _listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -23,7 +23,7 @@ from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
 class Question:
     """What one engine is asked apart from any labelling: by the gate, or to try settings.
 
-    The first `warm` prompts count as the engine's start. What hasn't been asked `seconds` after them isn't asked at all.
+    The first `warm` prompts count as the engine's start. What isn't asked within `seconds` after them isn't asked.
     """
 
     prompts: list[list[int]]  # token ids
