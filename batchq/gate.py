@@ -25,7 +25,7 @@ from batchq.errors import ConfigError, GateRefused
 from batchq.hardware import Hardware
 from batchq.ledger import Invocation
 from batchq.models import Model
-from batchq.pool import Pool
+from batchq.pool import Pool, Question
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Failure, Plan
@@ -126,14 +126,12 @@ def judged(
     def ask(what: str, whose: Config, path: str, weights: int, keep: bool) -> list[Completion | Failure]:
         spec = capacity.engine_spec(whose, path, weights, here)
         show.step(f"gate: asking {what} for {len(chosen.prompts):,} rows")
+        question = Question(chosen.prompts, sampling, config.engine.in_flight or 2 * spec.max_num_seqs)
         answers, spent = pool.ask(
             spec,
-            chosen.prompts,
-            sampling,
-            config.engine.in_flight or 2 * spec.max_num_seqs,
+            question,
             here,
             f"gate-{what}.log",
-            config.engine.start_timeout_s,
             stop,
             lambda count: show.update(f"gate: {what} has answered {count:,} of {len(chosen.prompts):,} rows"),
             show.step,

@@ -31,7 +31,7 @@ def describe(config: Config) -> str:
         plan.reused(config)
     model = models.resolve(config.model)
     new = resumable(stored, config, model, output) if stored else []
-    with Pool(config.cluster, models.cache_dir() / "logs") as pool:
+    with Pool(config.cluster, config.engine, models.cache_dir() / "logs") as pool:
         here = pool.hardware()
     choice = choose(config, stored, model, here)
     scheme, why = choice.scheme, choice.why

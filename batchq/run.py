@@ -66,7 +66,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
     invocation = ledger.Invocation(output)
     stored = plan.load(output)
     reused = None if stored else plan.reused(config)
-    with Pool(config.cluster, models.cache_dir() / "logs" / config.job.name) as pool:
+    with Pool(config.cluster, config.engine, models.cache_dir() / "logs" / config.job.name) as pool:
         if not stored:
             show.step(f"model {config.model.path}: fetched or converted, unless it is cached")
         model = models.resolve(config.model)
@@ -335,7 +335,7 @@ def label(
 
     spec = worker_spec(config, fixed, checkpoint, here)
     note_work(config, fixed, model, here, spec, invocation)
-    pool.label(spec, before.remaining, here, config.engine.start_timeout_s, stop, on_progress, show.step)
+    pool.label(spec, before.remaining, here, stop, on_progress, show.step)
     if missing := len(plan.standing(fixed, output).remaining):
         raise BatchqError(
             f"{output}: {missing} shards were labelled but don't stand there; "
@@ -475,7 +475,7 @@ def tuned(config: Config, stop: threading.Event) -> str:
     stored = plan.load(storage.normalize(config.output.path))
     model = models.resolve(config.model)
     cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings that lose their engine have lost
-    with Pool(cluster, models.cache_dir() / "logs" / config.job.name) as pool:
+    with Pool(cluster, config.engine, models.cache_dir() / "logs" / config.job.name) as pool:
         here = pool.hardware()
         choice = choose(config, stored, model, here)
         draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")

@@ -25,7 +25,7 @@ from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
-from batchq.pool import Pool
+from batchq.pool import Pool, Question
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
@@ -117,6 +117,7 @@ def settled(
     if engine.kind is not EngineKind.vllm or not cuda:
         settle(ROWS, SEQUENCES[here.device], "more only take memory; a step holds fewer rows")
         if engine.kind is EngineKind.vllm:
+            settle(EAGER, True, "on a CPU compiling takes minutes of start-up; `tune` tries what it gains")
             reasons += _on_cpu(with_settings(config, values), path, weights, here)
         return with_settings(config, values), reasons
 
@@ -221,11 +222,6 @@ def _on_cpu(config: Config, path: str, weights: int, here: Hardware) -> list[Rea
     return [
         Reason("kv_cache_memory_bytes", gib(options["kv_cache_memory_bytes"]), "as configured" if given else whole),
         Reason("kv_cache_dtype", "auto", "the model's own type; fp8 takes a GPU that computes in it"),
-        Reason(
-            EAGER,
-            str(engine.options.get(EAGER, True)),
-            "as configured" if EAGER in engine.options else "on a CPU compiling takes minutes of start-up",
-        ),
     ]
 
 
@@ -320,19 +316,18 @@ def sweep(
     def attempt(settings: Settings, number: int) -> float:
         """Tokens of prompt and answer a second; 0 if the engine didn't run."""
         spec = capacity.engine_spec(with_settings(plain, settings), checkpoint.path, checkpoint.bytes, here)
+        in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
+        question = Question(prompts, task.sampling, in_flight, WARM, config.tune.seconds)
+        told = f"tune: {_words(settings)}: "
         try:
             answers, spent = pool.ask(
                 spec,
-                prompts,
-                task.sampling,
-                config.engine.in_flight or 2 * spec.max_num_seqs,
+                question,
                 here,
                 f"tune-{number}.log",
-                config.engine.start_timeout_s,
                 stop,
-                lambda count: show.update(f"tune: {_words(settings)}: {count:,} rows answered"),
-                warm=WARM,
-                seconds=config.tune.seconds,
+                lambda count: show.update(f"{told}{count:,} rows answered"),
+                lambda _: None,  # the error says it again
             )
         except EngineError as error:
             show.step(f"tune: {_words(settings)}: didn't run: {error}")
@@ -395,7 +390,8 @@ def _axes(plain: Config, here: Hardware) -> list[tuple[str, list[Any]]]:
     """What is tried of each setting, most promising first."""
     step, rows = plain.engine.max_num_batched_tokens or 0, plain.engine.max_num_seqs or 0
     if here.device == "cpu":
-        return [(STEP, [2 * step, 4 * step]), (ROWS, [rows // 2, 2 * rows])]
+        steps: list[tuple[str, list[Any]]] = [(STEP, [2 * step, 4 * step]), (ROWS, [rows // 2, 2 * rows])]
+        return [(EAGER, [False]), *steps] if plain.engine.kind is EngineKind.vllm else steps
     axes: list[tuple[str, list[Any]]] = [(STEP, [step // 2, 2 * step]), (ROWS, [max(1, rows // 4)])]
     if plain.engine.kind is EngineKind.vllm:
         axes.append((EAGER, [True]))

@@ -33,7 +33,7 @@ from batchq import capacity, cli, gate, hardware, models
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine import Completion
 from batchq.errors import BatchqError
-from batchq.pool import Pool
+from batchq.pool import Pool, Question
 from batchq.quantize import Checkpoint, quantize
 from batchq.sample import Sample
 from batchq.task import Task
@@ -124,7 +124,7 @@ def main() -> None:
     line(*COLUMNS)
     with (
         tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs,
-        Pool(config.cluster, Path(logs)) as pool,
+        Pool(config.cluster, config.engine, Path(logs)) as pool,
         ThreadPoolExecutor(args.jobs) as ahead,
     ):
         compare(config, args.schemes, sample, calibration, pool, Path(logs), ahead, model, task)
@@ -142,7 +142,10 @@ def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> Ta
     """The wording by which the unquantized model is right most often, of all in PROMPTS; prints the ten best."""
     tuning = shuffled(seed)[-TUNING:]
     tasks = [Task(worded(config, wording), tokenizer, ["text", "gold"]) for wording in PROMPTS]
-    with tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs, Pool(config.cluster, Path(logs)) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="batchq-quality-") as logs,
+        Pool(config.cluster, config.engine, Path(logs)) as pool,
+    ):
         here = hardware.detect()
         spec = capacity.engine_spec(config, model.path, capacity.stored_bytes(capacity.read_tensors(model.path)), here)
         labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens
@@ -150,14 +153,12 @@ def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> Ta
         quiet: Callable[[int], None] = lambda _: None  # noqa: E731
         answers, _ = pool.ask(
             spec,
-            asked,
-            dataclasses.replace(tasks[0].sampling, score_ids=tuple(labels)),
-            2 * spec.max_num_seqs,
+            Question(asked, dataclasses.replace(tasks[0].sampling, score_ids=tuple(labels)), 2 * spec.max_num_seqs),
             here,
             "choose.log",
-            600,
             threading.Event(),
             quiet,
+            print,
         )
     right = []
     for i, task in enumerate(tasks):
@@ -225,14 +226,12 @@ def compare(
             quiet: Callable[[int], None] = lambda _: None  # noqa: E731
             answers, spent = pool.ask(
                 spec,
-                sample.prompts,
-                task.sampling,
-                2 * spec.max_num_seqs,
+                Question(sample.prompts, task.sampling, 2 * spec.max_num_seqs),
                 here,
                 f"{name}.log",
-                600,
                 threading.Event(),
                 quiet,
+                print,
             )
         except BatchqError as error:
             log = max(logs.glob(f"{name}*.log"), key=lambda p: p.stat().st_mtime, default=None)

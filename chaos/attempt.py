@@ -153,7 +153,7 @@ async def label(spec: WorkerSpec, shards: Sequence[Shard]) -> None:
     worker = Worker(spec)
     await worker.start()
     try:
-        for ahead in range(0, len(shards), 2):  # as pool.py hands them out: two at a time
+        for ahead in range(0, len(shards), 2):  # as the pool hands them out: two at a time
             done = await asyncio.gather(*map(worker.label, shards[ahead : ahead + 2]), return_exceptions=True)
             for result in done:
                 if isinstance(result, BaseException):

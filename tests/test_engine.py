@@ -102,17 +102,17 @@ def test_tensor_and_pipeline_parallel_reach_vllm() -> None:
 def test_a_replica_holds_as_many_gpus_as_its_engine_spans(
     ways: int, stages: int, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_nodes", lambda: [{"NodeID": "ab" * 28, "Resources": {"GPU": 8.0, "CPU": 16.0}}])
+    monkeypatch.setattr(pool.cluster, "nodes", lambda: [{"NodeID": "ab" * 28, "Resources": {"GPU": 8.0, "CPU": 16.0}}])
     gpu = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, (9, 0), "")
     here = Hardware((gpu,) * 8, tuple(range(16)), "", frozenset(), 64 << 30)
     cluster = ClusterConfig(tensor_parallel_size=ways, pipeline_parallel_size=stages)
-    slots = pool.Pool(cluster, Path("logs")).slots(here)
+    slots = pool.cluster.slots(cluster, here)
     assert len(slots) == replicas
     spec = EngineSpec("vllm", "m", 8, 8, 1, "cuda", ways, stages)
-    assert pool._placement(slots[0], spec, here)["num_gpus"] == ways * stages
+    assert pool.cluster.placement(slots[0], spec, here)["num_gpus"] == ways * stages
     cluster.replicas = replicas + 1
     with pytest.raises(ConfigError, match=f"room for {replicas} .of {ways * stages} GPUs each"):
-        pool.Pool(cluster, Path("logs")).slots(here)
+        pool.cluster.slots(cluster, here)
 
 
 def test_more_labels_than_vllm_scores_by_default_are_allowed_for() -> None:

@@ -342,7 +342,7 @@ def test_the_engine_that_the_gate_accepts_goes_on_to_label(project: Path, cache:
     assert labelled["phases"]["infer"] > 0
 
 
-def test_the_gate_replaces_an_engine_that_dies_and_gives_up_in_the_end(
+def test_the_gate_replaces_an_engine_that_dies_or_hangs_and_gives_up_in_the_end(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(170))
@@ -352,9 +352,17 @@ def test_the_gate_replaces_an_engine_that_dies_and_gives_up_in_the_end(
     assert "a sample cost 2 engines in a row (the fake engine died, as ordered); log: " in err
     assert "Traceback" not in err and not (project / "out/data").exists()
 
-    flag = project / "struck"
-    assert main([*asked, "+engine.options.exit_after=3", f"+engine.options.once={flag}"]) == 0
-    assert flag.exists() and "the engine that was asked a sample is lost: its process died" in capsys.readouterr().err
+    def hit(fault: str, *more: str) -> str:
+        flag = project / fault
+        assert main([*asked, f"+engine.options.{fault}=3", f"+engine.options.once={flag}", *more]) == 0
+        assert flag.exists()
+        return capsys.readouterr().err
+
+    lost = "the engine that was asked a sample is lost: "
+    another = ["engine.max_model_len=255", "output.path=other"]  # or the answers of the one are kept for the other
+    silent = hit("hang_after", "engine.stall_timeout_s=2", *another)
+    assert lost + "no answer for engine.stall_timeout_s=2" in silent
+    assert lost + "its process died" in hit("exit_after")
     report = json.loads((project / "out/meta/report.json").read_text())
     assert (report["answers"], report["gate"][0]["verdict"], report["lost_replicas"]) == (170, "pass", 0)
 

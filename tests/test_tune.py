@@ -98,8 +98,18 @@ def test_what_is_configured_stands(folder: str) -> None:
 
 def test_a_cpu_takes_a_row_in_one_step(folder: str) -> None:
     engine, reasons = settle(job(max_model_len=4096), cpu(memory=64 * GIB), folder)
-    assert (engine.max_num_batched_tokens, engine.max_num_seqs, engine.options) == (4096, 64, {})
-    assert {"kv_cache_memory_bytes", "enforce_eager"} <= set(reasons)
+    assert (engine.max_num_batched_tokens, engine.max_num_seqs, engine.options) == (4096, 64, {"enforce_eager": True})
+    assert "kv_cache_memory_bytes" in reasons and "compiling takes minutes" in reasons["enforce_eager"].why
+
+
+def test_on_a_cpu_compiling_is_tried_first_and_kept(forgetful: Path, folder: str) -> None:
+    config, here = job(), cpu(memory=64 * GIB)
+    assert tune._axes(config, here)[0] == ("enforce_eager", [False])
+    tune.remember(config, DRAFT, here, tune.Tuned({"enforce_eager": False}, 3865.0, 3388.0, 1000, "2026-11-24"))
+    engine, reasons = settle(config, here, folder)
+    assert engine.options == {"enforce_eager": False} and "1.14 times" in reasons["enforce_eager"].why
+    given, _ = settle(job(options={"enforce_eager": True}), here, folder)
+    assert given.options == {"enforce_eager": True}
 
 
 def test_an_engine_starts_with_what_the_plan_says(compose: Callable[..., Config], project: Path, tiny: Path) -> None:

@@ -1,0 +1,191 @@
+"""Ray's nodes, and the places on them where replicas go."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from batchq import hardware
+from batchq.config import ClusterConfig
+from batchq.engine import EngineSpec
+from batchq.errors import ConfigError, EngineError
+from batchq.hardware import Hardware
+from batchq.pool.replica import Replica
+
+HEAD_SHARE = 0.75  # of the time that Ray waits for its head before it ends all processes
+LOOKS = 9  # at the head in that time
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one replica: a node, and on a node without accelerators the cores it may use."""
+
+    node: str
+    cores: tuple[int, ...]
+
+
+def connect(address: str | None) -> None:
+    """Start Ray on this machine, on loopback only, or join the cluster at `address`.
+
+    Raises ConfigError if no cluster answers there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray makes its workers nice to everything else (15); here the engines are what the machine is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
+    if address is None:
+        here = hardware.detect()
+        options |= {
+            "address": "local",
+            "_node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "num_cpus": len(here.cores),
+            "num_gpus": len(here.gpus),
+            "object_store_memory": 100 * 1024 * 1024,  # no row travels through it
+        }
+    else:
+        _require_answer(address)
+        import batchq
+
+        options |= {"address": address, "runtime_env": {"py_modules": [batchq]}}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        raise ConfigError(f"cluster.address={address}: {str(error).splitlines()[0]}{hint}") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+            signal.signal(number, handler)
+
+
+def _require_answer(address: str) -> None:
+    """Raises ConfigError when nothing listens there; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.address={address}: no Ray cluster answers there ({error.strerror or error})"
+        ) from None
+
+
+def watch_head(address: str | None, over: threading.Event) -> None:
+    """Until `over` is set: end this process with a word once Ray's head has gone, from a thread of its own.
+
+    Ray's own calls then hang, and after RAY_gcs_rpc_server_reconnect_timeout_s Ray ends the process without one that
+    says what to do. Nothing is lost by it that another driver's death wouldn't lose.
+    """
+    import ray
+
+    if (address or "").startswith("ray://"):
+        return  # a proxy stands between
+    head = str(ray.get_runtime_context().gcs_address)
+    limit = HEAD_SHARE * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112, Ray names it so
+
+    def watch() -> None:
+        missed = 0
+        while not over.wait(limit / LOOKS):
+            missed = 0 if _listens(head) else missed + 1
+            if missed == LOOKS:
+                print(
+                    f"\nbatchq: Ray's head at {head} has not answered for {limit:.0f} s; what is committed stays, "
+                    "and the same command goes on from there",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(EngineError.exit_code)
+
+    threading.Thread(target=watch, name="batchq-ray-head", daemon=True).start()
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Ray's records of the nodes that are alive, always in the same order."""
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return sorted((n for n in found if n["Alive"]), key=lambda n: str(n["NodeID"]))
+
+
+def alive(slot: Slot) -> bool:
+    """Whether the node is still there."""
+    return any(node["NodeID"] == slot.node for node in nodes())
+
+
+def detect() -> Hardware:
+    """What the best equipped of the nodes has."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    best = min(nodes(), key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
+    there = NodeAffinitySchedulingStrategy(best["NodeID"], soft=False)
+    return ray.get(ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=there).remote())  # type: ignore[no-any-return]
+
+
+def slots(cluster: ClusterConfig, here: Hardware) -> list[Slot]:
+    """Where replicas go. Raises ConfigError if the cluster has no room for what is asked."""
+    gpus = cluster.tensor_parallel_size * cluster.pipeline_parallel_size
+    there = nodes()
+    rooms: list[list[Slot]] = []
+    for node in there:
+        if here.device == "cuda":
+            count = int(node["Resources"].get("GPU", 0)) // gpus
+            rooms.append([Slot(node["NodeID"], ())] * count)
+        else:
+            cores = here.cores[: int(node["Resources"].get("CPU", 0))]
+            a_node = -(-(cluster.replicas or 1) // len(there))
+            share = cluster.cpus_per_replica or max(1, len(cores) // a_node)
+            starts = range(0, len(cores) - share + 1, share)
+            rooms.append([Slot(node["NodeID"], cores[i : i + share]) for i in starts])
+    # A node's first before any node's second.
+    found = [slot for row in itertools.zip_longest(*rooms) for slot in row if slot is not None]
+    wanted = cluster.replicas or len(found)
+    if not found or wanted > len(found):
+        unit = f"{gpus} GPUs" if here.device == "cuda" else "cores"
+        raise ConfigError(
+            f"cluster.replicas={cluster.replicas}: there is room for {len(found)} (of {unit} each); "
+            "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
+        )
+    return found[:wanted]
+
+
+def start(slot: Slot, spec: EngineSpec, here: Hardware, log: str) -> Any:
+    """A replica at that place; the handle of Ray's actor. It loads nothing before it is told to."""
+    import ray
+
+    return ray.remote(Replica).options(**placement(slot, spec, here)).remote(spec, log)  # type: ignore[arg-type]
+
+
+def placement(slot: Slot, spec: EngineSpec, here: Hardware) -> dict[str, Any]:
+    """Ray's options for the actor that runs one engine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    cuda = here.device == "cuda"
+    return {
+        "num_cpus": 0 if cuda else len(slot.cores),
+        "num_gpus": spec.devices if cuda else 0,
+        "max_restarts": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node, soft=False),
+    }

@@ -1,0 +1,131 @@
+"""The actor: one engine in a process of its own. Ray runs it, and nothing here knows of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchq.account import PhaseClock
+from batchq.engine import Completion, EngineSpec, Sampling
+from batchq.errors import BatchqError, RowError
+from batchq.records import Failure, Receipt, Shard
+from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one engine is asked apart from any labelling: by the gate, or to try settings.
+
+    The first `warm` prompts count as the engine's start. What isn't asked within `seconds` after them isn't asked.
+    """
+
+    prompts: list[list[int]]  # token ids
+    sampling: Sampling
+    in_flight: int
+    warm: int = 0
+    seconds: float = math.inf
+
+
+class Replica:
+    """One engine, its output and its children's in one log file.
+
+    It answers the gate's prompts, or labels; one whose answers the gate accepted goes on to label.
+    """
+
+    def __init__(self, spec: EngineSpec, log: str) -> None:
+        self.clock = PhaseClock("start")
+        _log_to(log)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self.engine = open_engine(spec)
+        self.worker: Worker | None = None  # from `start` on; Ray may run another method before it
+        self.answered = 0
+
+    # -- for gate and tune --
+
+    async def open(self) -> None:
+        self.clock.enter("load")
+        phases = await self.engine.start()
+        self.clock.enter("gate")
+        self.clock.move("load", "compile", phases.get("compile", 0.0))
+
+    async def ask(self, question: Question, keep: bool) -> tuple[list[Completion | Failure], dict[str, float]]:
+        """The answers in the prompts' order, and the seconds by phase; `keep` leaves the engine up."""
+        places = asyncio.Semaphore(question.in_flight)
+        until = math.inf
+
+        async def one(prompt: list[int]) -> Completion | Failure:
+            async with places:
+                if time.monotonic() >= until:
+                    return Failure("not_asked", "the time was up")
+                try:
+                    return await self.engine.ask(prompt, question.sampling)
+                except RowError as error:
+                    return Failure(error.code, error.message)
+                finally:
+                    self.answered += 1
+
+        warm = question.warm
+        self.clock.enter("load" if warm else "gate")
+        answers = list(await asyncio.gather(*map(one, question.prompts[:warm])))
+        self.clock.enter("gate")
+        until = time.monotonic() + question.seconds
+        answers += await asyncio.gather(*map(one, question.prompts[warm:]))
+        if not keep:
+            await self.engine.close()
+        spent, self.clock = self.clock.seconds(), PhaseClock("idle")  # from here on it is the labelling's time
+        return answers, spent
+
+    async def progress(self) -> tuple[int, dict[str, float]]:
+        """How many prompts were answered, and the seconds by phase."""
+        return self.answered, self.clock.seconds()
+
+    # -- for the labelling --
+
+    async def start(self, spec: WorkerSpec) -> None:
+        self.worker = Worker(spec, self.clock, self.engine)
+        await self.worker.start()
+        # What stands now stays; looking through it again and again is up to 10 us a row.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+
+    async def label(self, shard: Shard, attempt: str) -> list[Receipt]:
+        assert self.worker is not None, "start() comes first"
+        try:
+            return await self.worker.label(shard, attempt)
+        except BatchqError:
+            raise
+        except Exception as error:  # a defect: where it happened goes to the log, its message may quote a row
+            print(
+                f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise
+
+    async def snapshot(self) -> Snapshot | None:
+        return self.worker.snapshot() if self.worker else None
+
+    async def stop(self, grace: float) -> None:
+        if self.worker:
+            self.worker.stop(grace)
+
+    async def close(self) -> Snapshot | None:
+        """Free the devices; says how far it was, unless it has only served the gate."""
+        snapshot = await self.snapshot()
+        await (self.worker or self.engine).close()
+        return snapshot
+
+
+def _log_to(path: str) -> None:
+    """Send this process's output, and its children's, to a file."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
