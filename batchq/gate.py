@@ -133,7 +133,9 @@ def judged(
             here,
             f"gate-{what}.log",
             stop,
-            lambda count: show.update(f"gate: {what} has answered {count:,} of {len(chosen.prompts):,} rows"),
+            lambda count: show.update(
+                f"gate: {what} has answered {count:,} of {len(chosen.prompts):,} rows", count / len(chosen.prompts)
+            ),
             show.step,
             keep,
         )

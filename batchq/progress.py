@@ -10,6 +10,7 @@ from typing import TextIO
 
 LOG_SECONDS = 30.0  # between lines where there is no terminal
 LIVE_SECONDS = 0.5
+BAR = 20  # characters
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories of characters that aren't shown as they are
 JOINERS = "\u200c\u200d"  # of these, but words and emoji are spelled with them
 
@@ -30,14 +31,17 @@ class Progress:
         self.stream.write(f"[{_duration(time.monotonic() - self._began)}] {visible(text)}\n")
         self.stream.flush()
 
-    def update(self, text: str) -> None:
-        """The current step goes on; printed only when a line is due."""
+    def update(self, text: str, share: float | None = None) -> None:
+        """The current step goes on, and `share` of it is done; printed only when a line is due, on a terminal with a bar
+        where the share is known."""
         now = time.monotonic()
         if now - self._last < (LIVE_SECONDS if self.live else LOG_SECONDS):
             return
         self._last = now
         line = f"[{_duration(now - self._began)}] {visible(text)}"
         if self.live:
+            if share is not None:
+                line = f"{'#' * round(share * BAR):.<{BAR}} {line}"
             self.stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
             self._open = True
         else:

@@ -331,7 +331,7 @@ def label(
         spent = account.summarise((), [invocation.account("running")], config.pricing)["cost"]
         money = "" if spent is None else f" · {spent:.4f} {config.pricing.currency} so far"
         line = progress.labelling(rows_before + state.live_rows, share, elapsed, state.live_tokens, state.phases, money)
-        show.update(line + progress.eta(share, done_before, elapsed))
+        show.update(line + progress.eta(share, done_before, elapsed), share)
 
     spec = worker_spec(config, fixed, checkpoint, here)
     note_work(config, fixed, model, here, spec, invocation)

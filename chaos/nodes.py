@@ -15,13 +15,13 @@ from chaos.drivers import TOO_SLOW, Job, Tally, end, until
 from chaos.trial import Trial, times
 
 HEAD_S = 12  # that Ray waits for its head; 60 unless said
-# Or a driver takes 127.0.0.1 for the machine's outer address, where nothing listens. Ray reads it when it is imported.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Any, Any]]:
     """Ray's own cluster for tests, of one core a node, and the node that isn't the head."""
+    # Or drivers take 127.0.0.1 for the machine's outer address, where nothing listens. Ray reads it at its import.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20}

@@ -26,6 +26,8 @@ ROOT = Path(__file__).parent.parent
         (store.killed_where_a_name_is_taken, 0.1),
         (store.killed_after_a_lost_reply, 0.1),
         (store.killed_in_mid_commit, 0.05),
+        (store.killed_at_random, 0.05),
+        (store.races, 0.05),
         (store.store_faults, 0.06),
         (store.lost_replies, 0.1),
         (store.lying_clocks, 0.1),
@@ -36,6 +38,13 @@ def test_a_promise_holds(trial, share: float, tmp_path: Path) -> None:  # type: 
     done = trial(tmp_path, share)
     assert done.holds, row(done, 0)
     assert done.faults > 0
+
+
+def test_the_death_of_a_node_and_of_rays_head_is_survived() -> None:
+    """In a process of its own, where Ray wasn't imported with other settings."""
+    command = [sys.executable, "-m", "chaos", "--share", "0.2", "lost_nodes", "lost_heads"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.count(" holds ") == 2, done.stdout + done.stderr[-3000:]
 
 
 def test_a_broken_promise_is_told() -> None:
