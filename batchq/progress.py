@@ -32,8 +32,8 @@ class Progress:
         self.stream.flush()
 
     def update(self, text: str, share: float | None = None) -> None:
-        """The current step goes on, and `share` of it is done; printed only when a line is due, on a terminal with a bar
-        where the share is known."""
+        """The current step goes on; printed only when a line is due, on a terminal with a bar if `share`, of the step,
+        is known."""
         now = time.monotonic()
         if now - self._last < (LIVE_SECONDS if self.live else LOG_SECONDS):
             return
