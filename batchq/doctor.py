@@ -8,9 +8,10 @@ from importlib import metadata
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
-from batchq import capacity, hardware, models, preview, storage
+from batchq import hardware, models, preview, storage
 from batchq.config import Config
 from batchq.errors import BatchqError
+from batchq.fit import Fit
 
 PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors", "pyarrow", "obstore", "hydra-core")
 
@@ -87,7 +88,7 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
 
     def model() -> str:
         found = models.resolve(config.model)
-        choice = capacity.Fit(found, here, config).choose()
+        choice = Fit(found, here, config).choose()
         return f"{found.name} · {preview.weights(found)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:

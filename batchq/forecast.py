@@ -12,6 +12,7 @@ from typing import Any
 from batchq import capacity
 from batchq.capacity import Layout, Tensor
 from batchq.config import IGNORE, Config, Scheme
+from batchq.fit import Fit
 from batchq.hardware import Gpu, Hardware
 from batchq.scheme import FACTS, unserved
 from batchq.shapes import Shape, published
@@ -167,7 +168,7 @@ def _block(shape: Shape) -> str:
     return "\n".join([head, " " * len(columns) + titles, heads, *rows])
 
 
-def of_job(fit: capacity.Fit, config: Config) -> list[str]:
+def of_job(fit: Fit, config: Config) -> list[str]:
     """The job's model under every scheme on this hardware."""
     here, found = fit.hardware, []
     if not here.gpus:

@@ -22,6 +22,7 @@ from batchq import capacity, models, quantize, sample, tune
 from batchq.config import Config, EngineKind, GateConfig, KvCache, ModelConfig, Scheme
 from batchq.engine import Completion
 from batchq.errors import ConfigError, GateRefused
+from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.ledger import Invocation
 from batchq.models import Model
@@ -104,7 +105,7 @@ def judged(
         return None
     bare = dataclasses.replace(config.quantization, kv_cache=KvCache.auto)
     whole = dataclasses.replace(config, quantization=bare)
-    if config.engine.kind is EngineKind.vllm and not capacity.Fit(full, here, whole).fits(Scheme.none):
+    if config.engine.kind is EngineKind.vllm and not Fit(full, here, whole).fits(Scheme.none):
         if settings.strict:
             raise GateRefused(f"gate.strict: {full.name} doesn't fit here unquantized, so nothing can be compared")
         show.step(f"gate: {full.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")

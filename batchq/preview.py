@@ -9,6 +9,7 @@ from typing import Any
 from batchq import capacity, forecast, models, plan, read, sample, storage, tune
 from batchq.config import Config, Scheme, check
 from batchq.errors import RowError
+from batchq.fit import Fit
 from batchq.hardware import Hardware, detect
 from batchq.models import Model
 from batchq.pool import Pool
@@ -36,7 +37,7 @@ def describe(config: Config) -> str:
     choice = choose(config, stored, model, here)
     scheme, why = choice.scheme, choice.why
     draft = stored or plan.make(config, model.digest, scheme, "")
-    fit = capacity.Fit(model, here, config)
+    fit = Fit(model, here, config)
     lengths = sample.lengths(config, draft, model.path)
     stores = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
     _, reasons = tune.settled(config, draft, model.path, stores, here, lengths)

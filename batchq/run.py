@@ -30,9 +30,9 @@ from batchq import (
     tune,
     write,
 )
-from batchq.capacity import Choice
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, NotFound, Stopped
+from batchq.fit import Choice, Fit, require_memory
 from batchq.gate import Verdict
 from batchq.hardware import Hardware
 from batchq.lease import Lease
@@ -157,10 +157,10 @@ def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) ->
         return Choice(Scheme.none, "the fake engine reads no weights", ())
     if config.quantization.kv_cache is KvCache.fp8 and (here.capability or (0, 0)) < FACTS[Scheme.fp8].since:
         raise ConfigError("quantization.kv_cache=fp8: takes a GPU that computes in FP8; choose auto")
-    fit = capacity.Fit(model, here, config)
+    fit = Fit(model, here, config)
     choice = fit.choose()
     if config.engine.kind is EngineKind.vllm:
-        capacity.require_memory(fit.memory(choice.scheme), choice.scheme, here, config)
+        require_memory(fit.memory(choice.scheme), choice.scheme, here, config)
     return choice
 
 
@@ -219,7 +219,7 @@ def note_work(
     """
     if config.engine.kind is not EngineKind.vllm or model.quantized:
         return
-    fit, scheme, engine = capacity.Fit(model, here, config), Scheme(fixed.quantization), spec.engine
+    fit, scheme, engine = Fit(model, here, config), Scheme(fixed.quantization), spec.engine
     invocation.flop_per_token = 2.0 * capacity.linear_parameters(fit.tensors, fit.shape)
     invocation.peak_flops = forecast.peak(here.accelerator, scheme)
     if config.task.kind is TaskKind.generate and "speculative_config" not in engine.options:

@@ -33,6 +33,7 @@ from batchq import capacity, cli, gate, hardware, models
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine import Completion
 from batchq.errors import BatchqError
+from batchq.fit import Fit
 from batchq.pool import Pool, Question
 from batchq.quantize import Checkpoint, quantize
 from batchq.sample import Sample
@@ -202,7 +203,7 @@ def compare(
     task: Task,
 ) -> None:
     here = hardware.detect()
-    fit = capacity.Fit(model, here, config)
+    fit = Fit(model, here, config)
     made: dict[str, Future[Checkpoint]] = {}
     settings = {}
     for name in names:

@@ -31,6 +31,7 @@ ROOMS = [
         "plan",
         "forecast",
         "shapes",
+        "fit",
         "capacity",
         "pool",
         "worker",

@@ -1,0 +1,161 @@
+"""Which scheme a model is served in on this machine: what was asked for, or the fastest that fits, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchq.capacity import Memory, Tensor, gib, group_of, matrices, memory_needed, room, shape_of
+from batchq.config import Config, Scheme, TaskKind
+from batchq.errors import ConfigError
+from batchq.hardware import Hardware
+from batchq.models import Model
+from batchq.scheme import FACTS, LADDER, unserved
+
+INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
+
+
+def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:
+    """Raises ConfigError with the numbers when one device of a replica hasn't that much."""
+    replicas = config.cluster.replicas or 1
+    have = room(hardware, replicas)
+    if hardware.gpus:
+        where, ways = (
+            f"a {hardware.accelerator}",
+            "a smaller model, a higher cluster.tensor_parallel_size or pipeline_parallel_size",
+        )
+    else:
+        where = "each replica's share of this machine's free memory" if replicas > 1 else "this machine's free memory"
+        ways = "a smaller model" + (", fewer cluster.replicas" if replicas > 1 else "")
+    if need.total > have:
+        raise ConfigError(
+            f"too little memory: {gib(need.total)} needed (weights {gib(need.weights)} under {scheme.value}, KV cache "
+            f"{gib(need.kv)} for one row of engine.max_model_len={config.engine.max_model_len}, engine "
+            f"{gib(need.overhead)}), {gib(have)} in {where}; choose {ways}, or a lower engine.max_model_len"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The scheme to quantize to, never `auto`, why, and what is tried after it if it costs too much quality."""
+
+    scheme: Scheme
+    why: str
+    fallback: tuple[Scheme, ...]
+
+
+class Fit:
+    """One model on one machine under one configuration: what each scheme takes, and whether it can be served."""
+
+    def __init__(
+        self,
+        model: Model,
+        hardware: Hardware,
+        config: Config,
+        shape: tuple[Sequence[Tensor], dict[str, Any]] | None = None,
+    ) -> None:
+        """`shape`: tensors and config.json, where they aren't to be read from the model's folder."""
+        self.model, self.hardware, self.config = model, hardware, config
+        self.tensors, self.shape = shape or shape_of(model)
+        self.ignore = tuple(config.quantization.ignore)
+
+    def group(self, scheme: Scheme) -> int | None:
+        return group_of(scheme, self.tensors, self.ignore, self.config.quantization.group_size)
+
+    def memory(self, scheme: Scheme) -> Memory:
+        """What one device needs under the scheme."""
+        return memory_needed(
+            self.tensors,
+            self.shape,
+            scheme,
+            max_model_len=self.config.engine.max_model_len,
+            device=self.hardware.device,
+            tensor_parallel_size=self.config.cluster.tensor_parallel_size,
+            pipeline_parallel_size=self.config.cluster.pipeline_parallel_size,
+            ignore=self.ignore,
+            group=self.group(scheme),
+        )
+
+    def fits(self, scheme: Scheme) -> bool:
+        return self.memory(scheme).total <= room(self.hardware, self.config.cluster.replicas or 1)
+
+    def unserved(self, scheme: Scheme) -> str | None:
+        """Why vLLM can't serve it here, or None."""
+        return unserved(scheme, self.hardware, matrices(self.tensors, self.ignore))
+
+    def choose(self) -> Choice:
+        """Raises ConfigError for a scheme, or a model's own quantization, that can't be served on this hardware."""
+        asked, hardware, model = self.config.quantization.scheme, self.hardware, self.model
+        if model.quantized:
+            _require_stored(model, hardware)
+            why = f"{model.name} is already quantized ({model.quantized}) and is used as it is"
+            return Choice(Scheme.none, why, ())
+        if asked is not Scheme.auto:
+            if reason := self.unserved(asked):
+                others = [s.value for s in (*LADDER, Scheme.auto) if s is Scheme.auto or not self.unserved(s)]
+                raise ConfigError(f"quantization.scheme={asked.value}: {reason}; choose {', '.join(others)}")
+            return Choice(asked, f"{asked.value}, as asked{self._grouped(asked)}", self._fallback(asked))
+        scheme, why = self._auto()
+        return Choice(scheme, why + self._grouped(scheme), self._fallback(scheme))
+
+    def _auto(self) -> tuple[Scheme, str]:
+        """The fastest of what fits: bits that the hardware computes in, fewer only where memory forces it."""
+        hardware = self.hardware
+        best, why = self._native()
+        if self.fits(best) or best is Scheme.none:
+            return best, why
+        device = _named(hardware) if hardware.gpus else "this machine"
+        for scheme in (Scheme.nvfp4, Scheme.w4a8_fp8, Scheme.w4a16):
+            if not self.unserved(scheme) and self.fits(scheme):
+                heavy = self.config.task.kind is TaskKind.classify
+                price = "prefill is slower for it" if heavy else "decoding reads fewer bytes for it"
+                return scheme, (
+                    f"{best.value} weights take {gib(self.memory(best).weights)} a device and don't fit in {device}, "
+                    f"4-bit ones take {gib(self.memory(scheme).weights)} and do; {price}"
+                )
+        return best, why  # nothing fits; require_memory says so with the numbers
+
+    def _native(self) -> tuple[Scheme, str]:
+        hardware = self.hardware
+        work = "this job is all prefill, which is bound by arithmetic"
+        if self.config.task.kind is TaskKind.generate:
+            work = "in large batches decoding is bound by arithmetic too"
+        if not hardware.gpus:
+            if fast := sorted(INT8_FLAGS & hardware.flags):
+                return Scheme.int8, f"no GPU here, and this CPU computes in INT8 ({', '.join(fast)})"
+            return Scheme.none, "no GPU here, and this CPU has no INT8 instructions (avx512_vnni, amx_int8)"
+        capability, name = hardware.capability or (0, 0), _named(hardware)
+        if capability >= FACTS[Scheme.fp8].since:
+            return Scheme.fp8, f"{name} computes in FP8 at twice the rate, without calibration; {work}"
+        if capability >= FACTS[Scheme.int8].since:
+            return Scheme.int8, f"{name} computes in INT8 at twice the rate but not in FP8; {work}"
+        return Scheme.none, f"{name} gains nothing from FP8 or INT8"
+
+    def _grouped(self, scheme: Scheme) -> str:
+        """What was made of the group size, where there is one to choose."""
+        if not FACTS[scheme].grouped:
+            return ""
+        group = self.group(scheme)
+        return f"; a scale for each {group} columns" if group else "; a scale a row, since no group divides its columns"
+
+    def _fallback(self, scheme: Scheme) -> tuple[Scheme, ...]:
+        named = self.config.gate.fallback
+        if named is not None:
+            return tuple(named)
+        after = LADDER[LADDER.index(scheme) + 1 :] if scheme in LADDER else (Scheme.none,)
+        return tuple(s for s in after if not self.unserved(s) and self.fits(s))
+
+
+def _require_stored(model: Model, hardware: Hardware) -> None:
+    """Raise ConfigError if vLLM can't compute in what the model is stored in; older GPUs take FP8 as weights only."""
+    kind = (model.quantized or "").rpartition(" ")[2]
+    if kind == "fp8" and hardware.capability is None:
+        raise ConfigError(f"{model.name} is stored in fp8, which vLLM doesn't serve on a CPU")
+    if kind == "int8" and hardware.capability and hardware.capability >= FACTS[Scheme.int8].before:
+        raise ConfigError(f"{model.name} is stored in int8, and vLLM has no INT8 kernel for {_named(hardware)}")
+
+
+def _named(hardware: Hardware) -> str:
+    major, minor = hardware.capability or (0, 0)
+    return f"{hardware.accelerator} (compute capability {major}.{minor})"
