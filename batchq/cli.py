@@ -148,7 +148,8 @@ def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     from batchq import preview, verify
-    from batchq.run import checkpoint_only, compose_report, run, status, tuned
+    from batchq.outcome import compose_report, status
+    from batchq.run import checkpoint_only, run, tuned
 
     if verb == "plan":
         _say(preview.describe(config))

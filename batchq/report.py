@@ -26,11 +26,11 @@ ADDED = (
     *("billed_tokens", "billed_rows", "invocations"),
 )
 
-Summary = Mapping[str, Any]  # of one output: run.summarise's, or ledger.survey's
+Summary = Mapping[str, Any]  # of one output: outcome.summarise's, or ledger.survey's
 
 
 def terminal(summary: Summary) -> str:
-    """A dozen lines for a terminal, from `run.finish`'s summary."""
+    """A dozen lines for a terminal, from `outcome.finish`'s summary."""
     head = f"batchq · {summary['job']} · {summary['state']}"
     return "\n".join([visible(head), *(f"  {name:<11}{visible(text)}" for name, text in facts(summary))])
 

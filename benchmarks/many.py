@@ -35,8 +35,8 @@ from spine import labelling_seconds, one_token_model, watch
 
 from batchq import plan, storage, write
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
+from batchq.outcome import status
 from batchq.records import InputObject, Plan, Receipt, Shard, Usage
-from batchq.run import status
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100

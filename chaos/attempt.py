@@ -36,8 +36,9 @@ from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.models import Model
+from batchq.outcome import finish
 from batchq.records import Receipt, Shard, Usage
-from batchq.run import finish, resumable
+from batchq.run import resumable
 from batchq.worker import Worker, WorkerSpec
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -111,7 +111,7 @@ PAYLOADS = (*HTML, *FORMULAS, *CONTROLS)
 
 
 def summary(text: str) -> dict[str, Any]:
-    """What `run.finish` would report if everything that somebody else named were called `text`."""
+    """What `outcome.finish` would report if everything that somebody else named were called `text`."""
     run = RunAccount(text, text, text, 9.0, (ReplicaAccount(text, 1, {"infer": 3.0, "idle": 1.0}, tokens=2000),))
     receipt = Receipt(0, 0, True, "a", "f", Usage(rows=9, answers=8, failures=1), {text: 8}, {text: 1})
     return {

@@ -25,8 +25,8 @@ from batchq import plan, storage
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
 from batchq.models import Model
+from batchq.outcome import finish
 from batchq.records import Plan
-from batchq.run import finish
 from tests.conftest import rows_of
 from tests.test_worker import planned, worker
 

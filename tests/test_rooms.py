@@ -21,6 +21,7 @@ ROOMS = [
         "preview",
         "verify",
         "run",
+        "outcome",
         "report",
         "gate",
         "tune",
