@@ -1,0 +1,61 @@
+"""The documents name only what there is: fields, verbs, groups, files and make's targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchq.cli import VERBS, choices
+from batchq.config import Config
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "RELIABILITY.md", "SECURITY.md", "CONTRIBUTING.md", "jobs/sentiment_transcripts/README.md")
+GROUPS = tuple(field.name for field in dataclasses.fields(Config))
+
+
+def fields() -> set[str]:
+    """Every field's name with dots, as on the command line."""
+    found: set[str] = set()
+
+    def walk(kind: Any, prefix: str) -> None:
+        for field in dataclasses.fields(kind):
+            found.add(prefix + field.name)
+            if dataclasses.is_dataclass(field.default_factory):
+                walk(field.default_factory, f"{prefix}{field.name}.")
+
+    walk(Config, "")
+    return found
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_field_that_is_named_exists(name: str) -> None:
+    named = re.findall(rf"(?<![\w/.])((?:{'|'.join(GROUPS)})\.[a-z_]+)(?![\w(/])", (ROOT / name).read_text())
+    files = {path.name for folder in ("batchq", "conf/job") for path in (ROOT / folder).rglob("*.*")}
+    unknown = {n for n in named if n not in fields() and n not in files}
+    assert not unknown, f"{name} names {unknown}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_choice_and_verb_that_is_named_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for group in GROUPS:
+        for choice in re.findall(rf"(?<![\w.]){group}=([a-z]\w*)\b", text):
+            known = set(choices(group)) | {"mine", "tickets"} if group == "job" else set(choices(group))
+            assert choice in known, f"{name} names {group}={choice}"
+    for words in re.findall(r"python -m batchq (\w[^\n`]*)", text):
+        verb = words.split()[0]
+        assert "=" in verb or verb in VERBS, f"{name} names the verb {verb}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_script_and_target_that_is_named_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for script in re.findall(r"\b((?:benchmarks|chaos|tests|jobs)/[\w/]+\.py)\b", text):
+        assert (ROOT / script).is_file(), f"{name} names {script}"
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for target in re.findall(r"`?make (\w+)", "\n".join(re.findall(r"^make .*|`make [^`]*`", text, re.M))):
+        assert target in targets, f"{name} names make {target}"
