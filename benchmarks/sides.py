@@ -145,7 +145,8 @@ def ray_data_llm(case: Case, side: str, settings: dict[str, Any], detokenize: bo
         }
 
     cpu = case.spec["device"] == "cpu"
-    ray.init(include_dashboard=False, num_cpus=max(8, len(os.sched_getaffinity(0))))  # it wants one for each stage
+    cores = max(8, len(os.sched_getaffinity(0)))  # it wants one for each stage
+    ray.init("local", include_dashboard=False, num_cpus=cores)  # not a cluster that somebody else runs here
     if cpu:
         settings = {**settings, "placement_group_config": {"bundles": [{"CPU": 1}]}}
     config = vLLMEngineProcessorConfig(model_source=case.model, concurrency=1, **settings)
