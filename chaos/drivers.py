@@ -76,6 +76,7 @@ output: {{path: out, rows_per_shard: {per_shard}}}
             "PYTHONPATH": str(ROOT),
             "BATCHQ_CACHE": str(self.folder / "cache"),
             "HF_HUB_OFFLINE": "1",
+            "PYTHONFAULTHANDLER": "1",
         }
         return subprocess.Popen(
             command,
@@ -160,9 +161,11 @@ def until(process: subprocess.Popen[str], done: Callable[[], object], may_end: b
     """Wait for what a driver does; nothing depends on how long it takes."""
     deadline = time.monotonic() + PATIENCE_S
     while not done():
-        if (process.poll() is not None and not may_end) or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"the driver didn't get so far: {process.communicate()[1][-2000:]}")
+        code = None if may_end else process.poll()
+        if code is not None or time.monotonic() > deadline:
+            process.send_signal(signal.SIGABRT)  # Python writes where each thread was
+            why = "it is still at it" if code is None else f"exit code {code}"
+            raise RuntimeError(f"the driver didn't get so far, {why}: {process.communicate()[1][-6000:]}")
         time.sleep(0.02)
 
 

@@ -38,7 +38,8 @@ def lost_nodes(work: Path, share: float) -> Trial:
     for n in range(trials):
         job = Job(work / str(n), 300)
         with two_nodes() as (cluster, node):
-            process = job.start(*TOO_SLOW, f"cluster.address={cluster.address}", "cluster.replicas=2", *job.noting())
+            slowly = "+engine.options.tokens_per_s=400"  # so that both are at work when it dies
+            process = job.start(slowly, f"cluster.address={cluster.address}", "cluster.replicas=2", *job.noting())
             until(process, lambda job=job: len(job.stamps()) >= 4)  # type: ignore[misc]
             before = job.stamps()
             cluster.remove_node(node, allow_graceful=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,13 @@ def connect(address: str | None) -> None:
         import batchq
 
         options |= {"address": address, "runtime_env": {"py_modules": [batchq]}}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(**options)
+        # In a thread: in the main one Ray takes SIGTERM for itself, and one that came meanwhile ended in exit code 15.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(ray.init, **options).result()
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
         raise ConfigError(f"cluster.address={address}: {str(error).splitlines()[0]}{hint}") from error
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():  # Ray takes SIGTERM for itself
-            signal.signal(number, handler)
 
 
 def _require_answer(address: str) -> None:
