@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -155,14 +157,26 @@ def test_a_shard_that_loses_every_replica_ends_the_run_with_its_name(
     assert "Traceback" not in err
 
 
+def listening(root: int) -> list[str]:
+    """Addresses at which a process or one that it started listens."""
+    found = []
+    for process in [psutil.Process(root), *psutil.Process(root).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert found, "Ray listens somewhere"
+    return found
+
+
 def test_sigterm_stops_with_three_and_no_answer_is_asked_twice(project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(400))
     noted = f"+engine.options.asked={project / 'asked'}"  # a line a row that the engine is asked
     process = start(project, "output.rows_per_shard=40", "+engine.options.tokens_per_s=8000", noted)
     wait_for(process, lambda: len(list((project / "out/data").glob("*.parquet"))) >= 2)
+    open_to_others = [place for place in listening(process.pid) if not place.startswith(("127.", "::ffff:127.", "::1"))]
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
+    assert not open_to_others, "Ray listens on loopback alone"
     assert "the same command goes on from here" in err
     assert 80 <= len((project / "asked").read_text().splitlines()) < 400
     again = start(project, "output.rows_per_shard=40", noted)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from batchq import hardware
 from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec
-from batchq.errors import ConfigError, EngineError
+from batchq.errors import ConfigError, EngineError, Stopped
 from batchq.hardware import Hardware
 from batchq.pool.replica import Replica
 
@@ -34,12 +34,15 @@ class Slot:
 def connect(address: str | None) -> None:
     """Start Ray on this machine, on loopback only, or join the cluster at `address`.
 
-    Raises ConfigError if no cluster answers there.
+    Raises ConfigError if no cluster answers there, Stopped after SIGTERM.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray makes its workers nice to everything else (15); here the engines are what the machine is for.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    if address is None:
+        # Or Ray takes 127.0.0.1 for the machine's outer address, and all its ports are open there. Read at its import.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -59,10 +62,14 @@ def connect(address: str | None) -> None:
         import batchq
 
         options |= {"address": address, "runtime_env": {"py_modules": [batchq]}}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        # In a thread: in the main one Ray takes SIGTERM for itself, and one that came meanwhile ended in exit code 15.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(ray.init, **options).result()
+        ray.init(**options)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray takes SIGTERM for itself
+                signal.signal(number, handler)
+    except SystemExit:  # a SIGTERM that came meanwhile; Ray's handler would end the process in exit code 15
+        raise Stopped("stopped while Ray started; the same command goes on from here") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
         raise ConfigError(f"cluster.address={address}: {str(error).splitlines()[0]}{hint}") from error
