@@ -45,8 +45,9 @@ def lost_nodes(work: Path, share: float) -> Trial:
             cluster.remove_node(node, allow_graceful=False)
             ended = end(process)
         tally.completed(job, ended)
-        tally.struck(job.lost_replicas() == 1)
-        tally.require(job.lost_replicas() == 1, f"{job.lost_replicas()} replicas lost")
+        # The second is one that was to start in its place, when Ray hadn't noticed yet that the node is gone.
+        tally.struck(job.lost_replicas() in (1, 2))
+        tally.require(job.lost_replicas() in (1, 2), f"{job.lost_replicas()} replicas lost")
         tally.require(before.items() <= job.stamps().items(), "a committed object changed")
     return tally.trial("a node dies", trials, "the other one did the rest; no committed object changed")
 
