@@ -9,9 +9,13 @@ SHARE ?= 1
 .PHONY: demo test chaos check format lint lock wheel clean
 .DELETE_ON_ERROR:
 
+# Another number of rows is another corpus and another output.
+OTHER := $(filter-out 600,$(ROWS))
+DEMO := sentiment_transcripts$(OTHER:%=-%)
+
 demo: $(VENV)/.cpu
-	$(PYTHON) jobs/sentiment_transcripts/corpus.py data/sentiment_transcripts --rows $(ROWS)
-	$(PYTHON) -m batchq job=sentiment_transcripts
+	$(PYTHON) jobs/sentiment_transcripts/corpus.py data/$(DEMO) --rows $(ROWS)
+	$(PYTHON) -m batchq job=sentiment_transcripts $(if $(OTHER),input.path=data/$(DEMO) output.path=out/$(DEMO))
 
 test: $(VENV)/.dev
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile

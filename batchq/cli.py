@@ -45,12 +45,13 @@ Your own groups: ./conf (if it holds job/) or $BATCHQ_CONF. Exit codes: 0 comple
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Prints one line for a user's mistake, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    bare = not arguments
     verb = arguments.pop(0) if arguments and arguments[0] in VERBS else "run"
     try:
-        if any(a in ("-h", "--help", "help") for a in arguments) or not (arguments or verb in ("doctor", "plan")):
+        if any(a in ("-h", "--help", "help") for a in arguments) or bare:
             print(USAGE)
             return 0
-        if verb == "report" and _POSITIONAL.match(arguments[0]):
+        if verb == "report" and arguments and _POSITIONAL.match(arguments[0]):
             return _report_many(arguments)
         if unknown := [a for a in arguments[:1] if "=" not in a and not a.startswith(("-", "~", "+"))]:
             raise ConfigError(f"{unknown[0]}: no such verb; verbs are {', '.join(VERBS)}")
@@ -280,6 +281,8 @@ class _hydra_errors:
             raise ConfigError(_yaml_words(error)) from None
         if isinstance(error, HydraException | OmegaConfBaseException):
             raise ConfigError(self._words(error)) from None
+        if isinstance(error, ValueError) and "item value in defaults" in str(error):
+            raise ConfigError("defaults: YAML reads a bare on, off, yes or no as true or false; quote it, as 'off'")
 
     def _words(self, error: BaseException) -> str:
         text = str(error)

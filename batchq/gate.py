@@ -77,11 +77,11 @@ class Verdict:
             figures = f" ({self.baseline:.2f} -> {self.quantized:.2f})"
         more = "" if self.measure == "agreement" else f", agreement {self.agreement:.1%}"
         more += "" if self.kl is None else f", KL {self.kl:.4f}"
-        enough = f"; about {self.needs:,} would tell" if self.needs else ""
+        enough = f"; about {self.needs:,} would do" if self.needs else ""
         end = {
             "pass": f"passes {self.wanted:.1%}",
             "fail": f"fails {self.wanted:.1%}",
-            "undecided": f"can't tell {self.wanted:.1%} with {self.judged:,} rows{enough}",
+            "undecided": f"UNDECIDED at {self.wanted:.1%}, too few rows{enough}; gate=strict refuses that",
         }[self.verdict]
         return f"{self.scheme} {kept}{figures}{more} on {self.judged:,} rows: {end}"
 

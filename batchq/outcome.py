@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq import account, failpoint, gate, ledger, plan, report, storage, write
-from batchq.config import Config
+from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.gate import Verdict
 from batchq.models import Model
@@ -70,7 +70,7 @@ def summarise(
         "output": output,
         "model": model,
         "quantization": fixed.quantization,
-        "why": "served as it is" if fixed.quantization == "none" else f"checkpoint {fixed.checkpoint[:12]}",
+        "why": why(fixed),
         "fingerprint": fixed.fingerprint,
         "shards": len(fixed.shards),
         "shards_done": len(fixed.shards) - len(standing.remaining),
@@ -82,6 +82,13 @@ def summarise(
         "new_inputs": new_inputs,
         "quarantined": quarantined(fixed, standing),
     }
+
+
+def why(fixed: Plan) -> str:
+    """What answered, beyond the model's name."""
+    if json.loads(fixed.ingredients["engine"])[0] == EngineKind.fake.value:
+        return "NOT ASKED: engine=fake made these answers up"
+    return "served as it is" if fixed.quantization == "none" else f"checkpoint {fixed.checkpoint[:12]}"
 
 
 def quarantined(fixed: Plan, standing: plan.Standing) -> list[dict[str, Any]]:
@@ -110,6 +117,7 @@ def status(config: Config) -> Result:
     lines = [
         f"batchq · {stored.job} · {summary['shards_done']} of {summary['shards']} shards committed"
         f" · last invocation: {words}",
+        f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
         f"  cost       {report.cost(summary)}",
         f"  output     {output}",

@@ -141,6 +141,16 @@ def _shards(config: Config, objects: list[InputObject], format: str) -> list[Sha
     return [Shard(index, *place) for index, place in enumerate(ranges)]
 
 
+def expected_rows(plan: Plan, limit: int | None) -> int | None:
+    """About how many rows the shards hold, of which there are `limit` at most; None where only reading would tell: of a
+    CSV or a compressed file."""
+    if limit is not None:
+        return limit
+    if any(shard.unit == "stream" for shard in plan.shards):
+        return None
+    return sum(s.stop - s.start if s.unit == "rows" else plan.rows_per_part for s in plan.shards)
+
+
 def _limited(
     ranges: list[tuple[int, str, int, int]], objects: list[InputObject], format: str, limit: int
 ) -> Iterable[tuple[int, str, int, int]]:

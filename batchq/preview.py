@@ -49,9 +49,14 @@ def describe(config: Config) -> str:
         f"  input      {len(draft.objects)} objects, {sum(o.size for o in draft.objects):,} bytes, {draft.format} · "
         f"columns {', '.join(draft.columns)}",
         f"  shards     {len(draft.shards)}, about {draft.rows_per_part:,} rows each",
-        f"  prompt     {tokens(draft, lengths)}",
+        f"  prompt     {tokens(draft, lengths, config.input.limit)}",
         f"  output     {state(draft, stored, output)}",
     ]
+    if whole := sum(shard.unit == "stream" for shard in draft.shards):
+        lines.append(
+            f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
+            "one engine reads each"
+        )
     if warning := tune.too_long(config, model.path, lengths):
         lines.append(f"  warning    {warning}")
     lines += [f"  {'engine' if i == 0 else '':<11}{r.name:<23}{r.value:>9}  {r.why}" for i, r in enumerate(reasons)]
@@ -80,14 +85,17 @@ def weights(model: Model) -> str:
     return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
 
 
-def tokens(draft: Plan, lengths: Lengths) -> str:
+def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     """How long the prompts are, in a sample, and what that makes for the corpus where rows can be counted."""
     if not lengths.tokens:
         return "none of the sampled rows can be asked; see `preview`"
-    rows, mean = len(draft.shards) * draft.rows_per_part, lengths.mean
+    rows, mean = plan.expected_rows(draft, limit), lengths.mean
+    whole = "how many rows there are, only reading them tells"
+    if rows is not None:
+        whole = f"about {mean * rows:,.0f} for up to {rows:,} rows"
     return (
         f"{mean:,.0f} tokens a row, median {lengths.median:,}, p99 {lengths.at(0.99):,}, longest {lengths.longest:,} "
-        f"({len(lengths.tokens):,} sampled); about {mean * rows:,.0f} for up to {rows:,} rows"
+        f"({len(lengths.tokens):,} sampled); {whole}"
     )
 
 

@@ -68,15 +68,19 @@ def _spelled(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
-def labelling(rows: int, share: float, elapsed: float, new_tokens: int, phases: list[str], cost: str) -> str:
-    """The line of a run that labels. `share`: of the corpus, 0 to 1; `elapsed`: seconds since the first answer."""
+def labelling(rows: int, share: float | None, elapsed: float, new_tokens: int, phases: list[str], cost: str) -> str:
+    """The line of a run that labels. `share`: of the corpus, 0 to 1, where its rows can be counted; `elapsed`: seconds
+    since the first answer."""
     busy = ", ".join(f"{phases.count(p)} {p}" for p in dict.fromkeys(phases)) or "starting"
     rate = f"{new_tokens / elapsed:,.0f} tokens/s" if elapsed > 1 and new_tokens else "- tokens/s"
-    return f"{rows:,} rows ({share:.0%}) · {rate} · replicas: {busy}{cost}"
+    done = "" if share is None else f" ({share:.0%})"
+    return f"{rows:,} rows{done} · {rate} · replicas: {busy}{cost}"
 
 
-def eta(share_done: float, share_at_start: float, elapsed: float) -> str:
+def eta(share_done: float | None, share_at_start: float, elapsed: float) -> str:
     """Time to go, from how much of the corpus this invocation has labelled."""
+    if share_done is None:
+        return ""
     gained = share_done - share_at_start
     if gained <= 0 or elapsed < 2:
         return " · ETA -"

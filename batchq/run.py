@@ -289,6 +289,7 @@ def label(
     invocation.reached("ray")
     done_before = 1 - len(before.remaining) / len(fixed.shards)
     rows_before = sum(r.usage.rows for r in before.receipts)
+    expected = plan.expected_rows(fixed, config.input.limit)
     first: list[float] = []  # when the first row was answered
 
     def on_progress(state: State) -> None:
@@ -298,9 +299,13 @@ def label(
         if state.live_rows and not first:
             first.append(time.monotonic())
         elapsed = time.monotonic() - first[0] if first else 0.0
-        shards_done = len(fixed.shards) - len(before.remaining) + state.committed_shards
-        rows_of_shard = (rows_before + state.committed_rows) / max(1, shards_done) or fixed.rows_per_part
-        share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
+        share: float | None = None
+        if config.input.limit is not None:
+            share = min(1.0, (rows_before + state.live_rows) / config.input.limit)
+        elif expected is not None:
+            shards_done = len(fixed.shards) - len(before.remaining) + state.committed_shards
+            rows_of_shard = (rows_before + state.committed_rows) / max(1, shards_done) or expected / len(fixed.shards)
+            share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
         spent = account.summarise((), [invocation.account("running")], config.pricing)["cost"]
         money = "" if spent is None else f" · {spent:.4f} {config.pricing.currency} so far"
         line = progress.labelling(rows_before + state.live_rows, share, elapsed, state.live_tokens, state.phases, money)

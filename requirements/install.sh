@@ -17,6 +17,7 @@ source ./indexes.sh
 # Compiled now, or every process of a first run compiles what it imports, and all of them always where the environment
 # forbids to keep it (PYTHONDONTWRITEBYTECODE, as in many containers): 24 s to the first answer instead of 12.
 for lock in "$@"; do
+  echo "batchq: installing $lock (the first time some minutes and gigabytes)"
   "$UV" pip install -q --compile-bytecode --python "$PYTHON" --no-deps --require-hashes "${TORCH[@]}" -r "$lock"
 done
 "$UV" pip install -q --python "$PYTHON" --no-deps --no-build-isolation --editable ..

@@ -51,7 +51,7 @@ def test_a_large_loss_fails_and_a_small_sample_cannot_tell() -> None:
     assert not bad.accepts(strict=False) and "fails 99.0%" in bad.words()
     few = verdict(200, 0.02)
     assert few.verdict == "undecided" and few.needs and few.accepts(strict=False) and not few.accepts(strict=True)
-    assert f"about {few.needs:,} would tell" in few.words()
+    assert f"about {few.needs:,} would do" in few.words()
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
