@@ -66,7 +66,7 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if self.spec.device == "cpu":
+        if _forked(self.spec):
             utils: Any = importlib.import_module("vllm.v1.engine.utils")
             utils.get_mp_context = _EarlyContext
         imported = time.monotonic()
@@ -176,14 +176,22 @@ class _EarlyContext(ForkServerContext):
     Process = _EngineProcess
 
 
+def _forked(spec: EngineSpec) -> bool:
+    """An engine of several GPUs starts a process for each by itself, and vLLM chooses how."""
+    return spec.device == "cpu" or spec.devices == 1
+
+
 def import_ahead(spec: EngineSpec) -> None:
-    """Begin to import vLLM in a process of its own, from which the engine's will be forked; on a CPU.
+    """Begin to import vLLM in a process of its own, from which the engine's will be forked.
 
     vLLM would spawn its engine when this process's own imports are done, and that would import everything again.
+    On a GPU nothing that is imported may touch CUDA, which a forked process can't use; nothing of vLLM's does.
     """
+    if not _forked(spec):
+        return
     _environment(spec)
     before = dict(os.environ)
-    if (torch := importlib.util.find_spec("torch")) and torch.origin:
+    if spec.device == "cpu" and (torch := importlib.util.find_spec("torch")) and torch.origin:
         # vLLM's kernels and torch have to share one OpenMP, or their threads wait for each other; vLLM sees to that
         # when it spawns, which is too late here.
         library = Path(torch.origin).parent / "lib/libgomp.so.1"
@@ -191,7 +199,8 @@ def import_ahead(spec: EngineSpec) -> None:
             os.environ["LD_PRELOAD"] = ":".join(filter(None, [str(library), before.get("LD_PRELOAD")]))
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, spec.cores or cores)  # of this thread, and so of what it starts
-    forkserver.set_forkserver_preload(["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker"])
+    worker = "cpu_worker" if spec.device == "cpu" else "gpu_worker"
+    forkserver.set_forkserver_preload(["vllm.v1.engine.core", f"vllm.v1.worker.{worker}"])
     forkserver.ensure_running()
     os.sched_setaffinity(0, cores)
     os.environ.clear()

@@ -75,8 +75,7 @@ def open_engine(spec: EngineSpec) -> Engine:
     """An engine of the kind that is asked for, not started yet."""
     if spec.kind == "fake":
         return FakeEngine(spec)
-    if spec.device == "cpu":  # not tried on a GPU, where a forked process must not have touched CUDA
-        import_ahead(spec)
+    import_ahead(spec)
     return VllmEngine(spec)
 
 

@@ -4,6 +4,7 @@
     python benchmarks/startup.py --cold                       # nothing cached but the installation
     python benchmarks/startup.py quantization=int8            # any override of the job; checkpoints come from the cache
     python benchmarks/startup.py --variants --limit 90 model=folder model.path=weights/8b   # ways to start an engine
+    git worktree add ../before COMMIT && python benchmarks/startup.py --against ../before   # what has been gained since
 
 Composes a few calls, runs `python -m batchq job=sentiment_transcripts gate=off` on them in a process of its own and
 prints the seconds that lie between one point of the start-up and the next, as the run's own record
@@ -11,6 +12,10 @@ prints the seconds that lie between one point of the start-up and the next, as t
 warm run isn't counted: it fills the caches. `--cold` empties them before each run: those of batchq and vLLM, and the
 kernel's cache of files where that is allowed (it says so). `--variants` starts the engine once in each way below, ends
 it after `--limit` seconds, and prints what vLLM's log says of where the time went.
+
+`--against` runs another checkout's batchq and this one's by turns, each cold (all caches empty) and then warm, on the
+same rows in one shard, and compares the seconds from the process's begin to the committed shard, as a user sees them
+from outside: an older batchq keeps no points of its start.
 """
 
 from __future__ import annotations
@@ -23,7 +28,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from itertools import pairwise
+import time
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
@@ -68,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout of batchq")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is ended")
     parser.add_argument("overrides", nargs="*", help="of the job, such as quantization=int8")
     args = parser.parse_args()
@@ -80,6 +87,9 @@ def main() -> None:
         if not any(o.startswith("quantization=") for o in args.overrides):
             common.append("quantization=none")
         job = [*common, *args.overrides]
+        if args.against:
+            compare(work, args.against.absolute(), job, args.runs, args.limit)
+            return
         print("run         " + "".join(f"{step:>13}" for step in STEPS) + f"{'in all':>8}", flush=True)
         if args.variants:
             for name, (more, environment) in VARIANTS.items():
@@ -126,6 +136,53 @@ def once(work: Path, overrides: list[str], limit: float, name: str, environment:
     for words in gaps(said):
         print(f"            {words}", flush=True)
     return seconds
+
+
+def compare(work: Path, before: Path, job: list[str], runs: int, limit: float) -> None:
+    """Print the seconds of each run of both trees, and their medians."""
+    trees = {"before": before, "now": ROOT}
+    found: dict[tuple[str, str], list[float]] = {}
+    for number, (name, tree) in product(range(runs), trees.items()):
+        environment = emptied(work / f"caches-{name}-{number}")
+        for state in ("cold", "warm"):
+            seconds = shard_committed(work / f"{name}-{state}-{number}", tree, job, environment, limit)
+            if seconds is not None:
+                found.setdefault((state, name), []).append(seconds)
+            told = "no shard in time" if seconds is None else f"{seconds:.1f} s"
+            print(f"{state} {name} {number + 1}: {told}", flush=True)
+    for state in ("cold", "warm"):
+        if (state, "before") in found and (state, "now") in found:
+            old, new = median(found[state, "before"]), median(found[state, "now"])
+            print(f"{state}, medians: {old:.1f} s before, {new:.1f} s now, {new / old - 1:+.0%}", flush=True)
+
+
+def shard_committed(
+    output: Path, tree: Path, job: list[str], environment: dict[str, str], limit: float
+) -> float | None:
+    """Seconds from the start of that tree's batchq until the one shard is there; None if it isn't in time."""
+    command = [sys.executable, "-m", "batchq", "job=sentiment_transcripts", f"output.path={output}", *job]
+    search = os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH", "")]))
+    began, seen = time.monotonic(), None
+    with Path(f"{output}.log").open("wb") as chatter:
+        process = subprocess.Popen(
+            command,
+            cwd=tree,
+            env={**os.environ, **environment, "PYTHONPATH": search},
+            stdout=chatter,
+            stderr=subprocess.STDOUT,
+        )
+        while seen is None and process.poll() is None and time.monotonic() - began < limit:
+            if any((output / "data").glob("*.parquet")):
+                seen = time.monotonic() - began
+            else:
+                time.sleep(0.05)
+        if seen is None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+    if seen is None:
+        words = Path(f"{output}.log").read_text(errors="replace").strip().splitlines()
+        print(f"exit code {code}: {words[-1] if words else 'it said nothing'}", flush=True)
+    return seen
 
 
 def steps(output: Path) -> list[float] | None:

@@ -165,7 +165,8 @@ def until(process: subprocess.Popen[str], done: Callable[[], object], may_end: b
         if code is not None or time.monotonic() > deadline:
             process.send_signal(signal.SIGABRT)  # Python writes where each thread was
             why = "it is still at it" if code is None else f"exit code {code}"
-            raise RuntimeError(f"the driver didn't get so far, {why}: {process.communicate()[1][-6000:]}")
+            out, err = process.communicate()
+            raise RuntimeError(f"the driver didn't get so far, {why}: {err[-6000:]}\n{out[-1000:]}")
         time.sleep(0.02)
 
 

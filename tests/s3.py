@@ -155,11 +155,16 @@ class Flaky:
 
     def _one(self, client: socket.socket) -> None:
         with client, client.makefile("rb") as incoming:
-            head = b"".join(iter(incoming.readline, b"\r\n"))
-            if not head:
-                return
-            fields = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:])
-            body = incoming.read(int(fields.get(b"content-length", 0)))
+            head, line = b"", incoming.readline()
+            while line != b"\r\n":
+                if not line:
+                    return  # the client was killed, or has nothing to ask
+                head, line = head + line, incoming.readline()
+            fields = dict(field.lower().split(b": ", 1) for field in head.splitlines()[1:])
+            length = int(fields.get(b"content-length", 0))
+            body = incoming.read(length)
+            if len(body) < length:
+                return  # killed while it sent that
             self.requests += 1
             fault = self.choose(head) if self.choose else self.faults.pop(0) if self.faults else "pass"
             if fault in ("reset", "lose"):

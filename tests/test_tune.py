@@ -54,9 +54,21 @@ def settle(
 def test_a_large_gpu_gets_large_steps_and_leaves_a_tenth_of_its_memory_free(folder: str) -> None:
     engine, reasons = settle(job(), H200, folder)
     assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (16384, 1024)
-    assert engine.options == {"gpu_memory_utilization": 0.9}
+    assert engine.options == {"gpu_memory_utilization": 0.9, "compilation_config": {"cudagraph_mode": "NONE"}}
     assert set(reasons) >= {"max_model_len", "max_num_batched_tokens", "max_num_seqs", "kv_cache_dtype"}
     assert "there is room" in reasons["kv_cache_dtype"].why
+
+
+def test_graphs_are_captured_only_for_decoding(folder: str) -> None:
+    """They take memory and 11 s of each start, and a prefill's steps are too large for them."""
+    scored, reasons = settle(job(), H200, folder)
+    assert scored.options["compilation_config"] == {"cudagraph_mode": "NONE"}
+    assert "512 tokens" in reasons["compilation_config"].why
+    generated, _ = settle(job(generate=True), H200, folder)
+    assert "compilation_config" not in generated.options
+    for given in ({"compilation_config": {"cudagraph_mode": "FULL"}}, {"enforce_eager": True}):
+        kept, _ = settle(job(options=given), H200, folder)
+        assert given.items() <= kept.options.items() and len(kept.options) == 2
 
 
 def test_a_small_gpu_gets_smaller_steps(folder: str) -> None:
