@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,12 @@ BANDWIDTHS = {
 }
 # Schemes whose matrices are multiplied in 8 bits; weights alone in fewer bits are multiplied in 16.
 EIGHT_BITS = (Scheme.fp8, Scheme.fp8_gptq, Scheme.fp8_block, Scheme.int8, Scheme.int8_rtn, Scheme.w4a8_fp8)
-# What vLLM reached of the peak: an 8B shape, 1,000-token prompts and one token of answer, raw LLM.generate on one H100.
-REACHED = {16: 0.61, 8: 0.44}
+WEIGHTS_ONLY = (Scheme.w8a16, Scheme.w4a16, Scheme.w4a16_awq)
+# What vLLM reached of the peak with 1,000-token prompts and one token of answer, by the bits that are multiplied (0: in
+# 16, of weights stored in fewer). Dense: an 8B shape on one H100, and on one H200 for weights only. A mixture of experts:
+# Scout's shape on H200s (benchmarks/scaling.py); 8 bits weren't tried and are taken to lose what 16 do.
+DENSE = {16: 0.61, 8: 0.44, 0: 0.56}
+EXPERTS = {16: 0.42, 8: 0.30, 0: 0.23}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ def lines(
     """What each scheme makes of the model on GPUs of one kind."""
     there = Hardware((gpu,), (), "", frozenset(), 0)
     linear = capacity.linear_parameters(tensors, config)
+    reached = EXPERTS if any(".experts." in tensor.name for tensor in tensors) else DENSE
     shapes = capacity.matrices(tensors, ignore)
     found = []
     for scheme in schemes:
@@ -103,18 +108,19 @@ def lines(
                 capacity.predicted_bytes(tensors, scheme, tied=capacity.is_tied(config), ignore=ignore, group=group),
                 layout,
                 layout.kv_room // capacity.kv_bytes_per_token(config) if layout else 0,
-                expected(scheme, gpu, linear, layout.gpus) if layout else None,
+                expected(scheme, gpu, linear, layout.gpus, reached) if layout else None,
                 unserved(scheme, there, shapes),
             )
         )
     return found
 
 
-def expected(scheme: Scheme, gpu: Gpu, linear: int, gpus: int) -> float | None:
-    """Prompt tokens a second on so many GPUs: REACHED x peak / (2 x linear parameters), attention left out; None where
-    the peak isn't known. For weights alone in fewer bits an upper bound."""
+def expected(scheme: Scheme, gpu: Gpu, linear: int, gpus: int, reached: Mapping[int, float]) -> float | None:
+    """Prompt tokens a second on so many GPUs: `reached` (DENSE or EXPERTS) x peak / (2 x linear parameters), attention
+    left out; None where the peak isn't known."""
     top = peak(gpu.name, scheme)
-    return None if top is None else REACHED[8 if scheme in EIGHT_BITS else 16] * top / (2 * linear) * gpus
+    bits = 8 if scheme in EIGHT_BITS else 0 if scheme in WEIGHTS_ONLY else 16
+    return None if top is None else reached[bits] * top / (2 * linear) * gpus
 
 
 def peak(accelerator: str, scheme: Scheme) -> float | None:
@@ -147,7 +153,8 @@ def table() -> str:
         "nominal: parameters on the nameplate x bits. stored: with embeddings, heads, routers, towers and scales as",
         "they are really kept. GPUs: the fewest that hold it and one row of 2,048 tokens; tp and pp: tensor and",
         "pipeline parallel. KV: tokens that fit beside it. tokens/s: of prompts, on those GPUs; what vLLM reached of",
-        "one H100's peak on an 8B shape (61% in 16 bits, 44% in 8), without what parallelism costs.",
+        "the peak on an 8B shape (61% in 16 bits, 44% in 8, 56% of weights only) or with experts on Scout's (42%, 30%,",
+        "23%), without what parallelism costs.",
         "A job's own model: plan job=NAME.",
     )
     return "\n\n".join(blocks) + "\n\n" + "\n".join(notes)

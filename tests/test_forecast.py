@@ -70,6 +70,22 @@ def test_of_a_mixture_only_the_experts_asked_are_multiplied() -> None:
         assert forecast.capacity.linear_parameters(shape.tensors, shape.config) / 1e9 == pytest.approx(15.1, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme", "tokens"),
+    [
+        ("Llama 3.1 8B", Scheme.none, 44320),
+        ("Llama 3.3 70B", Scheme.none, 8724),
+        ("Llama 4 Scout", Scheme.none, 27798),
+        ("Llama 4 Scout", Scheme.w4a16, 7650),
+    ],
+)
+def test_forecasts_are_what_h200s_reached(name: str, scheme: Scheme, tokens: int) -> None:
+    """README's tables, of the weights that have no zeros for want of bits; FP8's of 70B were such."""
+    (shape,) = (s for s in shapes.published() if s.name == name)
+    (line,) = forecast.lines(shape.parameters, shape.tensors, shape.config, forecast.REFERENCE[1], schemes=(scheme,))
+    assert line.tokens_per_second == pytest.approx(tokens, rel=0.03)
+
+
 def test_an_unknown_gpu_has_no_speed() -> None:
     gpu = forecast.Gpu("NVIDIA Whatever", 80 << 30, 80 << 30, (9, 0), "")
     (shape, *_) = shapes.published()
