@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,8 @@ BANDWIDTHS = {
 EIGHT_BITS = (Scheme.fp8, Scheme.fp8_gptq, Scheme.fp8_block, Scheme.int8, Scheme.int8_rtn, Scheme.w4a8_fp8)
 WEIGHTS_ONLY = (Scheme.w8a16, Scheme.w4a16, Scheme.w4a16_awq)
 # What vLLM reached of the peak with 1,000-token prompts and one token of answer, by the bits that are multiplied (0: in
-# 16, of weights stored in fewer). Dense: an 8B shape on one H100, and on one H200 for weights only. A mixture of experts:
-# Scout's shape on H200s (benchmarks/scaling.py); 8 bits weren't tried and are taken to lose what 16 do.
+# 16, of weights stored in fewer). Dense: an 8B shape on one H100, on one H200 for weights only. Mixtures of experts: that
+# of Scout on H200s (benchmarks/scaling.py); 8 bits weren't tried and are taken to lose what 16 do.
 DENSE = {16: 0.61, 8: 0.44, 0: 0.56}
 EXPERTS = {16: 0.42, 8: 0.30, 0: 0.23}
 
@@ -92,8 +92,6 @@ def lines(
 ) -> list[Line]:
     """What each scheme makes of the model on GPUs of one kind."""
     there = Hardware((gpu,), (), "", frozenset(), 0)
-    linear = capacity.linear_parameters(tensors, config)
-    reached = EXPERTS if any(".experts." in tensor.name for tensor in tensors) else DENSE
     shapes = capacity.matrices(tensors, ignore)
     found = []
     for scheme in schemes:
@@ -108,19 +106,32 @@ def lines(
                 capacity.predicted_bytes(tensors, scheme, tied=capacity.is_tied(config), ignore=ignore, group=group),
                 layout,
                 layout.kv_room // capacity.kv_bytes_per_token(config) if layout else 0,
-                expected(scheme, gpu, linear, layout.gpus, reached) if layout else None,
+                expected(scheme, gpu.name, tensors, config, layout.gpus) if layout else None,
                 unserved(scheme, there, shapes),
             )
         )
     return found
 
 
-def expected(scheme: Scheme, gpu: Gpu, linear: int, gpus: int, reached: Mapping[int, float]) -> float | None:
-    """Prompt tokens a second on so many GPUs: `reached` (DENSE or EXPERTS) x peak / (2 x linear parameters), attention
-    left out; None where the peak isn't known."""
-    top = peak(gpu.name, scheme)
+def of_scheme(fit: Fit, scheme: Scheme, gpus: int) -> float | None:
+    """Prompt tokens a second of the job's model under a scheme on so many of the GPUs here; None where that can't be
+    said: without one, and of a model that is quantized already."""
+    if not fit.hardware.gpus or fit.model.quantized:
+        return None
+    return expected(scheme, fit.hardware.accelerator, fit.tensors, fit.shape, gpus)
+
+
+def expected(
+    scheme: Scheme, accelerator: str, tensors: Sequence[Tensor], config: dict[str, Any], gpus: int
+) -> float | None:
+    """Prompt tokens a second on so many GPUs: the share of the peak that was reached (DENSE, EXPERTS) x peak / (2 x
+    linear parameters), attention left out; None where the peak isn't known."""
+    top = peak(accelerator, scheme)
+    if top is None:
+        return None
+    reached = EXPERTS if any(".experts." in tensor.name for tensor in tensors) else DENSE
     bits = 8 if scheme in EIGHT_BITS else 0 if scheme in WEIGHTS_ONLY else 16
-    return None if top is None else reached[bits] * top / (2 * linear) * gpus
+    return reached[bits] * top / (2 * capacity.linear_parameters(tensors, config)) * gpus
 
 
 def peak(accelerator: str, scheme: Scheme) -> float | None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from batchq import capacity, forecast, models, plan, read, sample, storage, tune
+from batchq import capacity, estimate, forecast, models, plan, read, sample, storage, tune
 from batchq.config import Config, Scheme, check
 from batchq.errors import RowError
 from batchq.fit import Fit
@@ -39,6 +39,7 @@ def describe(config: Config) -> str:
     draft = stored or plan.make(config, model.digest, scheme, "")
     fit = Fit(model, here, config)
     lengths = sample.lengths(config, draft, model.path)
+    remaining = len(plan.standing(stored, output).remaining) if stored else len(draft.shards)
     stores = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
     _, reasons = tune.settled(config, draft, model.path, stores, here, lengths)
     lines = [
@@ -50,7 +51,8 @@ def describe(config: Config) -> str:
         f"columns {', '.join(draft.columns)}",
         f"  shards     {len(draft.shards)}, about {draft.rows_per_part:,} rows each",
         f"  prompt     {tokens(draft, lengths, config.input.limit)}",
-        f"  output     {state(draft, stored, output)}",
+        f"  output     {state(draft, remaining, output) if stored else new_output(draft, output)}",
+        f"  estimate   {estimate.words(config, draft, fit, scheme, lengths, remaining / max(1, len(draft.shards)))}",
     ]
     if whole := sum(shard.unit == "stream" for shard in draft.shards):
         lines.append(
@@ -99,12 +101,13 @@ def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     )
 
 
-def state(draft: Plan, stored: Plan | None, output: str) -> str:
-    if stored is None:
-        return f"{output} · new" + (f", with what can be reused of {draft.reuse}" if draft.reuse else "")
-    standing = plan.standing(stored, output)
-    done = len(draft.shards) - len(standing.remaining)
-    return f"{output} · {done} of {len(draft.shards)} shards committed; a run resumes"
+def new_output(draft: Plan, output: str) -> str:
+    return f"{output} · new" + (f", with what can be reused of {draft.reuse}" if draft.reuse else "")
+
+
+def state(stored: Plan, remaining: int, output: str) -> str:
+    shards = len(stored.shards)
+    return f"{output} · {shards - remaining} of {shards} shards committed; a run resumes"
 
 
 def preview(config: Config) -> str:

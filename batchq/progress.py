@@ -28,7 +28,7 @@ class Progress:
     def step(self, text: str) -> None:
         """A step of the run has begun: always a line of its own."""
         self.clear()
-        self.stream.write(f"[{_duration(time.monotonic() - self._began)}] {visible(text)}\n")
+        self.stream.write(f"[{duration(time.monotonic() - self._began)}] {visible(text)}\n")
         self.stream.flush()
 
     def update(self, text: str, share: float | None = None) -> None:
@@ -38,7 +38,7 @@ class Progress:
         if now - self._last < (LIVE_SECONDS if self.live else LOG_SECONDS):
             return
         self._last = now
-        line = f"[{_duration(now - self._began)}] {visible(text)}"
+        line = f"[{duration(now - self._began)}] {visible(text)}"
         if self.live:
             if share is not None:
                 line = f"{'#' * round(share * BAR):.<{BAR}} {line}"
@@ -84,10 +84,10 @@ def eta(share_done: float | None, share_at_start: float, elapsed: float) -> str:
     gained = share_done - share_at_start
     if gained <= 0 or elapsed < 2:
         return " · ETA -"
-    return f" · ETA {_duration((1 - share_done) / gained * elapsed)}"
+    return f" · ETA {duration((1 - share_done) / gained * elapsed)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = int(seconds)
     if whole >= 3600:
         return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

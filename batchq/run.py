@@ -11,6 +11,7 @@ import types
 from batchq import (
     account,
     capacity,
+    estimate,
     forecast,
     gate,
     hardware,
@@ -291,8 +292,11 @@ def label(
     rows_before = sum(r.usage.rows for r in before.receipts)
     expected = plan.expected_rows(fixed, config.input.limit)
     first: list[float] = []  # when the first row was answered
+    rows = 0  # answered by this invocation
 
     def on_progress(state: State) -> None:
+        nonlocal rows
+        rows = state.live_rows
         invocation.update(state.accounts, state.lost_replicas)
         for what, at in state.reached.items():
             invocation.reached(what, at)
@@ -314,6 +318,7 @@ def label(
     spec = worker_spec(config, fixed, checkpoint, here)
     note_work(config, fixed, model, here, spec, invocation)
     pool.label(spec, before.remaining, here, stop, on_progress, show.step)
+    estimate.remember(config, fixed, here, invocation.account("complete").replicas, rows)
     if missing := len(plan.standing(fixed, output).remaining):
         raise BatchqError(
             f"{output}: {missing} shards were labelled but don't stand there; "

@@ -267,7 +267,7 @@ def remember(config: Config, draft: Plan, here: Hardware, found: Tuned) -> None:
     temporary.rename(path)
 
 
-def _place(config: Config, draft: Plan, here: Hardware) -> Path:
+def key(config: Config, draft: Plan, here: Hardware) -> str:
     """By all that decides which settings are best, but the rows."""
     gpus: list[Any] = [[gpu.name, gpu.memory] for gpu in here.gpus]
     machine = gpus or [here.cpu, len(here.cores), sorted(here.flags)]
@@ -275,8 +275,11 @@ def _place(config: Config, draft: Plan, here: Hardware) -> Path:
     layout = {k: v for k, v in cluster.items() if k.endswith(("_parallel_size", "replicas", "_per_replica"))}
     served = [draft.model, draft.quantization, config.quantization.kv_cache.value, config.task.kind.value]
     form = [field.name for field in dataclasses.fields(Tuned)]  # another batchq may keep other things
-    key = models.digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
-    return models.cache_dir() / "tune" / f"{key}.json"
+    return models.digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
+
+
+def _place(config: Config, draft: Plan, here: Hardware) -> Path:
+    return models.cache_dir() / "tune" / f"{key(config, draft, here)}.json"
 
 
 def engine_version() -> str:

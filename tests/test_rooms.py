@@ -24,6 +24,7 @@ ROOMS = [
         "outcome",
         "report",
         "gate",
+        "estimate",
         "tune",
         "sample",
         "ledger",
