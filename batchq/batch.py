@@ -133,9 +133,7 @@ class Batches:
             encoded = self.task.encode(messages) if messages else []
         for i, ids in zip(asked, encoded, strict=True):
             if len(ids) > self.room:
-                outcomes[i] = Failure(
-                    "too_long", f"{len(ids)} prompt tokens; engine.max_model_len leaves room for {self.room}"
-                )
+                outcomes[i] = too_long(len(ids), self.room)
                 continue
             keys[i] = self.task.key(ids, self.answerer)
             kept = known.get(taken[i].id)
@@ -214,3 +212,8 @@ def _raw(row: Row) -> str | None:
     if row.raw is not None:
         return row.raw
     return json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else None
+
+
+def too_long(tokens: int, room: int) -> Failure:
+    """What becomes of a row whose prompt is longer than there is room for."""
+    return Failure("too_long", f"{tokens} prompt tokens; engine.max_model_len leaves room for {room}")

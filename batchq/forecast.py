@@ -60,8 +60,8 @@ BANDWIDTHS = {
 EIGHT_BITS = (Scheme.fp8, Scheme.fp8_gptq, Scheme.fp8_block, Scheme.int8, Scheme.int8_rtn, Scheme.w4a8_fp8)
 WEIGHTS_ONLY = (Scheme.w8a16, Scheme.w4a16, Scheme.w4a16_awq)
 # What vLLM reached of the peak with 1,000-token prompts and one token of answer, by the bits that are multiplied (0: in
-# 16, of weights stored in fewer). Dense: an 8B shape on one H100, on one H200 for weights only. Mixtures of experts: that
-# of Scout on H200s (benchmarks/scaling.py); 8 bits weren't tried and are taken to lose what 16 do.
+# 16, of weights stored in fewer). Dense: an 8B shape on one H100, on one H200 for weights only. Mixtures of experts:
+# Scout's shape on H200s (benchmarks/scaling.py); 8 bits weren't tried and are taken to lose what 16 do.
 DENSE = {16: 0.61, 8: 0.44, 0: 0.56}
 EXPERTS = {16: 0.42, 8: 0.30, 0: 0.23}
 

@@ -116,6 +116,8 @@ def judged(
     chosen = sample.judging(config, draft, task)
     if not chosen.prompts:
         raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")
+    if warning := sample.strange(config, chosen.golds):
+        show.step(f"gate: {warning}")
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
     key = models.digest_of([full.digest, asked, tune.engine_version()])

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from batchq import capacity, estimate, forecast, models, plan, read, sample, storage, tune
+from batchq.batch import too_long
 from batchq.config import Config, Scheme, check
-from batchq.errors import RowError
+from batchq.errors import EngineError, RowError
 from batchq.fit import Fit
 from batchq.hardware import Hardware, detect
 from batchq.models import Model
 from batchq.pool import Pool
+from batchq.progress import Progress
 from batchq.quantize import quantize
 from batchq.records import Failure, Plan, Row
 from batchq.run import choose, limited, resumable, worker_spec
@@ -59,8 +66,8 @@ def describe(config: Config) -> str:
             f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
             "one engine reads each"
         )
-    if warning := tune.too_long(config, model.path, lengths):
-        lines.append(f"  warning    {warning}")
+    warnings = tune.too_long(config, model.path, lengths), sample.strange(config, sample.golds(config, draft))
+    lines += [f"  warning    {warning}" for warning in warnings if warning]
     lines += [f"  {'engine' if i == 0 else '':<11}{r.name:<23}{r.value:>9}  {r.why}" for i, r in enumerate(reasons)]
     if not model.quantized:
         lines += [f"  {'schemes' if i == 0 else '':<11}{line}" for i, line in enumerate(forecast.of_job(fit, config))]
@@ -131,7 +138,32 @@ def preview(config: Config) -> str:
     )
     spec = worker_spec(config, draft, checkpoint, here)
     note = f"\n\nfrom the unquantized model; the run quantizes to {scheme.value}" if FACTS[scheme].calibrated else ""
-    return asyncio.run(_answers(config, draft, Worker(spec))) + note
+    Progress().step(f"the engine starts (log: {log})")
+    try:
+        with _chatter_to(log):
+            return asyncio.run(_answers(config, draft, Worker(spec))) + note
+    except EngineError as error:
+        raise EngineError(f"{error}; log: {log}") from error
+
+
+@contextmanager
+def _chatter_to(log: Path) -> Iterator[None]:
+    """What this process and those that it starts print goes to the log, so that the rows stand alone."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    with log.open("ab") as file:
+        for stream, _ in kept:
+            os.dup2(file.fileno(), stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 async def _answers(config: Config, draft: Plan, worker: Worker) -> str:
@@ -160,9 +192,15 @@ async def _answered(worker: Worker, row: Row) -> str:
             raise RowError(*row.error)
         message = worker.task.render(row.columns)
         ids = worker.task.encode([message])[0]
+        if len(ids) > (room := worker.batches.room):
+            return _unanswered(head, too_long(len(ids), room))
         answer: Any = worker.task.answer(await worker.engine.ask(ids, worker.task.sampling))
     except RowError as error:
-        return f"{head}\n{Failure(error.code, error.message)}"
+        return _unanswered(head, Failure(error.code, error.message))
     shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in answer.columns.items()}
     words = json.dumps(shown, ensure_ascii=False, default=lambda v: v)
     return f"{head}\n{worker.task.framed(message)}\n── answer ({len(ids)} prompt tokens)\n{words}"
+
+
+def _unanswered(head: str, failure: Failure) -> str:
+    return f"{head}\n── no answer ({failure.code})\n{failure.message}"

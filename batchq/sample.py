@@ -95,6 +95,30 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
     return Sample([p for p, _ in kept], [write.as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
 
 
+def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
+    """Gold values of rows all over the corpus."""
+    name = config.task.gold
+    if not name:
+        return []
+    found = itertools.islice(spread(draft, rows), rows)
+    return [write.as_gold(row.columns.get(name)) for row in found if row.error is None]
+
+
+def strange(config: Config, golds: Iterable[str | None]) -> str:
+    """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
+    known, there = set(config.task.labels), [gold for gold in golds if gold is not None]
+    others = [gold for gold in there if gold not in known]
+    if not known or not others:
+        return ""
+    alike = {label.casefold() for label in known}
+    spelled = sum(gold.strip().casefold() in alike for gold in others)
+    hint = f" ({spelled:,} but for case or spaces)" if spelled else ""
+    return (
+        f"{len(others):,} of {len(there):,} sampled gold values in task.gold={config.task.gold} are none of "
+        f"task.labels{hint}; the gate passes them over and the report counts them as answered wrongly"
+    )
+
+
 def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: str) -> Iterator[Row]:
     """About `wanted` rows: all of another input, or from the starts of evenly spread shards those of one side."""
     columns = list(draft.columns)
