@@ -20,9 +20,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 
 from chaos.store import side_by_side
@@ -170,6 +172,24 @@ def until(process: subprocess.Popen[str], done: Callable[[], object], may_end: b
         time.sleep(0.02)
 
 
+def strike(victim: int, number: int) -> int:
+    """Send a signal until the process is gone; returns how many it took. Ray answers SIGTERM with an exception of
+    Python's, which is lost where it comes at a moment at which nothing can be raised."""
+    deadline = time.monotonic() + PATIENCE_S
+    for sent in count(1):
+        try:
+            os.kill(victim, number)
+            psutil.Process(victim).wait(timeout=15)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return sent
+        except psutil.TimeoutExpired:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a replica outlived {sent} signals of number {number}") from None
+        else:
+            return sent
+    raise AssertionError
+
+
 def replicas(process: subprocess.Popen[str]) -> list[int]:
     """Process ids of a driver's replicas, as Ray names them."""
     return sorted(processes_below(process.pid, b"ray::Replica"))
@@ -274,12 +294,12 @@ def preempted_drivers(work: Path, share: float) -> Trial:
 
 def lost_replicas(work: Path, share: float) -> Trial:
     """Two replicas, of which one is killed at random, again and again: what was not spilled yet is asked again."""
-    runs, tally, more, failed = times(5, share), Tally(), [0], [0]
+    runs, tally, more, failed, deaf = times(5, share), Tally(), [0], [0], [0]
     kills = times(100, share) // runs
 
     def one(n: int) -> None:
         luck, gone = random.Random(n), set[int]()
-        job = Job(work / str(n), 30 * kills + 60)
+        job = Job(work / str(n), 45 * kills + 60)
         # A replica may be hit several times before it is ready, which by default ends a run after four.
         options = ["cluster.replicas=2", "cluster.spill_seconds=0.2", f"cluster.max_attempts={kills + 4}"]
         process = job.start(*TOO_SLOW, *options, *job.noting())
@@ -287,7 +307,7 @@ def lost_replicas(work: Path, share: float) -> Trial:
             goal = job.noted() + luck.randint(1, 29)
             until(process, lambda goal=goal: job.noted() >= goal and set(replicas(process)) - gone)  # type: ignore[misc]
             victim = luck.choice(sorted(set(replicas(process)) - gone))
-            os.kill(victim, (signal.SIGKILL, signal.SIGTERM)[number % 2])
+            deaf.append(strike(victim, (signal.SIGKILL, signal.SIGTERM)[number % 2]) - 1)
             gone.add(victim)
         tally.completed(job, end(process))
         tally.struck(job.lost_replicas())
@@ -297,6 +317,7 @@ def lost_replicas(work: Path, share: float) -> Trial:
 
     each(runs, one)
     note = f"{kills} a run, SIGKILL and SIGTERM by turns; {sum(more)} rows were asked again, {sum(failed)} given up"
+    note += f"; {sum(deaf)} SIGTERMs were ignored and sent again" if sum(deaf) else ""
     return tally.trial("replicas killed at random", runs, note)
 
 
