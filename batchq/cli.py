@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from batchq import __version__
 from batchq.config import Config, PricingConfig, check, check_pricing, conf_dir, user_conf_dir
 from batchq.errors import BatchqError, ConfigError, Stopped
 from batchq.progress import visible
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if any(a in ("-h", "--help", "help") for a in arguments) or bare:
             print(USAGE)
+            return 0
+        if arguments == ["--version"]:
+            print(f"batchq {__version__}")
             return 0
         if verb == "report" and arguments and _POSITIONAL.match(arguments[0]):
             return _report_many(arguments)

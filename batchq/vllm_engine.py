@@ -222,6 +222,10 @@ def _environment(spec: EngineSpec) -> None:
         # glibc may hand the tensors of each step back to the kernel and fetch them anew: 230,000 page faults a second,
         # or none, as the heap happens to lie. Memory that is kept, in huge pages: 114 s instead of 146 (2,000 calls).
         os.environ.setdefault("GLIBC_TUNABLES", HEAP)
+        if spec.options.get("enforce_eager", True):
+            # vLLM has torch compile one function all the same, the tokens' ranks, when the first rows are asked: 9 s of
+            # a cold start and 2.5 of a warm one, for work that takes no time.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:

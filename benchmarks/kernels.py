@@ -39,7 +39,7 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a folder, such as benchmarks/shapes.py makes")
+    parser.add_argument("--model", required=True, help="a folder, such as benchmarks/shapes.py makes, or wheel://...")
     parser.add_argument("--quantization", default="none", help="of conf/quantization")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=1000, help="of a prompt, about")
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     args.work.mkdir(parents=True, exist_ok=True)
-    work, model = args.work.absolute(), str(Path(args.model).absolute())
+    work, model = args.work.absolute(), args.model if "://" in args.model else str(Path(args.model).absolute())
     case = prepare(work, model, args.rows, args.tokens, args.quantization, args.set)
 
     import torch

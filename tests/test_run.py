@@ -167,6 +167,35 @@ def listening(root: int) -> list[str]:
     return found
 
 
+WATCHED = """
+import os, signal, threading
+from batchq.pool import cluster
+
+def ours(*_):
+    print("heard", flush=True)
+
+def look():
+    while not over.is_set():
+        seen.add(signal.getsignal(signal.SIGTERM))
+
+signal.signal(signal.SIGTERM, ours)
+seen, over = set(), threading.Event()
+watch = threading.Thread(target=look)
+watch.start()
+cluster.connect(None)
+over.set()
+watch.join()
+assert seen == {ours}, seen
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_ray_never_takes_sigterm_for_itself() -> None:
+    """Not even for a moment of its start, in which a signal may be lost."""
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 def test_sigterm_stops_with_three_and_no_answer_is_asked_twice(project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(400))
     noted = f"+engine.options.asked={project / 'asked'}"  # a line a row that the engine is asked

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from batchq import hardware
 from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec
-from batchq.errors import ConfigError, EngineError, Stopped
+from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
 from batchq.pool.replica import Replica
 
@@ -34,7 +35,7 @@ class Slot:
 def connect(address: str | None) -> None:
     """Start Ray on this machine, on loopback only, or join the cluster at `address`.
 
-    Raises ConfigError if no cluster answers there, Stopped after SIGTERM.
+    Raises ConfigError if no cluster answers there. Whoever handles SIGTERM goes on to.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -62,17 +63,26 @@ def connect(address: str | None) -> None:
         import batchq
 
         options |= {"address": address, "runtime_env": {"py_modules": [batchq]}}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(**options)
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # Ray takes SIGTERM for itself
-                signal.signal(number, handler)
-    except SystemExit:  # a SIGTERM that came meanwhile; Ray's handler would end the process in exit code 15
-        raise Stopped("stopped while Ray started; the same command goes on from here") from None
+        with _signals_left_alone():
+            ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
         raise ConfigError(f"cluster.address={address}: {str(error).splitlines()[0]}{hint}") from error
+
+
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Ray would take SIGTERM for itself. While it starts its handlers raise SystemExit wherever the signal comes; where
+    nothing can be raised that is lost: a run went on and ended in exit code 0."""
+    from ray._private import utils
+
+    theirs = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
 
 
 def _require_answer(address: str) -> None:
