@@ -182,8 +182,11 @@ class _EarlyContext(ForkServerContext):
 
 
 def _forked(spec: EngineSpec) -> bool:
-    """An engine of several GPUs starts a process for each by itself, and vLLM chooses how."""
-    return spec.device == "cpu" or spec.devices == 1
+    """Whether the engine's process is forked. One of several GPUs starts a process for each by itself, and on one GPU
+    VLLM_WORKER_MULTIPROC_METHOD=spawn, vLLM's own word, says no."""
+    if spec.device == "cpu":
+        return True
+    return spec.devices == 1 and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") != "spawn"
 
 
 def import_ahead(spec: EngineSpec) -> None:

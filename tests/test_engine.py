@@ -23,7 +23,7 @@ from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec, Sampling
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.hardware import Gpu, Hardware
-from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _out_of_memory, _refusals
+from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,27 @@ def test_scores_are_the_models_own(tiny: Path) -> None:
 
     for ours, theirs in zip(asyncio.run(ask()), expected, strict=True):
         assert ours == pytest.approx(theirs, abs=0.05)
+
+
+@pytest.mark.engine
+def test_norms_by_the_kernel_are_those_by_torch() -> None:
+    """To the last bit or two of bfloat16; what isn't contiguous is left to torch."""
+    import torch
+    from vllm import ir
+
+    priority = _norms()
+    assert {names[0] for names in priority.values()} == {"batchq"}
+    x, rest, weight = (torch.randn(*shape, dtype=torch.bfloat16) for shape in ((64, 96), (64, 96), (96,)))
+    norm, added = ir.ops.rms_norm, ir.ops.fused_add_rms_norm
+    apart = torch.randn(64, 2, 96, dtype=torch.bfloat16)[:, 0]
+    answers = []
+    for names in (priority["rms_norm"], ["native"]):
+        with norm.set_priority(names), added.set_priority(names):
+            assert names == ["native"] or norm.dispatch(x, weight, 1e-5).provider == "batchq"
+            assert norm.dispatch(apart, weight, 1e-5).provider == "native"
+            sums = added(x.clone(), rest.clone(), weight, 1e-5)
+            answers.append(torch.cat([norm(x, weight, 1e-5), norm(apart, weight, 1e-5), *sums]))
+    assert torch.allclose(*answers, rtol=0.02, atol=0.02)
 
 
 def test_an_option_that_vllm_lacks_is_named() -> None:
