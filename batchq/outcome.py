@@ -47,11 +47,13 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
     for kind, written in report.written(summary).items():
         storage.put(storage.join(output, f"meta/report.{kind}"), written.encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
-    text, code = report.terminal(summary), 0
-    if rate > config.output.max_error_rate:
+    limit, code = config.output.max_error_rate, 0
+    if rate > limit:
         code = 4
-        limit = config.output.max_error_rate
+        text = report.terminal({**summary, "state": f"{summary['state']}, with too many failures"})
         text += f"\n  note       {rate:.1%} of the rows failed, above output.max_error_rate={limit}: exit code 4"
+    else:
+        text = report.terminal(summary)
     if summary["quarantined"]:
         code = 4
     return Result(code, summary, text)

@@ -68,13 +68,16 @@ def _spelled(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
-def labelling(rows: int, share: float | None, elapsed: float, new_tokens: int, phases: list[str], cost: str) -> str:
+def labelling(
+    rows: int, failures: int, share: float | None, elapsed: float, new_tokens: int, phases: list[str], cost: str
+) -> str:
     """The line of a run that labels. `share`: of the corpus, 0 to 1, where its rows can be counted; `elapsed`: seconds
     since the first answer."""
     busy = ", ".join(f"{phases.count(p)} {p}" for p in dict.fromkeys(phases)) or "starting"
     rate = f"{new_tokens / elapsed:,.0f} tokens/s" if elapsed > 1 and new_tokens else "- tokens/s"
     done = "" if share is None else f" ({share:.0%})"
-    return f"{rows:,} rows{done} · {rate} · replicas: {busy}{cost}"
+    failed = f" · {failures:,} failures" if failures else ""
+    return f"{rows:,} rows{done}{failed} · {rate} · replicas: {busy}{cost}"
 
 
 def eta(share_done: float | None, share_at_start: float, elapsed: float) -> str:

@@ -311,6 +311,7 @@ def label(
     invocation.reached("ray")
     done_before = 1 - len(before.remaining) / len(fixed.shards)
     rows_before = sum(r.usage.rows for r in before.receipts)
+    failures_before = sum(r.usage.failures for r in before.receipts)
     expected = plan.expected_rows(fixed, config.input.limit)
     first: list[float] = []  # when the first row was answered
     rows = 0  # answered by this invocation
@@ -333,7 +334,9 @@ def label(
             share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
         spent = account.summarise((), [invocation.account("running")], config.pricing)["cost"]
         money = "" if spent is None else f" · {spent:.4f} {config.pricing.currency} so far"
-        line = progress.labelling(rows_before + state.live_rows, share, elapsed, state.live_tokens, state.phases, money)
+        failures = failures_before + state.live_failures
+        rows_now = rows_before + state.live_rows
+        line = progress.labelling(rows_now, failures, share, elapsed, state.live_tokens, state.phases, money)
         show.update(line + progress.eta(share, done_before, elapsed), share)
 
     spec = worker_spec(config, fixed, checkpoint, here)

@@ -69,6 +69,7 @@ class Snapshot:
     joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
     generated: int = 0  # output tokens
     recalled: int = 0  # tokens whose keys and values were read for them
+    failed: int = 0  # of the rows
 
 
 def open_engine(spec: EngineSpec) -> Engine:
@@ -102,6 +103,7 @@ class Worker:
         self.cpu: dict[str, float] = dict.fromkeys(("read", "render", "tokenize", "write"), 0.0)
         self._under_way = 0
         self._rows = 0
+        self._failed = 0
         self._tokens = 0
         self._first: float | None = None  # when the first answer came, on time.monotonic()'s clock
         self._computed = 0
@@ -153,6 +155,7 @@ class Worker:
             self._energy.joules() if self._energy else None,
             self._generated,
             self._recalled,
+            self._failed,
         )
 
     async def _thread(self, function: Any, *arguments: Any) -> Any:
@@ -233,12 +236,14 @@ class Worker:
             for i, prompt in enumerate(batch.prompts):
                 if prompt is None:
                     self._rows += 1
+                    self._failed += isinstance(batch.outcomes[i], Failure)
                     continue
                 if careful:
                     position = batch.positions[i]
                     if position in convicted:
                         batch.outcomes[i], batch.prompts[i] = Failure(poison.CODE, poison.MESSAGE), None
                         self._rows += 1
+                        self._failed += 1
                         continue
                     if made.search.searching and (suspects is None or position in suspects):
                         made.withheld.append((part, batch, i))
@@ -278,6 +283,7 @@ class Worker:
             self._recalled += recalled_tokens(prompted, cached, output)
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
+            self._failed += 1
         except EngineError as error:
             self._end(error)
             part.error = part.error or self.ended

@@ -40,12 +40,14 @@ def test_a_log_has_a_line_now_and_then_and_no_bar(monkeypatch) -> None:  # type:
 
 
 def test_the_line_of_a_run_says_how_far_and_how_long() -> None:
-    line = progress.labelling(1200, 0.25, 10.0, 50_000, ["infer", "load"], " · 0.01 USD so far")
+    line = progress.labelling(1200, 0, 0.25, 10.0, 50_000, ["infer", "load"], " · 0.01 USD so far")
     assert line == "1,200 rows (25%) · 5,000 tokens/s · replicas: 1 infer, 1 load · 0.01 USD so far"
     assert progress.eta(0.25, 0.05, 10.0) == " · ETA 0:37"  # a fifth took ten seconds, three quarters are left
     assert progress.eta(0.25, 0.25, 10.0) == " · ETA -"
 
 
 def test_rows_that_cannot_be_counted_have_no_share_and_no_eta() -> None:
-    assert progress.labelling(1200, None, 10.0, 50_000, ["infer"], "").startswith("1,200 rows · 5,000 tokens/s")
+    assert progress.labelling(1200, 34, None, 10.0, 50_000, ["infer"], "").startswith(
+        "1,200 rows · 34 failures · 5,000 tokens/s"
+    )
     assert progress.eta(None, 0.0, 10.0) == ""

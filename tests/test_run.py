@@ -103,10 +103,12 @@ def test_drift_is_refused_and_nothing_is_written(project: Path, capsys: pytest.C
     assert everything(project / "out") == before
 
 
-def test_too_many_failures_end_in_four(project: Path) -> None:
+def test_too_many_failures_end_in_four(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(project / "rows.jsonl", [*rows_of(8), *({"id": i, "text": "", "gold": None} for i in (8, 9))])
     assert main(["job=mine", "engine=fake"]) == 4
+    assert capsys.readouterr().out.startswith("batchq · mine · complete, with too many failures\n")
     assert main(["job=mine", "engine=fake", "output.max_error_rate=0.5"]) == 0
+    assert capsys.readouterr().out.startswith("batchq · mine · complete\n")
 
 
 def test_a_killed_driver_resumes_without_doing_anything_twice(project: Path) -> None:

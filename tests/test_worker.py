@@ -19,7 +19,7 @@ from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
 from batchq.records import Plan, Receipt, Shard
-from batchq.worker import Worker, WorkerSpec
+from batchq.worker import Snapshot, Worker, WorkerSpec
 from tests.conftest import rows_of, write_jsonl
 
 
@@ -95,6 +95,27 @@ def test_failures_are_rows_with_a_code_and_neighbours_are_untouched(
     assert "not a number" in by_code["schema"]["batchq_raw"]
     assert by_code["too_long"]["id"] == 9
     assert all("word" not in (r["batchq_message"] or "") for r in found)
+
+
+def test_a_worker_says_how_many_rows_failed_so_far(compose: Callable[..., Config], project: Path) -> None:
+    rows = rows_of(50)
+    for row in rows[:7]:
+        row["text"] = "word " * 900
+    write_jsonl(project / "rows.jsonl", [*rows, {"id": 50, "text": ""}])
+    config = compose()
+    fixed = planned(config)
+
+    async def asked() -> Snapshot:
+        made = worker(config, fixed)
+        await made.start()
+        try:
+            await asyncio.gather(*map(made.label, fixed.shards))
+            return made.snapshot()
+        finally:
+            await made.close()
+
+    seen = asyncio.run(asked())
+    assert (seen.rows, seen.failed) == (51, 8)
 
 
 def test_unknown_keys_of_later_rows_are_kept(compose: Callable[..., Config], project: Path) -> None:

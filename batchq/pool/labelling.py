@@ -71,6 +71,7 @@ class State:
     committed_shards: int  # by this invocation; their receipts stand in the store, not in the driver's memory
     committed_rows: int
     live_rows: int  # rows answered by replicas in this invocation, committed or not
+    live_failures: int  # of these
     live_tokens: int
     phases: list[str]
     accounts: tuple[ReplicaAccount, ...]
@@ -328,6 +329,7 @@ class Labelling:
             committed_shards=self.committed_shards,
             committed_rows=self.committed_rows,
             live_rows=sum(s.rows for s in seen),
+            live_failures=sum(s.failed for s in seen),
             live_tokens=sum(s.tokens for s in seen),
             phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],
             accounts=tuple(
