@@ -236,7 +236,9 @@ def environment(case: Case, side: str) -> dict[str, str]:
         chosen["VLLM_CPU_OMP_THREADS_BIND"] = "auto"
     elif (cores := case.spec["cores"]) and side != "batchq":  # which binds its engines itself
         chosen |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_NUM_THREADS": str(len(cores))}
-        chosen |= {"GLIBC_TUNABLES": HEAP, "TORCH_COMPILE_DISABLE": "1"}
+        chosen["GLIBC_TUNABLES"] = HEAP
+        if case.spec["options"].get("enforce_eager", True):
+            chosen["TORCH_COMPILE_DISABLE"] = "1"
     return {**chosen, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
