@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chaos.drivers import TOO_SLOW, Job, Tally, end, until
+from chaos.drivers import Job, Tally, end, until
 from chaos.trial import Trial, times
 
 HEAD_S = 12  # that Ray waits for its head; 60 unless said
@@ -59,7 +59,9 @@ def lost_heads(work: Path, share: float) -> Trial:
         job = Job(work / str(n), 300)
         with two_nodes() as (cluster, node):
             os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(HEAD_S)  # noqa: SIM112, Ray names it so
-            process = job.start(*TOO_SLOW, f"cluster.address={cluster.address}", "cluster.replicas=2")
+            # 15 seconds of work, so that it isn't done before everything is dead.
+            slowly = "+engine.options.tokens_per_s=400"
+            process = job.start(slowly, f"cluster.address={cluster.address}", "cluster.replicas=2")
             until(process, lambda job=job: len(job.stamps()) >= 4)  # type: ignore[misc]
             for each in (cluster.head_node, node):
                 each.kill_all_processes(check_alive=False, allow_graceful=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -73,16 +74,21 @@ def connect(address: str | None) -> None:
 
 @contextmanager
 def _signals_left_alone() -> Iterator[None]:
-    """Ray would take SIGTERM for itself. While it starts its handlers raise SystemExit wherever the signal comes; where
-    nothing can be raised that is lost: a run went on and ended in exit code 0."""
+    """Ray would take SIGTERM for itself. While it starts its handlers raise SystemExit wherever the signal comes; it is
+    lost where nothing can be raised: a run went on and ended in exit code 0. And below Python it leaves a handler that
+    writes a stack and aborts, over which Python's has to be put again."""
     from ray._private import utils
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     theirs = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _require_answer(address: str) -> None:
