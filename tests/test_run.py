@@ -189,6 +189,7 @@ over.set()
 watch.join()
 assert seen == {ours}, seen
 os.kill(os.getpid(), signal.SIGTERM)
+assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, "Ray's handler below Python's would abort in three seconds"
 """
 
 
