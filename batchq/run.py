@@ -118,8 +118,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
 
 
 def resolved(config: Config, pool: Pool) -> Model:
-    """The job's model. While it is fetched or converted Ray starts: 6 of the 25 seconds that the demo's takes on two
-    cores."""
+    """The job's model. While it is fetched or converted, which takes 22 s for the demo's on two cores, Ray starts."""
     found: Future[Model] = Future()
 
     def find() -> None:
