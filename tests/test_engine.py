@@ -243,8 +243,8 @@ def test_a_row_that_kills_vllms_process_is_found(
 @pytest.mark.engine
 @pytest.mark.parametrize("victim", ["engine", "actor"])
 def test_vllm_killed_in_mid_shard(victim: str, project: Path) -> None:
-    write_jsonl(project / "rows.jsonl", rows_of(600))
-    shards = "output.rows_per_shard=200"
+    write_jsonl(project / "rows.jsonl", rows_of(4000))  # five seconds after the first shard: half a one was too few once
+    shards = "output.rows_per_shard=500"
     driver = subprocess.Popen(
         [sys.executable, "-m", "batchq", "job=mine", *SMALL, shards],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -259,10 +259,10 @@ def test_vllm_killed_in_mid_shard(victim: str, project: Path) -> None:
     wait_for(driver, lambda: not Path(f"/proc/{engine}").exists(), 30)  # or it would hold its device for good
     out, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
-    assert "600 = 600 answers + 0 failures" in out
+    assert "4,000 = 4,000 answers + 0 failures" in out
     assert "replica 0 lost" in err
     found = pq.read_table(project / "out/data").to_pylist()
-    assert sorted(r["id"] for r in found) == list(range(600))
+    assert sorted(r["id"] for r in found) == list(range(4000))
 
 
 def test_want_of_memory_is_recognised() -> None:
