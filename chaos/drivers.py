@@ -299,7 +299,8 @@ def lost_replicas(work: Path, share: float) -> Trial:
 
     def one(n: int) -> None:
         luck, gone = random.Random(n), set[int]()
-        job = Job(work / str(n), 30 * kills + 60)
+        # 35 rows are answered between two kills, most by the replica that luck spared: 30 each were too few once.
+        job = Job(work / str(n), 60 * kills + 60)
         # A replica may be hit several times before it is ready, which by default ends a run after four.
         options = ["cluster.replicas=2", "cluster.spill_seconds=0.2", f"cluster.max_attempts={kills + 4}"]
         # 13 rows a second and engine, so that no job is done while a replica takes its time to die.
