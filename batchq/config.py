@@ -302,7 +302,7 @@ class TuneConfig:
 class CleanConfig:
     """`batchq clean`.
 
-    cache_days: also remove models, checkpoints and tuned settings that this machine cached more than so many days ago;
+    cache_days: also remove models, checkpoints and findings that this machine cached more than so many days ago;
         null for none.
     """
 

@@ -4,15 +4,12 @@ found, or by a forecast."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from batchq import forecast, models, plan, tune
+from batchq import findings, forecast, plan, tune
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme, TaskKind
 from batchq.fit import Fit
@@ -111,19 +108,10 @@ def remember(config: Config, fixed: Plan, here: Hardware, replicas: Iterable[Rep
         return
     rate = sum(r.tokens for r, _ in worked) / seconds
     answer = sum(r.generated for r, _ in worked) / rows
-    path = _place(config, fixed, here)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     reached = Reached(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
-    temporary.write_text(json.dumps(dataclasses.asdict(reached)))
-    temporary.rename(path)
+    findings.keep("reached", tune.key(config, fixed, here), dataclasses.asdict(reached))
 
 
 def recall(config: Config, draft: Plan, here: Hardware) -> Reached | None:
     """What the last run on this kind of machine reached with that model and scheme, if there was one."""
-    path = _place(config, draft, here)
-    return Reached(**json.loads(path.read_text())) if path.is_file() else None
-
-
-def _place(config: Config, draft: Plan, here: Hardware) -> Path:
-    return models.cache_dir() / "reached" / f"{tune.key(config, draft, here)}.json"
+    return findings.recall("reached", tune.key(config, draft, here), lambda kept: Reached(**kept))

@@ -8,17 +8,15 @@ bootstrap over rows (Efron and Tibshirani 1993, percentile method).
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import threading
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from batchq import capacity, models, quantize, sample, tune
+from batchq import capacity, findings, models, quantize, sample, tune
 from batchq.config import Config, EngineKind, GateConfig, KvCache, ModelConfig, Scheme
 from batchq.engine import Completion
 from batchq.errors import ConfigError, GateRefused
@@ -328,27 +326,24 @@ def _conclude(
 
 def remember(key: str, answers: Sequence[Completion | Failure]) -> None:
     """Keep a baseline's answers; no row's text is in them."""
-    path = models.cache_dir() / "gate" / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     kept = [
         dataclasses.asdict(dataclasses.replace(a, text="")) if isinstance(a, Completion) else dataclasses.asdict(a)
         for a in answers
     ]
-    temporary.write_text(json.dumps(kept))
-    temporary.rename(path)
+    findings.keep("gate", key, kept)
 
 
 def recall(key: str) -> list[Completion | Failure] | None:
     """What `remember` kept under this key, if anything."""
-    path = models.cache_dir() / "gate" / f"{key}.json"
-    if not path.is_file():
-        return None
+    return findings.recall("gate", key, _answers)
+
+
+def _answers(kept: list[dict[str, Any]]) -> list[Completion | Failure]:
     return [
         Failure(**a)
         if "code" in a
         else Completion(**{**a, "logprobs": tuple(a["logprobs"]), "token_ids": tuple(a["token_ids"])})
-        for a in json.loads(path.read_text())
+        for a in kept
     ]
 
 

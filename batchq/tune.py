@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import threading
 import time
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from batchq import capacity, models, sample
+from batchq import capacity, findings, models, sample
 from batchq.capacity import GPU_SHARE, OVERHEAD, SEQUENCES, gib
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
 from batchq.engine import Completion
@@ -254,17 +251,12 @@ def _free_share(here: Hardware) -> float:
 
 def recall(config: Config, draft: Plan, here: Hardware) -> Tuned | None:
     """What `tune` kept for this hardware, model, scheme and vLLM, if anything."""
-    path = _place(config, draft, here)
-    return Tuned(**json.loads(path.read_text())) if path.is_file() else None
+    return findings.recall("tune", key(config, draft, here), lambda kept: Tuned(**kept))
 
 
 def remember(config: Config, draft: Plan, here: Hardware, found: Tuned) -> None:
     """Keep it, in place of what was found before."""
-    path = _place(config, draft, here)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(dataclasses.asdict(found), indent=1))
-    temporary.rename(path)
+    findings.keep("tune", key(config, draft, here), dataclasses.asdict(found))
 
 
 def key(config: Config, draft: Plan, here: Hardware) -> str:
@@ -276,10 +268,6 @@ def key(config: Config, draft: Plan, here: Hardware) -> str:
     served = [draft.model, draft.quantization, config.quantization.kv_cache.value, config.task.kind.value]
     form = [field.name for field in dataclasses.fields(Tuned)]  # another batchq may keep other things
     return models.digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
-
-
-def _place(config: Config, draft: Plan, here: Hardware) -> Path:
-    return models.cache_dir() / "tune" / f"{key(config, draft, here)}.json"
 
 
 def engine_version() -> str:

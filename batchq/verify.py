@@ -203,7 +203,7 @@ def clean(config: Config) -> str:
 
 
 def _clean_cache(days: float) -> str:
-    """Remove models, checkpoints and tuned settings made more than so many days ago; they can be made again."""
+    """Remove models, checkpoints and findings made more than so many days ago; they can be made again."""
     count = size = 0
     for kind in ("models", "checkpoints"):
         for folder in (models.cache_dir() / kind).glob("*/"):
@@ -211,10 +211,11 @@ def _clean_cache(days: float) -> str:
             if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
                 count, size = count + 1, size + sum(stat.st_size for stat in files)
                 shutil.rmtree(folder)
-    for path in (models.cache_dir() / "tune").glob("*.json"):
-        if time.time() - path.stat().st_mtime > days * DAY:
-            count, size = count + 1, size + path.stat().st_size
-            path.unlink()
+    for kind in ("tune", "reached", "gate"):
+        for path in (models.cache_dir() / kind).glob("*.json"):
+            if time.time() - path.stat().st_mtime > days * DAY:
+                count, size = count + 1, size + path.stat().st_size
+                path.unlink()
     where = models.cache_dir()
-    what = f"{count} models, checkpoints and tuned settings older than {days:g} days"
+    what = f"{count} models, checkpoints, tuned settings and other findings older than {days:g} days"
     return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

@@ -243,7 +243,7 @@ def test_a_row_that_kills_vllms_process_is_found(
 @pytest.mark.engine
 @pytest.mark.parametrize("victim", ["engine", "actor"])
 def test_vllm_killed_in_mid_shard(victim: str, project: Path) -> None:
-    write_jsonl(project / "rows.jsonl", rows_of(4000))  # five seconds after the first shard: half a one was too few once
+    write_jsonl(project / "rows.jsonl", rows_of(4000))  # five seconds after the first shard: 0.5 was too few once
     shards = "output.rows_per_shard=500"
     driver = subprocess.Popen(
         [sys.executable, "-m", "batchq", "job=mine", *SMALL, shards],
