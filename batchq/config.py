@@ -275,12 +275,14 @@ class PricingConfig:
 
     per_hour: price by accelerator name as NVML gives it ("NVIDIA H100 80GB HBM3"), matched by its
     longest contained key; "cpu_core" prices a core where there is no accelerator.
+    budget: in `currency`, of a run over all its invocations; once spent the run stops as by a signal, in exit code 3.
     """
 
     currency: str = "USD"
     as_of: str = ""
     source: str = ""
     per_hour: dict[str, float] = field(default_factory=dict)
+    budget: float | None = None
 
 
 @dataclass
@@ -421,7 +423,9 @@ def check(config: Config) -> Config:
 
 
 def check_pricing(pricing: PricingConfig) -> PricingConfig:
-    """Raises ConfigError for a price that can't be."""
+    """Raises ConfigError for a price or a budget that can't be."""
+    if pricing.budget is not None and not pricing.budget > 0:
+        raise ConfigError(f"pricing.budget={pricing.budget:g}: must be above 0")
     for name, price in pricing.per_hour.items():
         if price < 0:
             raise ConfigError(f"pricing.per_hour.{name}={price}: a price can't be negative")

@@ -26,6 +26,7 @@ from batchq import (
     storage,
     tune,
 )
+from batchq.budget import Budget
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, Stopped
 from batchq.fit import Choice, Fit, require_memory
@@ -69,6 +70,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         if stored:
             plan.reused(config)  # has to be there still: without it every row would be asked
         here = pool.hardware()
+        budget = Budget(config.pricing, output, here)
         if reused and (others := plan.differing(reused, ingredients(config, model, reused), plan.KEYED)):
             show.step(f"output.reuse: nothing can be reused of {config.output.reuse}, which has another {others}")
             reused = None
@@ -100,7 +102,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             plan.refuse_other(fixed, draft, checkpoint.key, output)
             if not stored:
                 outcome.note_verdicts(output, verdicts)
-            label(config, fixed, model, checkpoint, pool, here, invocation, halt, show)
+            label(config, fixed, model, checkpoint, pool, here, invocation, budget, halt, show)
             show.clear()
             invocation.close("complete")
             result = finish(config, fixed, model, "complete", output, new_inputs)
@@ -297,10 +299,11 @@ def label(
     pool: Pool,
     here: Hardware,
     invocation: ledger.Invocation,
+    budget: Budget,
     stop: threading.Event,
     show: Progress,
 ) -> None:
-    """Label every shard that isn't committed yet."""
+    """Label every shard that isn't committed yet. Raises Stopped early if `stop` is set or the budget is spent."""
     output = storage.normalize(config.output.path)
     before = plan.standing(fixed, output)
     show.step(f"labelling {len(before.remaining)} of {len(fixed.shards)} shards; engines start (logs: {pool.logs})")
@@ -314,9 +317,10 @@ def label(
     expected = plan.expected_rows(fixed, config.input.limit)
     first: list[float] = []  # when the first row was answered
     rows = 0  # answered by this invocation
+    spent = False  # the budget
 
     def on_progress(state: State) -> None:
-        nonlocal rows
+        nonlocal rows, spent
         rows = state.live_rows
         invocation.update(state.accounts, state.lost_replicas)
         for what, at in state.reached.items():
@@ -331,16 +335,25 @@ def label(
             shards_done = len(fixed.shards) - len(before.remaining) + state.committed_shards
             rows_of_shard = (rows_before + state.committed_rows) / max(1, shards_done) or expected / len(fixed.shards)
             share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
-        spent = account.summarise((), [invocation.account("running")], config.pricing)["cost"]
-        money = "" if spent is None else f" · {spent:.4f} {config.pricing.currency} so far"
+        now = invocation.account("running")
+        if state.committed_shards < len(before.remaining) and not stop.is_set() and budget.spent(now):
+            show.step("the budget is spent; rows in flight are finished and kept")
+            spent = True
+            stop.set()
         failures = failures_before + state.live_failures
         rows_now = rows_before + state.live_rows
+        money = budget.so_far(now)
         line = progress.labelling(rows_now, failures, share, elapsed, state.live_tokens, state.phases, money)
         show.update(line + progress.eta(share, done_before, elapsed), share)
 
     spec = worker_spec(config, fixed, checkpoint, here)
     note_work(config, fixed, model, here, spec, invocation)
-    pool.label(spec, before.remaining, here, stop, on_progress, show.step)
+    try:
+        pool.label(spec, before.remaining, here, stop, on_progress, show.step)
+    except Stopped:
+        if spent:
+            raise Stopped(budget.words(invocation.account("stopped"))) from None
+        raise
     estimate.remember(config, fixed, here, invocation.account("complete").replicas, rows)
     if missing := len(plan.standing(fixed, output).remaining):
         raise BatchqError(

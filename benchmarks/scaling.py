@@ -33,6 +33,8 @@ command's time is left, by how long the longest took before.
 - "tail" is how many seconds longer the replica that waited longest was without a row than the one that waited least:
   the end, where some have nothing left to do.
 - "apart" are the seconds between the first replica's being ready and the last's; "start" what the slowest took to be.
+- "MFU" is the share of the GPUs' dense peak while they inferred, "J/1,000" their joules a thousand tokens, both by the
+  report and only where there is a GPU that is known.
 - USD are for a million tokens at conf/pricing's prices, start-up left out; a longer job has so much less of it.
 """
 
@@ -123,6 +125,8 @@ class Figures:
     tail: float
     usd: float | None  # a million tokens
     lost: int
+    mfu: float | None = None  # share of the GPUs' dense peak while they inferred
+    joules: float | None = None  # of the GPUs, a thousand tokens
 
 
 class Bench:
@@ -309,6 +313,8 @@ def figures(summary: dict[str, Any], record: dict[str, Any], pricing: Any) -> Fi
         tail=0.0 if killed else max(idle) - min(idle),
         usd=None if an_hour is None else device_seconds / 3600 * an_hour / tokens * 1e6,
         lost=record["lost_replicas"],
+        mfu=summary["mfu"],
+        joules=summary["joules_per_thousand_tokens"],
     )
 
 
@@ -385,7 +391,8 @@ def compare(bench: Bench, runs: list[Run], within: float) -> None:
             able.append(run)
         except CannotRun as error:
             say(f"{run.case}: {run.name} left out: {error}")
-    columns = ("rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s", "USD/Mtok")
+    columns = ("rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s")
+    columns += ("USD/Mtok", "MFU", "J/1,000")
     line("case", "run", *columns, "answers")
     for run in done:
         show(run, done)
@@ -423,6 +430,8 @@ def show(run: Run, done: dict[Run, Figures]) -> None:
         "-" if run.kill else f"{found.tail:.1f}",
         "-" if run.kill else f"{found.apart:.1f}",
         "-" if found.usd is None else f"{found.usd:.4f}",
+        "-" if found.mfu is None else f"{found.mfu:.3f}",
+        "-" if found.joules is None else f"{found.joules:.1f}",
         f"{found.answers:,}" + f", {found.lost} replica lost" * (found.lost > 0),
     )
     if found.devices < run.devices:
@@ -450,7 +459,7 @@ def conclude(done: dict[Run, Figures]) -> None:
 
 
 def line(*cells: str) -> None:
-    widths = (9, 28, 7, 8, 7, 8, 9, 9, 7, 7, 8, 9)
+    widths = (9, 28, 7, 8, 7, 8, 9, 9, 7, 7, 8, 9, 6, 8)
     padded = [f"{c:<{w}}" if i < 2 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=False))]
     say(" ".join([*padded, *cells[len(widths) :]]))
 

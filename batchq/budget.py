@@ -1,0 +1,50 @@
+"""What a run may cost in all: `pricing.budget`, over every invocation on its output."""
+
+from __future__ import annotations
+
+from batchq import account, ledger
+from batchq.account import RunAccount
+from batchq.config import PricingConfig
+from batchq.errors import ConfigError, Stopped
+from batchq.hardware import Hardware
+
+
+class Budget:
+    """Looked at while rows are labelled; what quantizing and the gate took counts, but doesn't stop them."""
+
+    def __init__(self, pricing: PricingConfig, output: str, here: Hardware) -> None:
+        """Raises ConfigError if `here` has no price, Stopped if earlier invocations have spent it all."""
+        self._pricing = pricing
+        self._before = 0.0
+        if pricing.budget is None:
+            return
+        before = account.cost_of((r for run in ledger.read_runs(output) for r in run.replicas), pricing)
+        if before is None or account.price(here.accelerator, pricing) is None:
+            raise ConfigError(
+                f"pricing.budget={pricing.budget:g}: pricing.per_hour has no price for {here.accelerator}, or for what "
+                f"an earlier invocation ran on; it has {', '.join(pricing.per_hour) or 'none'}"
+            )
+        self._before = before
+        if before >= pricing.budget:
+            raise Stopped(self.words())
+
+    def total(self, now: RunAccount | None = None) -> float:
+        """What all invocations cost, `now` being this one's account so far; nothing counts that has no price."""
+        return self._before + ((now and account.cost_of(now.replicas, self._pricing)) or 0.0)
+
+    def spent(self, now: RunAccount) -> bool:
+        return self._pricing.budget is not None and self.total(now) >= self._pricing.budget
+
+    def so_far(self, now: RunAccount) -> str:
+        """For the live line: what this invocation cost, or what all did of the budget; nothing without prices."""
+        if self._pricing.budget is not None:
+            return f" · {self.total(now):.4f} of {self._pricing.budget:g} {self._pricing.currency}"
+        cost = account.cost_of(now.replicas, self._pricing)
+        return "" if cost is None else f" · {cost:.4f} {self._pricing.currency} so far"
+
+    def words(self, now: RunAccount | None = None) -> str:
+        """Why the run ends here."""
+        return (
+            f"pricing.budget={self._pricing.budget:g}: {self.total(now):.4f} {self._pricing.currency} are spent; what "
+            "is answered stays, and the same command with a larger budget goes on from here"
+        )
