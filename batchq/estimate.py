@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq import findings, forecast, plan, tune
+from batchq import findings, forecast, sample, tune
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme, TaskKind
 from batchq.fit import Fit
@@ -52,7 +52,7 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         return "none of the sampled rows can be asked"
     replicas, devices = layout(config, fit.hardware)
     rate = found.rate * replicas
-    rows = plan.expected_rows(draft, config.input.limit)
+    rows = sample.expected_rows(draft, config.input.limit)
     counted = 1000 if rows is None else math.ceil(rows * left)
     seconds = counted * (lengths.mean + found.answer) / rate
     an_hour = price(fit.hardware.accelerator, config.pricing)

@@ -98,10 +98,11 @@ def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     """How long the prompts are, in a sample, and what that makes for the corpus where rows can be counted."""
     if not lengths.tokens:
         return "none of the sampled rows can be asked; see `preview`"
-    rows, mean = plan.expected_rows(draft, limit), lengths.mean
+    rows, mean = sample.expected_rows(draft, limit), lengths.mean
     whole = "how many rows there are, only reading them tells"
     if rows is not None:
-        whole = f"about {mean * rows:,.0f} for up to {rows:,} rows"
+        counted = limit is not None or all(shard.unit != "stream" for shard in draft.shards)
+        whole = f"about {mean * rows:,.0f} for {'up to' if counted else 'about'} {rows:,} rows"
     return (
         f"{mean:,.0f} tokens a row, median {lengths.median:,}, p99 {lengths.at(0.99):,}, longest {lengths.longest:,} "
         f"({len(lengths.tokens):,} sampled); {whole}"

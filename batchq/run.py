@@ -311,10 +311,12 @@ def label(
     invocation.reached("checkpoint")
     pool.connect()
     invocation.reached("ray")
-    done_before = 1 - len(before.remaining) / len(fixed.shards)
     rows_before = sum(r.usage.rows for r in before.receipts)
     failures_before = sum(r.usage.failures for r in before.receipts)
-    expected = plan.expected_rows(fixed, config.input.limit)
+    expected = sample.expected_rows(fixed, config.input.limit)
+    whole = any(shard.unit == "stream" for shard in fixed.shards)  # files, of as many rows as each happens to have
+    by_rows = whole or config.input.limit is not None
+    done_before = rows_before / max(1, expected or 0) if by_rows else 1 - len(before.remaining) / len(fixed.shards)
     first: list[float] = []  # when the first row was answered
     rows = 0  # answered by this invocation
     spent = False  # the budget
@@ -329,8 +331,8 @@ def label(
             first.append(time.monotonic())
         elapsed = time.monotonic() - first[0] if first else 0.0
         share: float | None = None
-        if config.input.limit is not None:
-            share = min(1.0, (rows_before + state.live_rows) / config.input.limit)
+        if expected is not None and by_rows:
+            share = min(0.99 if whole else 1.0, (rows_before + state.live_rows) / max(1, expected))
         elif expected is not None:
             shards_done = len(fixed.shards) - len(before.remaining) + state.committed_shards
             rows_of_shard = (rows_before + state.committed_rows) / max(1, shards_done) or expected / len(fixed.shards)

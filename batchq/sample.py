@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from batchq import models, read, write
+from batchq import models, plan, read, write
 from batchq.config import Config
-from batchq.errors import RowError
+from batchq.errors import InputError, RowError, StorageError
 from batchq.models import digest_of
 from batchq.records import Plan, Row, Shard
 from batchq.task import Task
 
+HEADS = 8  # files whose first rows are counted, of those that only reading would count
 MEASURED = 512  # prompts that lengths are taken from
 
 
@@ -139,6 +140,20 @@ def spread(draft: Plan, wanted: int, fits: Callable[[Row], bool] = lambda _: Tru
     each = -(-wanted // len(chosen))
     for shard in chosen:
         yield from itertools.islice(filter(fits, rows_of(draft, shard)), each)
+
+
+def expected_rows(draft: Plan, limit: int | None) -> int | None:
+    """About how many rows there are; of files whose rows only reading would count, by the heads of a few of them. None
+    of a dataset in an object store, or if none of those can be read."""
+    if (counted := plan.expected_rows(draft, limit)) is not None or draft.format == "dataset":
+        return counted
+    whole = [draft.objects[i] for i in sorted({shard.object for shard in draft.shards})]
+    size = found = 0.0
+    for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
+        with contextlib.suppress(InputError, StorageError):  # whoever labels it says so
+            found += obj.size * read.rows_a_byte(obj, draft.format)
+            size += obj.size
+    return round(found / size * sum(obj.size for obj in whole)) if size else None
 
 
 def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import random
 import re
 from pathlib import Path
 
 import pytest
 
-from batchq import estimate, tune
+from batchq import estimate, read, sample, tune
 from batchq.account import ReplicaAccount
 from batchq.cli import main
-from batchq.config import ClusterConfig, Config, PricingConfig, Scheme, TaskConfig, TaskKind
+from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.records import Plan, Shard
 from batchq.sample import Lengths
 from tests.conftest import rows_of, write_jsonl
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.test_read import compressed
 
 ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)
@@ -99,8 +102,46 @@ def test_answers_that_are_written_count_as_long_as_they_were() -> None:
 
 
 def test_files_whose_rows_nobody_counted_have_a_price_a_thousand() -> None:
-    stream = dataclasses.replace(DRAFT, shards=(Shard(0, 0, "stream", 0, 0),))
+    stream = dataclasses.replace(DRAFT, format="dataset", shards=(Shard(0, 0, "stream", 0, 0),))  # on an object store
     assert "for a thousand rows" in said(job(), ONE, stream) and "about 0:16 of" in said(job(), ONE, stream)
+
+
+@pytest.mark.parametrize("name", ["calls.csv", "calls.csv.gz", "calls.jsonl.zst", "calls.txt.bz2"])
+def test_rows_that_only_reading_counts_are_estimated_from_heads(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the larger file of two the head is a quarter, which is some two of bzip2's blocks: it counts by whole ones."""
+    near = 0.25 if name.endswith("bz2") else 0.1
+    monkeypatch.setattr(read.rows, "HEAD", 1 << 21)
+    luck = random.Random(0)
+    for number, rows in enumerate((12_000, 200)):
+        texts = [luck.randbytes(luck.randint(50, 600)).hex() for _ in range(rows)]
+        lines = {
+            "csv": ["id,text", *(f'{i},"{t}\n, she said"' for i, t in enumerate(texts))],
+            "jsonl": [json.dumps({"text": t}) for t in texts],
+            "txt": texts,
+        }
+        _, kind, *packed = name.split(".")
+        data = "\n".join(lines[kind]).encode()
+        (tmp_path / f"{number}-{name}").write_bytes(compressed(data, f".{packed[0]}") if packed else data)
+    listed = read.list_input(InputConfig(path=str(tmp_path)))
+    shards = tuple(Shard(n, n, "stream", 0, 0) for n in range(2))
+    draft = dataclasses.replace(DRAFT, objects=tuple(listed), shards=shards, format={"txt": "text"}.get(kind, kind))
+    assert sample.expected_rows(draft, None) == pytest.approx(12_200, rel=near)
+    assert sample.expected_rows(draft, 7) == 7
+    monkeypatch.setattr(read.rows, "HEAD", 1 << 24)
+    assert sample.expected_rows(draft, None) == 12_200, "where the head is all, they are counted"
+
+    if packed:
+        (tmp_path / f"1-{name}").write_bytes(b"not packed at all" * 9)
+        draft = dataclasses.replace(draft, objects=tuple(read.list_input(InputConfig(path=str(tmp_path)))))
+        assert sample.expected_rows(draft, None) == pytest.approx(12_000, rel=near), "a damaged one doesn't stop it"
+
+
+def test_plan_says_what_a_csv_will_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "rows.csv").write_text("id,text,gold\n" + "".join(f"{i},row {i},good\n" for i in range(700)))
+    assert main(["plan", "job=mine", "engine=fake", "input.path=rows.csv"]) == 0
+    assert "for about 700 rows" in capsys.readouterr().out
 
 
 def test_plan_says_what_the_last_run_reached(

@@ -16,7 +16,7 @@ from batchq.config import InputConfig, InputFormat
 from batchq.errors import InputError, NotFound
 from batchq.read.formats import format_of, readable, splittable
 from batchq.read.lines import TAIL
-from batchq.read.rows import read_rows
+from batchq.read.rows import read_rows, rows_a_byte
 from batchq.read.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
 from batchq.read.tables import arrow_batches, row_groups
 from batchq.records import InputObject
@@ -28,6 +28,7 @@ __all__ = [
     "infer_schema",
     "list_input",
     "read_rows",
+    "rows_a_byte",
     "split",
     "splittable",
     "taper",

@@ -65,15 +65,21 @@ def base(name: str) -> tuple[PurePosixPath, str]:
 @contextmanager
 def opened(obj: InputObject) -> Iterator[BinaryIO]:
     """The object's bytes, decompressed as its name says."""
-    with storage.open_read(obj.uri, etag=obj.etag) as file:
-        compression = base(obj.name)[1]
-        if not compression:
-            yield file
-            return
-        from smart_open.compression import compression_wrapper
+    with storage.open_read(obj.uri, etag=obj.etag) as file, unpacked(obj, file) as plain:
+        yield plain
 
-        with compression_wrapper(file, "rb", compression) as decompressed:
-            yield cast(BinaryIO, decompressed)
+
+@contextmanager
+def unpacked(obj: InputObject, file: BinaryIO) -> Iterator[BinaryIO]:
+    """The object's open file, decompressed as its name says."""
+    compression = base(obj.name)[1]
+    if not compression:
+        yield file
+        return
+    from smart_open.compression import compression_wrapper
+
+    with compression_wrapper(file, "rb", compression) as decompressed:
+        yield cast(BinaryIO, decompressed)
 
 
 @contextmanager
