@@ -253,16 +253,23 @@ def test_vllm_killed_in_mid_shard(victim: str, project: Path) -> None:
         text=True,
     )
     wait_for(driver, lambda: bool(list((project / "out/data").glob("*.parquet"))), 300)
-    (actor,) = processes_below(driver.pid, b"ray::Replica")
-    (engine,) = processes_below(actor, b"EngineCore")
+    found: list[list[int]] = []
+
+    def one_of_each() -> bool:  # for a moment there may be two: who starts a program has its title until it does
+        actors = processes_below(driver.pid, b"ray::Replica")
+        found[:] = [actors, processes_below(actors[0], b"EngineCore") if actors else []]
+        return [len(each) for each in found] == [1, 1]
+
+    wait_for(driver, one_of_each)
+    (actor,), (engine,) = found
     os.kill({"engine": engine, "actor": actor}[victim], signal.SIGKILL)
     wait_for(driver, lambda: not Path(f"/proc/{engine}").exists(), 30)  # or it would hold its device for good
     out, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     assert "4,000 = 4,000 answers + 0 failures" in out
     assert "replica 0 lost" in err
-    found = pq.read_table(project / "out/data").to_pylist()
-    assert sorted(r["id"] for r in found) == list(range(4000))
+    rows = pq.read_table(project / "out/data").to_pylist()
+    assert sorted(r["id"] for r in rows) == list(range(4000))
 
 
 def test_want_of_memory_is_recognised() -> None:
