@@ -40,6 +40,7 @@ class Verdict:
     """What the gate found. Shares are between 0 and 1, recovery and its bounds around 1; `kl` in nats.
 
     `verdict` is "pass" (the lower bound reaches `wanted`), "fail" (the upper bound doesn't) or "undecided".
+    `high` is None where nothing could be compared: no row was answered by both, or the baseline was never right.
     `needs`: about how many rows would decide. For generated text `baseline` and `quantized` are perplexities.
     """
 
@@ -49,7 +50,7 @@ class Verdict:
     wanted: float
     recovery: float
     low: float
-    high: float
+    high: float | None
     confidence: float
     rows: int  # asked and answered by both
     judged: int  # of these, those that the recovery is taken from
@@ -67,9 +68,10 @@ class Verdict:
 
     def words(self) -> str:
         """One line for a person."""
-        kept = f"keeps {self.recovery:.1%} [{self.low:.1%}, {self.high:.1%}] of the baseline's {self.measure}"
+        bounds = f"[{self.low:.1%}, {'?' if self.high is None else f'{self.high:.1%}'}]"
+        kept = f"keeps {self.recovery:.1%} {bounds} of the baseline's {self.measure}"
         if self.measure == "agreement":
-            kept = f"keeps the label of {self.recovery:.1%} [{self.low:.1%}, {self.high:.1%}] of the rows"
+            kept = f"keeps the label of {self.recovery:.1%} {bounds} of the rows"
         figures = {"accuracy": f" ({self.baseline:.3f} -> {self.quantized:.3f})"}.get(self.measure, "")
         if self.measure == "perplexity":
             figures = f" ({self.baseline:.2f} -> {self.quantized:.2f})"
@@ -285,8 +287,9 @@ def _conclude(
     failed: int,
 ) -> Verdict:
     """`recovery` maps weights, shape [resamples, rows], to a recovery a resample."""
+    high: float | None
     if judged == 0 or base <= 0:  # nothing to compare with: nothing is known
-        point, low, high = 0.0, 0.0, math.inf
+        point, low, high = 0.0, 0.0, None
     else:
         random = np.random.default_rng(config.seed)
         point = float(recovery(np.ones((1, judged)))[0])
@@ -295,9 +298,9 @@ def _conclude(
         tail = (1 - config.confidence) / 2
         low, high = (float(x) for x in np.quantile(np.concatenate(drawn), [tail, 1 - tail]))
     wanted = config.recovery
-    verdict = "pass" if low >= wanted else "fail" if high < wanted else "undecided"
+    verdict = "pass" if low >= wanted else "fail" if high is not None and high < wanted else "undecided"
     needs = None
-    if verdict == "undecided" and judged and point != wanted and math.isfinite(high):
+    if verdict == "undecided" and point != wanted and high is not None:
         half = point - low if point > wanted else high - point
         needs = math.ceil(judged * (half / (point - wanted)) ** 2)  # an interval shrinks with the root of the rows
     return Verdict(
@@ -349,5 +352,6 @@ def _answers(kept: list[dict[str, Any]]) -> list[Completion | Failure]:
 
 
 def verdict_from_json(found: dict[str, Any]) -> Verdict:
-    f1 = found["macro_f1"]
-    return Verdict(**{**found, "macro_f1": tuple(f1) if f1 else None})
+    f1, high = found["macro_f1"], found["high"]
+    known = high is not None and math.isfinite(high)  # version 0.1.0 wrote Infinity
+    return Verdict(**{**found, "macro_f1": tuple(f1) if f1 else None, "high": high if known else None})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +79,7 @@ def summarise(
         "shards": len(fixed.shards),
         "shards_done": len(fixed.shards) - len(standing.remaining),
         **summary,
-        "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in read_verdicts(output)],
+        "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in verdicts(fixed, output)],
         "reuse": fixed.reuse,
         "id_column": id_column,
         "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
@@ -137,14 +139,10 @@ def compose_report(config: Config) -> Result:
     return finish(config, stored, model, "complete", output, [])
 
 
-def note_verdicts(output: str, verdicts: list[Verdict]) -> None:
-    if verdicts:
-        found = json.dumps([dataclasses.asdict(v) for v in verdicts], indent=1)
-        storage.put(storage.join(output, "meta/gate.json"), found.encode())
-
-
-def read_verdicts(output: str) -> list[Verdict]:
-    try:
-        return [gate.verdict_from_json(v) for v in json.loads(storage.read(storage.join(output, "meta/gate.json")))]
-    except NotFound:
-        return []
+def verdicts(fixed: Plan, output: str) -> list[Verdict]:
+    """The gate's verdicts on this run. Version 0.1.0 kept them in meta/gate.json, beside the plan."""
+    stored: Iterable[dict[str, Any]] = fixed.verdicts
+    if not stored:
+        with contextlib.suppress(NotFound):
+            stored = json.loads(storage.read(storage.join(output, "meta/gate.json")))
+    return [gate.verdict_from_json(v) for v in stored]

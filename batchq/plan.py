@@ -182,7 +182,8 @@ def load(output: str) -> Plan | None:
         fields = storage.read_checked(uri, unsealed)
         objects = tuple(InputObject(*o) for o in fields.pop("objects"))
         shards = tuple(Shard(i, *s) for i, s in enumerate(fields.pop("shards")))
-        return Plan(**{**fields, "objects": objects, "shards": shards, "columns": tuple(fields["columns"])})
+        lists = {name: tuple(fields.pop(name, ())) for name in ("columns", "verdicts")}
+        return Plan(**{**fields, **lists, "objects": objects, "shards": shards})
     except NotFound:
         return None
     except (ValueError, TypeError, KeyError) as error:

@@ -18,7 +18,6 @@ from batchq import (
     hardware,
     ledger,
     models,
-    outcome,
     plan,
     progress,
     quantize,
@@ -98,10 +97,10 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
                     f"quantization.cache any more, and the one made now, {checkpoint.key[:12]}, answers otherwise; "
                     "bring it back, or leave output.reuse out"
                 )
-            fixed = stored or plan.store(dataclasses.replace(draft, checkpoint=checkpoint.key), output)
+            judged = tuple(dataclasses.asdict(v) for v in verdicts)
+            made = dataclasses.replace(draft, checkpoint=checkpoint.key, verdicts=judged)
+            fixed = stored or plan.store(made, output)
             plan.refuse_other(fixed, draft, checkpoint.key, output)
-            if not stored:
-                outcome.note_verdicts(output, verdicts)
             label(config, fixed, model, checkpoint, pool, here, invocation, budget, halt, show)
             show.clear()
             invocation.close("complete")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -85,6 +86,14 @@ def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
     assert (found.rows, found.failed, found.verdict) == (98, 2, "pass")
     nothing = gate.judge("int8", sample, first, [Failure("x", "y")] * 100, LABELS, GateConfig())
     assert nothing.verdict == "undecided" and nothing.judged == 0
+
+
+def test_a_baseline_that_is_never_right_leaves_the_upper_bound_open() -> None:
+    """Infinity is no number that a report in JSON could hold: such a run ended in a traceback."""
+    wrong = answers(np.ones(100))
+    found = gate.judge("int8", Sample([[1]] * 100, ["positive"] * 100), wrong, wrong, LABELS, GateConfig())
+    assert (found.verdict, found.high, found.needs) == ("undecided", None, None)
+    assert "[0.0%, ?]" in found.words() and json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
 def test_text_is_judged_by_perplexity_and_by_its_tokens() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -36,9 +37,9 @@ from tests.tiny import make_tiny_model
 ROOT = Path(__file__).parent.parent
 
 
-def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(project: Path, *overrides: str, failpoint: str = "") -> subprocess.Popen[str]:
     """The command line as a process of its own, in its own group."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BATCHQ_FAILPOINT": failpoint}
     command = [sys.executable, "-m", "batchq", "job=mine", "engine=fake", *overrides]
     return subprocess.Popen(
         command,
@@ -436,3 +437,35 @@ def test_what_decoding_reads_is_known_where_text_is_generated(
     assert found.bytes_per_generated == 2 * weights / 64, "a step writes at most one token of each row in flight"
     assert found.bytes_per_recalled == 2 * 2 * 2 * 32 * (1 if cache == "fp8" else 2)
     assert found.peak_bandwidth == 3.35e12
+
+
+def test_a_verdict_outlives_a_kill_right_after_the_plan_is_stored(project: Path) -> None:
+    """It stands in the plan itself, so there is no moment at which the one is there without the other."""
+    write_jsonl(project / "rows.jsonl", rows_of(120))
+    asked = ["quantization.scheme=int8_rtn"]
+    killed = start(project, *asked, failpoint="plan.store.after_put=kill")
+    assert killed.wait(120) == -signal.SIGKILL
+    assert (project / "out/meta/plan.json").exists() and not (project / "out/data").exists()
+    again = start(project, *asked)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "int8_rtn keeps 100.0%" in out
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert [v["verdict"] for v in report["gate"]] == ["pass"]
+
+
+def test_verdicts_of_the_version_before_are_still_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(120))
+    asked = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn"]
+    assert main(asked) == 0
+    report = json.loads((project / "out/meta/report.json").read_text())
+    stored = plan.load(str(project / "out"))
+    assert stored is not None and [dict(v) for v in stored.verdicts] == [
+        {k: v for k, v in verdict.items() if k != "words"} for verdict in report["gate"]
+    ]
+    (project / "out/meta/plan.json").unlink()
+    plan.store(dataclasses.replace(stored, verdicts=()), str(project / "out"))
+    (project / "out/meta/gate.json").write_text(json.dumps([{**stored.verdicts[0], "high": math.inf}]))
+    capsys.readouterr()
+    assert main(["report", *asked]) == 0
+    assert "int8_rtn keeps 100.0% [100.0%, ?] of the baseline's accuracy" in capsys.readouterr().out
