@@ -114,8 +114,6 @@ def judged(
         config.task, models.open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template
     )
     chosen = sample.judging(config, draft, task)
-    if not chosen.prompts:
-        raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")
     if warning := sample.strange(config, chosen.golds):
         show.step(f"gate: {warning}")
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)

@@ -9,13 +9,17 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from batchq import models, plan, read, write
-from batchq.config import Config
-from batchq.errors import InputError, RowError, StorageError
+from batchq.config import Config, Scheme
+from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.models import digest_of
 from batchq.records import Plan, Row, Shard
+from batchq.scheme import FACTS
 from batchq.task import Task
+
+Taken = TypeVar("Taken")
 
 HEADS = 8  # files whose first rows are counted, of those that only reading would count
 MEASURED = 512  # prompts that lengths are taken from
@@ -68,32 +72,50 @@ def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Len
         draft.columns,
         config.model.chat_template,
     )
-    return Lengths.of(task.encode([message for message, _ in rendered(task, spread(draft, rows))][:rows]))
+    asked = itertools.islice(spread(draft, rows, lambda found: rendered(task, found)), rows)
+    return Lengths.of(task.encode([message for message, _ in asked]))
 
 
-def side(key: str, seed: int) -> str:
-    """Which of the two a row may serve, by its id alone: "gate" or "calibration". Never both."""
-    return "gate" if int(digest_of([key, seed])[:8], 16) % 2 else "calibration"
+def side_of(message: str, seed: int) -> str:
+    """Which of the two a row of the corpus may serve, by what it asks alone: "gate" or "calibration". Rows that ask the
+    same, in whichever file they stand, are on the same side."""
+    return "gate" if int(digest_of([message, seed])[:8], 16) % 2 else "calibration"
 
 
 def calibration(config: Config, draft: Plan, task: Task) -> list[list[int]]:
     """Prompts to calibrate on, tokenised and cut: rows of quantization.calibration, or of the corpus that the gate
     never judges by."""
-    settings = config.quantization
-    rows = drawn(config, draft, settings.calibration, settings.samples, "calibration")
-    messages = [message for message, _ in rendered(task, rows)]
-    return [ids[: settings.max_tokens] for ids in task.encode(messages[: settings.samples])]
+    limit = config.quantization.max_tokens
+    return [ids[:limit] for ids in task.encode(_calibration_messages(config, draft, task))]
 
 
 def judging(config: Config, draft: Plan, task: Task) -> Sample:
-    """Prompts to judge by, with gold labels: rows of gate.input, or rows of the corpus that are never calibrated on."""
-    rows = drawn(config, draft, config.gate.input, config.gate.rows, "gate")
-    asked = list(rendered(task, rows))[: config.gate.rows]
+    """Prompts to judge by, with gold labels: rows of gate.input, or of the corpus. Never what was calibrated on,
+    whatever inputs are named: rows that ask the same as one of the calibration's are passed over.
+
+    Raises ConfigError if no row is left.
+    """
+    settings, calibrated = config.gate, set[str]()
+    if FACTS[Scheme(draft.quantization)].calibrated and (settings.input or config.quantization.calibration):
+        calibrated = set(_calibration_messages(config, draft, task))
+    asked = _asked(config, draft, task, settings.input, settings.rows, "gate")
+    chosen = list(itertools.islice((pair for pair in asked if pair[0] not in calibrated), settings.rows))
     room = config.engine.max_model_len - task.sampling.max_tokens
-    prompts = task.encode([message for message, _ in asked])
-    kept = [(p, row) for p, (_, row) in zip(prompts, asked, strict=True) if len(p) <= room]
+    prompts = task.encode([message for message, _ in chosen])
+    kept = [(p, row) for p, (_, row) in zip(prompts, chosen, strict=True) if len(p) <= room]
+    if not kept:
+        why = f" but the {len(calibrated):,} that were calibrated on" if calibrated else ""
+        raise ConfigError(
+            f"gate: there is no row to judge by{why}; name others in gate.input, or set gate.enabled=false"
+        )
     gold = config.task.gold
     return Sample([p for p, _ in kept], [write.as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
+
+
+def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
+    settings = config.quantization
+    asked = _asked(config, draft, task, settings.calibration, settings.samples, "calibration")
+    return [message for message, _ in itertools.islice(asked, settings.samples)]
 
 
 def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
@@ -101,7 +123,7 @@ def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]
     name = config.task.gold
     if not name:
         return []
-    found = itertools.islice(spread(draft, rows), rows)
+    found = itertools.islice(spread(draft, rows, iter), rows)
     return [write.as_gold(row.columns.get(name)) for row in found if row.error is None]
 
 
@@ -120,26 +142,30 @@ def strange(config: Config, golds: Iterable[str | None]) -> str:
     )
 
 
-def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: str) -> Iterator[Row]:
-    """About `wanted` rows: all of another input, or from the starts of evenly spread shards those of one side."""
-    columns = list(draft.columns)
+def _asked(
+    config: Config, draft: Plan, task: Task, path: str | None, wanted: int, side: str
+) -> Iterator[tuple[str, Row]]:
+    """About `wanted` rows with their messages: all of another input, or of the corpus those of one side."""
     if path is not None:
-        for found in read.list_input(dataclasses.replace(config.input, path=path)):
-            format = read.format_of(found.name, config.input.format)
-            unit = read.splittable(found.name, format)
-            yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=columns)
-        return
+        return rendered(task, _rows_of_input(config, draft, path))
     seed = config.gate.seed
-    yield from spread(draft, wanted, lambda row: side(row.id, seed) == serving)
+    return spread(draft, wanted, lambda rows: (pair for pair in rendered(task, rows) if side_of(pair[0], seed) == side))
 
 
-def spread(draft: Plan, wanted: int, fits: Callable[[Row], bool] = lambda _: True) -> Iterator[Row]:
-    """About `wanted` rows of the corpus that fit, from the starts of evenly spread shards."""
+def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
+    for found in read.list_input(dataclasses.replace(config.input, path=path)):
+        format = read.format_of(found.name, config.input.format)
+        unit = read.splittable(found.name, format)
+        yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=list(draft.columns))
+
+
+def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Taken]]) -> Iterator[Taken]:
+    """About `wanted` of what `take` makes of the corpus's rows, from the starts of evenly spread shards."""
     step = max(1, len(draft.shards) // wanted)
     chosen = draft.shards[::step][:wanted]
     each = -(-wanted // len(chosen))
     for shard in chosen:
-        yield from itertools.islice(filter(fits, rows_of(draft, shard)), each)
+        yield from itertools.islice(take(rows_of(draft, shard)), each)
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:

@@ -374,8 +374,8 @@ def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[list[int]
     )
     room = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
-    messages = [message for message, _ in sample.rendered(task, sample.spread(draft, wanted))]
-    prompts = [ids for ids in task.encode(messages) if len(ids) <= room][:wanted]
+    asked = sample.spread(draft, wanted, lambda rows: sample.rendered(task, rows))
+    prompts = [ids for ids in task.encode([message for message, _ in asked]) if len(ids) <= room][:wanted]
     if len(prompts) <= WARM:
         raise ConfigError(f"tune: only {len(prompts)} rows of this job can be asked, and it takes more than {WARM}")
     return task, prompts
