@@ -152,18 +152,22 @@ def _report_many(arguments: list[str]) -> int:
 def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
-    from batchq import preview, verify
+    from batchq import verify
+    from batchq.describe import describe
+    from batchq.job.run import run
+    from batchq.job.scheme import quantize_only
+    from batchq.job.tune import tune_job
     from batchq.outcome import compose_report, status
-    from batchq.run import checkpoint_only, run, tuned
+    from batchq.preview import preview
 
     if verb == "plan":
-        _say(preview.describe(config))
+        _say(describe(config))
     elif verb == "preview":
-        _say(preview.preview(config))
+        _say(preview(config))
     elif verb == "quantize":
-        _say(checkpoint_only(config))
+        _say(quantize_only(config, _stop_on_signals(config.cluster.grace_seconds)))
     elif verb == "tune":
-        _say(tuned(config, _stop_on_signals(config.cluster.grace_seconds)))
+        _say(tune_job(config, _stop_on_signals(config.cluster.grace_seconds)))
     elif verb == "verify":
         good, words = verify.verify(config)
         _say(words)

@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchq import gate, models, plan, sample
+from batchq import models
 from batchq.cli import main
 from batchq.config import Config, GateConfig, Scheme
 from batchq.engine import Completion
 from batchq.errors import ConfigError
-from batchq.gate import Verdict
+from batchq.job import gate
+from batchq.plan import sample
+from batchq.plan.draft import make_plan
+from batchq.plan.sample import Sample
 from batchq.records import Failure
-from batchq.sample import Sample
 from batchq.task import Task
+from batchq.verdict import Verdict, judge
 from tests.conftest import rows_of, write_jsonl
 
 LABELS = ["positive", "negative"]
@@ -39,7 +42,7 @@ def verdict(rows: int, lost: float, config: GateConfig | None = None, gold: bool
     first = np.where(random.random(rows) < 0.8, truth, 1 - truth)
     second = np.where((first == truth) & (random.random(rows) < lost), 1 - first, first)
     asked = Sample([[1, 2]] * rows, [LABELS[t] if gold else None for t in truth])
-    return gate.judge("int8", asked, answers(first), answers(second), LABELS, config or GateConfig())
+    return judge("int8", asked, answers(first), answers(second), LABELS, config or GateConfig())
 
 
 def test_the_same_answers_keep_everything() -> None:
@@ -66,7 +69,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         first = (random.random(400) > 0.8).astype(int)
         second = np.where((first == 0) & (random.random(400) < 0.05), 1, first)
         asked = Sample([[1]] * 400, ["positive"] * 400)
-        found = gate.judge("x", asked, answers(first), answers(second), LABELS, GateConfig())
+        found = judge("x", asked, answers(first), answers(second), LABELS, GateConfig())
         covered += found.low <= 0.95 <= found.high
         assert truth.sum() == 0
     assert 88 <= covered <= 100
@@ -85,16 +88,16 @@ def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
     first, second = answers(np.zeros(100)), answers(np.zeros(100))
     second[3] = Failure("engine_refused", "no")
     second[4] = Completion((math.nan, 0.0), "", "length", 1, 0, 1)
-    found = gate.judge("int8", asked, first, second, LABELS, GateConfig())
+    found = judge("int8", asked, first, second, LABELS, GateConfig())
     assert (found.rows, found.failed, found.verdict) == (98, 2, "pass")
-    nothing = gate.judge("int8", asked, first, [Failure("x", "y")] * 100, LABELS, GateConfig())
+    nothing = judge("int8", asked, first, [Failure("x", "y")] * 100, LABELS, GateConfig())
     assert nothing.verdict == "undecided" and nothing.judged == 0
 
 
 def test_a_baseline_that_is_never_right_leaves_the_upper_bound_open() -> None:
     """Infinity is no number that a report in JSON could hold: such a run ended in a traceback."""
     wrong = answers(np.ones(100))
-    found = gate.judge("int8", Sample([[1]] * 100, ["positive"] * 100), wrong, wrong, LABELS, GateConfig())
+    found = judge("int8", Sample([[1]] * 100, ["positive"] * 100), wrong, wrong, LABELS, GateConfig())
     assert (found.verdict, found.high, found.needs) == ("undecided", None, None)
     assert "[0.0%, ?]" in found.words() and json.dumps(dataclasses.asdict(found), allow_nan=False)
 
@@ -104,7 +107,7 @@ def test_text_is_judged_by_perplexity_and_by_its_tokens() -> None:
         return [Completion((), "", "stop", 11, 0, 3, ids, -loss * 10 - i % 3) for i in range(200)]
 
     asked = Sample([[1] * 11] * 200, [None] * 200)
-    found = gate.judge("fp8", asked, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
+    found = judge("fp8", asked, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
     assert found.measure == "perplexity" and found.agreement == 0.5 and found.verdict == "fail"
     assert found.recovery == pytest.approx(math.exp(-0.1)) == pytest.approx(found.baseline / found.quantized)
 
@@ -129,7 +132,7 @@ def test_no_row_is_judged_by_that_was_calibrated_on(
     write_jsonl(project / "copy.jsonl", corpus[:200][::-1])
     config = compose("quantization.scheme=int8", "quantization.samples=60", *named)
     model = models.resolve(config.model)
-    draft = plan.make(config, model.digest, Scheme.int8, "")
+    draft = make_plan(config, model.digest, Scheme.int8, "")
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns)
     calibrated = {tuple(ids) for ids in sample.calibration(config, draft, task)}
     judged = {tuple(ids) for ids in sample.judging(config, draft, task).prompts}
@@ -141,7 +144,7 @@ def test_a_gate_without_a_row_that_was_not_calibrated_on_says_so(compose: Callab
     write_jsonl(project / "rows.jsonl", rows_of(40))
     config = compose("quantization.scheme=int8", "quantization.calibration=rows.jsonl", "gate.input=rows.jsonl")
     model = models.resolve(config.model)
-    draft = plan.make(config, model.digest, Scheme.int8, "")
+    draft = make_plan(config, model.digest, Scheme.int8, "")
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns)
     with pytest.raises(ConfigError, match="no row to judge by but the 40 that were calibrated on; name others in gate"):
         sample.judging(config, draft, task)
@@ -149,9 +152,9 @@ def test_a_gate_without_a_row_that_was_not_calibrated_on_says_so(compose: Callab
 
 def test_answers_are_remembered_without_text(cache: object) -> None:
     kept = [Completion((-0.1, -2.0), "private", "stop", 3, 0, 1, (4,), -1.0), Failure("too_long", "too long")]
-    assert gate.recall("k") is None
-    gate.remember("k", kept)
-    found = gate.recall("k")
+    assert gate.recall_answers("k") is None
+    gate.remember_answers("k", kept)
+    found = gate.recall_answers("k")
     assert found is not None and found[1] == kept[1]
     assert isinstance(found[0], Completion) and found[0].text == "" and found[0].logprobs == (-0.1, -2.0)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from batchq import models, plan, read, write
+from batchq import models, read, write
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.models import digest_of
@@ -43,17 +43,17 @@ class Lengths:
     def of(prompts: Iterable[Sequence[int]]) -> Lengths:
         return Lengths(tuple(sorted(map(len, prompts))))
 
-    def at(self, share: float) -> int:
-        """The length that this share of the prompts doesn't exceed; 0 without any."""
-        return self.tokens[max(0, math.ceil(share * len(self.tokens)) - 1)] if self.tokens else 0
+    def percentile(self, q: float) -> int:
+        """The length that `q` of 100 prompts don't exceed; 0 without any."""
+        return self.tokens[max(0, math.ceil(q / 100 * len(self.tokens)) - 1)] if self.tokens else 0
 
     @property
     def median(self) -> int:
-        return self.at(0.5)
+        return self.percentile(50)
 
     @property
     def longest(self) -> int:
-        return self.at(1.0)
+        return self.percentile(100)
 
     @property
     def mean(self) -> float:
@@ -118,7 +118,7 @@ def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
     return [message for message, _ in itertools.islice(asked, settings.samples)]
 
 
-def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
+def sample_golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
     """Gold values of rows all over the corpus."""
     name = config.task.gold
     if not name:
@@ -127,7 +127,7 @@ def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]
     return [write.as_gold(row.columns.get(name)) for row in found if row.error is None]
 
 
-def strange(config: Config, golds: Iterable[str | None]) -> str:
+def unknown_gold_warning(config: Config, golds: Iterable[str | None]) -> str:
     """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
     known, there = set(config.task.labels), [gold for gold in golds if gold is not None]
     others = [gold for gold in there if gold not in known]
@@ -169,17 +169,21 @@ def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Ta
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
-    """About how many rows there are; of files whose rows only reading would count, by the heads of a few of them. None
-    of a dataset in an object store, or if none of those can be read."""
-    if (counted := plan.expected_rows(draft, limit)) is not None or draft.format == "dataset":
-        return counted
+    """About how many rows there are, `limit` at most; of files whose rows only reading would count, by the heads of a
+    few of them. None of a dataset in an object store, or if none of those can be read."""
+    if limit is not None:
+        return limit
+    if all(shard.unit != "stream" for shard in draft.shards):
+        return sum(s.stop - s.start if s.unit == "rows" else draft.rows_per_part for s in draft.shards)
+    if draft.format == "dataset":
+        return None
     whole = [draft.objects[i] for i in sorted({shard.object for shard in draft.shards})]
-    size = found = 0.0
+    size = rows = 0.0
     for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
         with contextlib.suppress(InputError, StorageError):  # whoever labels it says so
-            found += obj.size * read.rows_a_byte(obj, draft.format)
+            rows += obj.size * read.rows_a_byte(obj, draft.format)
             size += obj.size
-    return round(found / size * sum(obj.size for obj in whole)) if size else None
+    return round(rows / size * sum(obj.size for obj in whole)) if size else None
 
 
 def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:
