@@ -76,7 +76,7 @@ def facts(s: Summary) -> list[tuple[str, str]]:
         ),
         (
             "speed",
-            f"{_number(s['tokens_per_second'])} tokens/s · {_number(s['rows_per_second'], 1)} rows/s an engine"
+            f"{_number(s['tokens_per_second'])} tokens/s · {_number(s['rows_per_second'], 1)} rows/s per engine"
             f" · engine busy {_share(s['busy_share'], 1)} of the time after start-up",
         ),
     ]
@@ -91,9 +91,9 @@ def facts(s: Summary) -> list[tuple[str, str]]:
         ("cost", cost(s)),
     ]
     if s["duplicate_ids"]:
-        lines.append(("note", f"{s['duplicate_ids']:,} values of {s['id_column']} stand more than once in the input"))
+        lines.append(("note", f"{s['duplicate_ids']:,} values of {s['id_column']} occur more than once in the input"))
     for bad in s["quarantined"][:3]:
-        lines.append(("quarantine", f"{bad['why']}; {bad['rows']:,} rows of it were read and stand"))
+        lines.append(("quarantine", f"{bad['why']}; {bad['rows']:,} rows of it were read and are in the output"))
     if len(s["quarantined"]) > 3:
         lines.append(("quarantine", f"and {len(s['quarantined']) - 3} more files; meta/manifest.json names them"))
     if s["new_inputs"]:
@@ -109,7 +109,7 @@ def facts(s: Summary) -> list[tuple[str, str]]:
             (
                 "resumed",
                 f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost, "
-                f"{s['reused_rows']:,} answers taken over",
+                f"{s['reused_rows']:,} answers taken over from earlier attempts",
             )
         )
     if s["reuse"]:
@@ -133,7 +133,7 @@ def efficiency(s: Summary) -> str:
     """What was made of the accelerators, as far as it is known; nothing on a CPU."""
     words = [f"{name.upper()} {_share(s[name])}" for name in ("mfu", "mbu") if s[name] is not None]
     if s["joules_per_thousand_tokens"] is not None:
-        words.append(f"{s['joules_per_thousand_tokens']:,.1f} J a 1,000 tokens")
+        words.append(f"{s['joules_per_thousand_tokens']:,.1f} J per 1,000 tokens")
     return " · ".join(words)
 
 
@@ -141,8 +141,8 @@ def efficiency(s: Summary) -> str:
 
 
 def table(found: Sequence[Summary], where: str) -> str:
-    """What stands below a prefix, for a terminal: a line an output, then a line a job and one for all."""
-    lines = [["job", "output", "state", "rows", "tokens", "cost", "a 1M tokens", "a 1,000 rows"]]
+    """What stands below a prefix, for a terminal: a line per output, then a line per job and one for all."""
+    lines = [["job", "output", "state", "rows", "tokens", "cost", "per 1M tokens", "per 1,000 rows"]]
     lines += [
         [s["job"], _below(s["output"], where), s["state"], *_figures(s)]
         if "error" not in s
@@ -263,12 +263,12 @@ def page(s: Summary) -> str:
         ),
         _table(
             "Prices",
-            ["a device-hour of", s["currency"]],
+            ["per device-hour of", s["currency"]],
             [[name, None if price is None else f"{price:g}"] for name, price in s["prices"].items()],
         ),
         _table(
             "Quarantined",
-            ["file", "why", "rows that stand"],
+            ["file", "why", "rows in the output"],
             _some([[q["name"], q["why"], q["rows"]] for q in s["quarantined"]]),
         ),
         _table("Files that appeared since the plan", ["file"], _some([[name] for name in s["new_inputs"]])),
@@ -278,7 +278,7 @@ def page(s: Summary) -> str:
 
 def page_of_many(found: Sequence[Summary], where: str) -> str:
     """What stands below a prefix as one HTML page."""
-    heads = ["rows", "tokens", "cost", "a million tokens", "a thousand rows"]
+    heads = ["rows", "tokens", "cost", "per million tokens", "per thousand rows"]
     good = [s for s in found if "error" not in s]
     sections = [
         _table("By job", ["job", "outputs", *heads], [[s["job"], s["outputs"], *_figures(s)] for s in totals(found)]),
@@ -351,7 +351,7 @@ MANY_COLUMNS = (
 
 
 def spreadsheet(s: Summary) -> str:
-    """One output's costs as CSV: a line an invocation, and the total, which alone has rows and prices by the unit:
+    """One output's costs as CSV: a line per invocation, and the total, which alone has rows and prices per unit:
     what was committed can't be told apart by invocations. Seconds by phase are device-seconds."""
     same = {name: s[name] for name in ("job", "output", "model", "quantization", "currency", "prices_as_of")}
     lines = [{**s, "record": "total", "devices": _devices(s), **_seconds(s)}]
@@ -364,7 +364,7 @@ def spreadsheet(s: Summary) -> str:
 
 
 def spreadsheet_of_many(found: Sequence[Summary]) -> str:
-    """What stands below a prefix as CSV: a line an output, a line a job, and one for all jobs."""
+    """What stands below a prefix as CSV: a line per output, a line per job, and one for all jobs."""
     lines = [{"record": "unreadable" if "error" in s else "output", **s} for s in found]
     sums: list[dict[str, Any]] = [{"record": "job", **s} for s in totals(found)]
     if sums:

@@ -163,7 +163,7 @@ def test_a_run_with_hostile_names_ends_in_inert_reports(compose: Callable[..., C
     assert list(frame["record"]) == ["total"] and frame["rows"].iloc[-1] == 9
 
 
-def test_csv_and_html_have_a_line_an_invocation_and_their_sum(
+def test_csv_and_html_have_a_line_per_invocation_and_their_sum(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And `report` writes them anew at today's prices; over a folder, by output and job, to a file if asked."""
@@ -266,7 +266,7 @@ def summary_on(**figures: Any) -> dict[str, Any]:
 def test_efficiency_is_said_where_it_is_known() -> None:
     assert "efficiency" not in report.terminal(summary("x"))
     both = report.terminal(summary_on(mfu=0.4449, joules_per_thousand_tokens=10.43))
-    assert "  efficiency MFU 44% · 10.4 J a 1,000 tokens\n" in both
+    assert "  efficiency MFU 44% · 10.4 J per 1,000 tokens\n" in both
     generated = report.terminal(summary_on(mfu=0.0712, mbu=0.594, joules_per_thousand_tokens=10.43))
-    assert "  efficiency MFU 7% · MBU 59% · 10.4 J a 1,000 tokens\n" in generated
+    assert "  efficiency MFU 7% · MBU 59% · 10.4 J per 1,000 tokens\n" in generated
     assert "  efficiency MFU 44%\n" in report.terminal(summary_on(mfu=0.4449))
