@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -12,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import pytest
 
@@ -81,6 +84,23 @@ def test_a_plain_page_has_no_script_and_no_link_and_forbids_them() -> None:
         }
         (policy,) = (v for _, name, v in page.attributes if name == "content" and v and "default-src" in v)
         assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
+
+
+def test_the_policy_knows_the_style_by_its_digest() -> None:
+    for text in (pages.output_page(summary("plain")), pages.survey_page(surveyed("plain"), WHERE)):
+        (style,) = re.findall(r"<style>(.*?)</style>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"style-src 'sha256-{digest}';" in text
+
+
+def test_a_template_can_forget_neither_to_escape_nor_to_make_visible() -> None:
+    written = pages.environment().from_string("{{ text }}{% for t in [text] %}{{ t }}{% endfor %}")
+    assert written.render(text="<b>\x1b") == "&lt;b&gt;\\x1b" * 2
+    with pytest.raises(jinja2.UndefinedError, match="text"):
+        written.render()
+    for name in pages.environment().list_templates():
+        source = (Path(pages.__file__).parent / "templates" / name).read_text()
+        assert not re.search(r"\||~|autoescape", source), f"{name}: a filter or ~ may go past both"
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))

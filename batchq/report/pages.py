@@ -1,132 +1,104 @@
-"""Summaries -> HTML pages without script, link or anything from elsewhere. Pure."""
+"""Summaries -> HTML pages without script, link or anything from elsewhere. Pure, but for reading templates/ once."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jinja2
 
 from batchq.progress import visible
-from batchq.report.facts import Summary, devices, efficiency, most_first, number, share, summary_lines
-from batchq.report.survey import below, figures, prices, readable, totals, unreadable
+from batchq.report import facts, survey
+from batchq.report.facts import Summary, number, share
 
-MOST_NAMED = 1000  # files that a page names one by one
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2em auto; max-width: 64em }
-h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin-top: 2em }
-table { border-collapse: collapse; width: 100% }
-th, td { border-bottom: 1px solid #ddd; padding: .3em .8em .3em 0; text-align: left; vertical-align: top }
-td { overflow-wrap: anywhere }
-th { font-weight: 600 } td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-"""
-# Nothing is fetched, run, sent or framed; the one style is known by its digest.
-POLICY = (
-    f"default-src 'none'; style-src 'sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}'; "
-    "base-uri 'none'; form-action 'none'"
-)
+FILES_NAMED = 1000  # files that a page names one by one
 
 Cell = str | int | float | None
+Row = Sequence[Cell]
 
 
 def output_page(s: Summary) -> str:
-    """One output's report as one HTML page: no script, no link, nothing from elsewhere."""
+    """One output's report."""
     phases, held = s["device_seconds"], sum(s["device_seconds"].values())
-    sections = [
-        _table(None, [], summary_lines(s)),
-        _table(
-            "Labels", ["label", "rows", "of all"], [[k, n, share(n / s["rows"], 1)] for k, n in most_first(s["labels"])]
-        ),
-        _table("Failures", ["code", "rows"], most_first(s["failures_by_code"])),
-        _table(
-            "Device-seconds",
-            ["phase", "seconds", "of all"],
-            [[p, v, share(v / held if held else None, 1)] for p, v in phases.items()],
-        ),
-        _table(
-            "Invocations",
-            [
-                "started",
-                "state",
-                "devices",
-                "wall seconds",
-                "device-seconds",
-                "tokens answered",
-                "efficiency",
-                s["currency"],
-            ],
-            [
-                [
-                    *(r["started"], r["state"], devices(r), r["wall_seconds"], sum(r["device_seconds"].values())),
-                    *(r["tokens_answered"], efficiency(r), number(r["cost"], 4)),
-                ]
-                for r in s["runs"]
-            ],
-        ),
-        _table(
-            "Prices",
-            ["per device-hour of", s["currency"]],
-            [[name, None if price is None else f"{price:g}"] for name, price in s["prices"].items()],
-        ),
-        _table(
-            "Quarantined",
-            ["file", "why", "rows in the output"],
-            _some([[q["name"], q["why"], q["rows"]] for q in s["quarantined"]]),
-        ),
-        _table("Files that appeared since the plan", ["file"], _some([[name] for name in s["new_inputs"]])),
-    ]
-    return _document(f"batchq · {s['job']} · {s['state']}", sections)
-
-
-def survey_page(outputs: Sequence[Summary], prefix: str) -> str:
-    """What is below a prefix as one HTML page."""
-    heads = ["rows", "tokens", "cost", "per million tokens", "per thousand rows"]
-    sections = [
-        _table("By job", ["job", "outputs", *heads], [[s["job"], s["outputs"], *figures(s)] for s in totals(outputs)]),
-        _table(
-            "By output",
-            ["job", "output", "state", *heads],
-            [[s["job"], below(s["output"], prefix), s["state"], *figures(s)] for s in readable(outputs)],
-        ),
-        _table("Can't be read", ["output", "why"], [[s["output"], s["error"]] for s in unreadable(outputs)]),
-        _table(None, [], [["prices", prices(outputs)]]),
-    ]
-    return _document(f"batchq · {prefix}", sections)
-
-
-def _document(title: str, sections: Iterable[str]) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>\n"
-        + "".join(sections)
-        + "</body>\n</html>\n"
+    return _render(
+        "output.html.j2",
+        title=facts.title(s),
+        currency=s["currency"],
+        lines=facts.summary_lines(s),
+        labels=[(label, count, share(count / s["rows"], 1)) for label, count in facts.most_first(s["labels"])],
+        failures=facts.most_first(s["failures_by_code"]),
+        phases=[(phase, v, share(v / held if held else None, 1)) for phase, v in phases.items()],
+        invocations=[_invocation(run) for run in s["runs"]],
+        prices=[(name, None if price is None else f"{price:g}") for name, price in s["prices"].items()],
+        quarantined=_first([(q["name"], q["why"], q["rows"]) for q in s["quarantined"]]),
+        new_inputs=_first([(name,) for name in s["new_inputs"]]),
     )
 
 
-def _table(title: str | None, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A section with one table; nothing where there are no rows."""
-    if not rows:
-        return ""
-    head = f"<tr>{''.join(f'<th>{_text(name)}</th>' for name in heads)}</tr>\n" if heads else ""
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
-    return (f"<h2>{_text(title)}</h2>\n" if title else "") + f"<table>\n{head}{body}</table>\n"
+def survey_page(outputs: Sequence[Summary], prefix: str) -> str:
+    """The outputs below a prefix, and their sums."""
+    return _render(
+        "survey.html.j2",
+        title=f"batchq · {prefix}",
+        prices=survey.prices(outputs),
+        totals=[(s["job"], s["outputs"], *survey.figures(s)) for s in survey.totals(outputs)],
+        outputs=[
+            (s["job"], survey.below(s["output"], prefix), s["state"], *survey.figures(s))
+            for s in survey.readable(outputs)
+        ],
+        unreadable=[(s["output"], s["error"]) for s in survey.unreadable(outputs)],
+    )
 
 
-def _cell(value: Cell) -> str:
+def as_shown(value: Any) -> Any:
+    """What a template writes for a value, whatever the template asks for: a dash for None, a number in its digits, and
+    text so that nothing hides in it. Jinja escapes it after this; what has been through it (a macro's result) says so
+    by `__html__` and stays."""
+    if hasattr(value, "__html__"):
+        return value
+    if value is None:
+        return "-"
     if isinstance(value, int | float):
-        value = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-        return f'<td class="n">{value}</td>'
-    return f"<td>{_text('-' if value is None else value)}</td>"
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+    return visible(str(value))
 
 
-def _text(text: str) -> str:
-    return escape(visible(text))
+@cache
+def environment() -> jinja2.Environment:
+    """The templates, compiled as they are first used. A name that a template lacks is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("batchq.report"),
+        autoescape=True,
+        finalize=as_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
 
 
-def _some(rows: list[list[Cell]]) -> list[list[Cell]]:
-    if len(rows) <= MOST_NAMED:
+@cache
+def _style_digest() -> str:
+    style = environment().get_template("style.css").render()
+    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+
+def _render(template: str, **values: Any) -> str:
+    return environment().get_template(template).render(values, style_digest=_style_digest())
+
+
+def _invocation(run: Summary) -> Row:
+    seconds = sum(run["device_seconds"].values())
+    return [
+        *(run["started"], run["state"], facts.devices(run), run["wall_seconds"], seconds, run["tokens_answered"]),
+        *(facts.efficiency(run), number(run["cost"], 4)),
+    ]
+
+
+def _first(rows: Sequence[Row]) -> Sequence[Row]:
+    if len(rows) <= FILES_NAMED:
         return rows
-    return [*rows[:MOST_NAMED], [f"and {len(rows) - MOST_NAMED:,} more; meta/report.json names them"]]
+    return [*rows[:FILES_NAMED], [f"and {len(rows) - FILES_NAMED:,} more; meta/report.json names them"]]
