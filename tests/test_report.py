@@ -80,7 +80,7 @@ def test_a_plain_page_has_no_script_and_no_link_and_forbids_them() -> None:
         assert page.elements <= {*"html head meta title style body h1 h2 table tr th td".split()}
         assert {(tag, name) for tag, name, _ in page.attributes} <= {
             *(("html", "lang"), ("meta", "charset"), ("meta", "http-equiv"), ("meta", "content"), ("meta", "name")),
-            ("td", "class"),
+            *(("th", "class"), ("td", "class")),
         }
         (policy,) = (v for _, name, v in page.attributes if name == "content" and v and "default-src" in v)
         assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy

@@ -93,8 +93,8 @@ def _render(template: str, **values: Any) -> str:
 def _invocation(run: Summary) -> Row:
     seconds = sum(run["device_seconds"].values())
     return [
-        *(run["started"], run["state"], facts.devices(run), run["wall_seconds"], seconds, run["tokens_answered"]),
-        *(facts.efficiency(run), number(run["cost"], 4)),
+        *(run["started"], run["state"], facts.devices(run), facts.efficiency(run)),
+        *(run["wall_seconds"], seconds, run["tokens_answered"], number(run["cost"], 4)),
     ]
 
 
