@@ -4,6 +4,7 @@ and a real spreadsheet:
     python -m chaos.inert PAGES       # writes pages and CSV files of each of PAYLOADS, and unescaped ones as a control
     npm install --prefix BROWSER @sparticuz/chromium puppeteer-core       # Chromium, 67 MB
     NODE_PATH=BROWSER/node_modules node chaos/inert.cjs PAGES             # opens them and counts what did something
+    # (CHROMIUM=/usr/bin/chromium before it takes one that is installed; puppeteer-core alone is enough then)
     soffice --headless --infilter="Text - txt - csv (StarCalc):44,34,76,1,,0,false,true,false,false,false,0,true" \\
         --convert-to fods --outdir CELLS PAGES/*.csv                      # again with 59 for 44: semicolons
     grep -l table:formula= CELLS/*                                        # control files alone
