@@ -135,7 +135,8 @@ _POSITIONAL = re.compile(r"(?![-~+])(?!\w+([./@]\w+)*=)")
 
 def _report_many(arguments: list[str]) -> int:
     """`report FOLDER [FILE]`; exit code 1 if one of the outputs can't be read."""
-    from batchq import ledger, report, storage
+    from batchq import ledger, storage
+    from batchq.report import files, survey
 
     named = [a for a in arguments if _POSITIONAL.match(a)]
     kinds = (".csv", ".html", ".json")
@@ -143,9 +144,9 @@ def _report_many(arguments: list[str]) -> int:
         raise ConfigError(f"{named[-1]}: say report FOLDER, or report FOLDER FILE; a file ends in {', '.join(kinds)}")
     found = ledger.survey(named[0], compose_pricing([a for a in arguments if a not in named]))
     where = storage.normalize(named[0])
-    _say(report.table(found, where))
+    _say(survey.table(found, where))
     for file in named[1:]:
-        storage.put(file, report.written_of_many(found, where)[file.rpartition(".")[2]].encode())
+        storage.put(file, files.survey_files(found, where)[file.rpartition(".")[2]].encode())
     return 1 if any("error" in s for s in found) else 0
 
 

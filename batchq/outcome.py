@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import account, failpoint, ledger, report, storage, write
+from batchq import account, failpoint, ledger, storage, write
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.plan.committed import Committed, read_committed
 from batchq.plan.stored import load_plan
 from batchq.records import Plan
+from batchq.report import facts, files
 from batchq.verdict import Verdict, verdict_from_json
 
 
@@ -48,16 +49,16 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
         failpoint.reach("outcome.finish.before_manifest")
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
     failpoint.reach("outcome.finish.before_report")
-    for kind, written in report.written(summary).items():
+    for kind, written in files.output_files(summary).items():
         storage.put(storage.join(output, f"meta/report.{kind}"), written.encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     limit, code = config.output.max_error_rate, 0
     if rate > limit:
         code = 4
-        text = report.terminal({**summary, "state": f"{summary['state']}, with too many failures"})
+        text = facts.terminal_text({**summary, "state": f"{summary['state']}, with too many failures"})
         text += f"\n  note       {rate:.1%} of the rows failed, above output.max_error_rate={limit}: exit code 4"
     else:
-        text = report.terminal(summary)
+        text = facts.terminal_text(summary)
     if summary["quarantined"]:
         code = 4
     return Result(code, summary, text)
@@ -124,7 +125,7 @@ def status(config: Config) -> Result:
         f" · last invocation: {words}",
         f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
-        f"  cost       {report.cost(summary)}",
+        f"  cost       {facts.cost(summary)}",
         f"  output     {output}",
     ]
     return Result(0, summary, "\n".join(lines))
