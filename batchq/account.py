@@ -58,6 +58,28 @@ def timed(cpu: dict[str, float], what: str, now: Callable[[], float] = time.thre
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """What an engine was asked and what that took, of all its rows, committed or not. Adds up over engines."""
+
+    rows: int = 0  # answers and failures
+    failures: int = 0  # of these
+    tokens: int = 0  # prompt and output
+    computed_tokens: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
+    output_tokens: int = 0
+    kv_tokens_read: int = 0  # tokens whose keys and values were read for the output: see `kv_tokens_read`
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            rows=self.rows + other.rows,
+            failures=self.failures + other.failures,
+            tokens=self.tokens + other.tokens,
+            computed_tokens=self.computed_tokens + other.computed_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            kv_tokens_read=self.kv_tokens_read + other.kv_tokens_read,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaAccount:
     """One engine's life. `devices`: accelerators it held, or cores where there is none."""
 
@@ -65,11 +87,8 @@ class ReplicaAccount:
     devices: int
     phases: dict[str, float]  # seconds of wall clock
     cpu: dict[str, float] = field(default_factory=dict)  # seconds of reading, tokenising, writing beside it
-    tokens: int = 0  # prompt and output, of the rows it answered, committed or not
-    computed: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
+    counters: Counters = Counters()
     joules: float | None = None  # that its devices took since its engine was ready; None where nothing counts them
-    generated: int = 0  # output tokens alone
-    recalled: int = 0  # tokens whose keys and values were read to generate them: see `recalled_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +107,8 @@ class RunAccount:
     reached: dict[str, float] = field(default_factory=dict)  # what of the start-up, and seconds from the start
     flop_per_token: float | None = None  # of what was served; None where it isn't known
     peak_flops: float | None = None  # a second and device, dense, in the precision that it multiplies in
-    bytes_per_generated: float | None = None  # of weights, read at least; None where no text is generated
-    bytes_per_recalled: int | None = None  # of keys and values
+    weight_bytes_per_output_token: float | None = None  # read at least; None where no text is generated
+    kv_bytes_per_token: int | None = None  # of keys and values
     peak_bandwidth: float | None = None  # bytes of memory a second and device
 
 
@@ -99,14 +118,32 @@ def computed_tokens(prompt: int, cached: int, output: int) -> int:
     return prompt - cached + max(0, output - 1)
 
 
-def recalled_tokens(prompt: int, cached: int, output: int) -> int:
+def kv_tokens_read(prompt: int, cached: int, output: int) -> int:
     """Tokens whose keys and values are read to generate one answer, at least: for each output token after the first
     all that stand before it. Without cached ones, which may be read once for many rows."""
     return max(0, output - 1) * (2 * (prompt - cached) + output) // 2
 
 
+# Fields of meta/runs/*.json as they were called before, and as they are now.
+RENAMED_RUN = {"bytes_per_generated": "weight_bytes_per_output_token", "bytes_per_recalled": "kv_bytes_per_token"}
+RENAMED_COUNTERS = {
+    "tokens": "tokens",
+    "computed": "computed_tokens",
+    "generated": "output_tokens",
+    "recalled": "kv_tokens_read",
+}
+
+
 def account_from_json(data: Mapping[str, Any]) -> RunAccount:
-    return RunAccount(**{**data, "replicas": tuple(ReplicaAccount(**r) for r in data["replicas"])})
+    """A record of meta/runs/, also one whose replicas have their counters flat, under the names of before."""
+    fields = {RENAMED_RUN.get(name, name): value for name, value in data.items()}
+    return RunAccount(**{**fields, "replicas": tuple(map(_replica_from_json, data["replicas"]))})
+
+
+def _replica_from_json(data: Mapping[str, Any]) -> ReplicaAccount:
+    flat = {RENAMED_COUNTERS[name]: value for name, value in data.items() if name in RENAMED_COUNTERS}
+    fields = {name: value for name, value in data.items() if name not in RENAMED_COUNTERS}
+    return ReplicaAccount(**{**fields, "counters": Counters(**{**flat, **fields.get("counters", {})})})
 
 
 def price(accelerator: str, pricing: PricingConfig) -> float | None:
@@ -212,16 +249,18 @@ def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:
     """
     worked = [(run, r) for run in runs for r in run.replicas if r.phases.get("infer")]
     known = all(run.flop_per_token and run.peak_flops for run, _ in worked)
-    done = sum(r.computed * (run.flop_per_token or 0.0) for run, r in worked)
+    done = sum(r.counters.computed_tokens * (run.flop_per_token or 0.0) for run, r in worked)
     could = sum(r.devices * r.phases["infer"] * (run.peak_flops or 0.0) for run, r in worked)
-    decoding = all(run.bytes_per_generated and run.peak_bandwidth for run, _ in worked)
+    decoding = all(run.weight_bytes_per_output_token and run.peak_bandwidth for run, _ in worked)
     moved = sum(
-        r.generated * (run.bytes_per_generated or 0.0) + r.recalled * (run.bytes_per_recalled or 0) for run, r in worked
+        r.counters.output_tokens * (run.weight_bytes_per_output_token or 0.0)
+        + r.counters.kv_tokens_read * (run.kv_bytes_per_token or 0)
+        for run, r in worked
     )
     could_move = sum(r.devices * r.phases["infer"] * (run.peak_bandwidth or 0.0) for run, r in worked)
     joules = [r.joules for _, r in worked if r.joules is not None]
     energy = sum(joules) if worked and len(joules) == len(worked) else None
-    answered = sum(r.tokens for _, r in worked)
+    answered = sum(r.counters.tokens for _, r in worked)
     return {
         "tokens_answered": answered,
         "mfu": _ratio(done, could) if known else None,

@@ -39,8 +39,8 @@ class Invocation:
         self._reached = {"python": _age()}
         self.flop_per_token: float | None = None  # these as in RunAccount; for whoever knows what is served
         self.peak_flops: float | None = None
-        self.bytes_per_generated: float | None = None
-        self.bytes_per_recalled: int | None = None
+        self.weight_bytes_per_output_token: float | None = None
+        self.kv_bytes_per_token: int | None = None
         self.peak_bandwidth: float | None = None
 
     def reached(self, what: str, at: float | None = None) -> None:
@@ -76,8 +76,8 @@ class Invocation:
             self._reached,
             flop_per_token=self.flop_per_token,
             peak_flops=self.peak_flops,
-            bytes_per_generated=self.bytes_per_generated,
-            bytes_per_recalled=self.bytes_per_recalled,
+            weight_bytes_per_output_token=self.weight_bytes_per_output_token,
+            kv_bytes_per_token=self.kv_bytes_per_token,
             peak_bandwidth=self.peak_bandwidth,
         )
 

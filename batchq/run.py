@@ -229,8 +229,8 @@ def note_work(
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
         weights = capacity.linear_bytes(fit.tensors, fit.shape, scheme, fit.ignore, fit.group(scheme))
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1
-        invocation.bytes_per_generated = weights / min(spec.in_flight, engine.max_num_seqs)
-        invocation.bytes_per_recalled = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
+        invocation.weight_bytes_per_output_token = weights / min(spec.in_flight, engine.max_num_seqs)
+        invocation.kv_bytes_per_token = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
         invocation.peak_bandwidth = forecast.bandwidth(here.accelerator)
 
 
@@ -323,29 +323,29 @@ def label(
 
     def on_progress(state: State) -> None:
         nonlocal rows, spent
-        rows = state.live_rows
+        rows = state.counters.rows
         invocation.update(state.accounts, state.lost_replicas)
         for what, at in state.reached.items():
             invocation.reached(what, at)
-        if state.live_rows and not first:
+        if state.counters.rows and not first:
             first.append(time.monotonic())
         elapsed = time.monotonic() - first[0] if first else 0.0
         share: float | None = None
         if expected is not None and by_rows:
-            share = min(0.99 if whole else 1.0, (rows_before + state.live_rows) / max(1, expected))
+            share = min(0.99 if whole else 1.0, (rows_before + state.counters.rows) / max(1, expected))
         elif expected is not None:
             shards_done = len(fixed.shards) - len(before.remaining) + state.committed_shards
             rows_of_shard = (rows_before + state.committed_rows) / max(1, shards_done) or expected / len(fixed.shards)
-            share = min(1.0, done_before + state.live_rows / rows_of_shard / len(fixed.shards))
+            share = min(1.0, done_before + state.counters.rows / rows_of_shard / len(fixed.shards))
         now = invocation.account("running")
         if state.committed_shards < len(before.remaining) and not stop.is_set() and budget.spent(now):
             show.step("the budget is spent; rows in flight are finished and kept")
             spent = True
             stop.set()
-        failures = failures_before + state.live_failures
-        rows_now = rows_before + state.live_rows
+        failures = failures_before + state.counters.failures
+        rows_now = rows_before + state.counters.rows
         money = budget.so_far(now)
-        line = progress.labelling(rows_now, failures, share, elapsed, state.live_tokens, state.phases, money)
+        line = progress.labelling(rows_now, failures, share, elapsed, state.counters.tokens, state.phases, money)
         show.update(line + progress.eta(share, done_before, elapsed), share)
 
     spec = worker_spec(config, fixed, checkpoint, here)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq import models, poison, write
-from batchq.account import PhaseClock, computed_tokens, recalled_tokens, timed
+from batchq.account import Counters, PhaseClock, computed_tokens, kv_tokens_read, timed
 from batchq.attempt import Attempt, Part
 from batchq.batch import Batch, Batches
 from batchq.config import TaskConfig
@@ -61,15 +61,42 @@ class Snapshot:
     phase: str
     phases: dict[str, float]
     cpu: dict[str, float]
-    rows: int
-    tokens: int
+    counters: Counters
     lowered: int = 0  # rows that may be in flight since memory was found short; 0: as many as were asked for
     first: float | None = None  # seconds since the first answer
-    computed: int = 0  # tokens that went through the model's layers
     joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
-    generated: int = 0  # output tokens
-    recalled: int = 0  # tokens whose keys and values were read for them
-    failed: int = 0  # of the rows
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counters in the making: adding up frozen ones for each row would take five times as long as this does."""
+
+    rows: int = 0
+    failures: int = 0
+    tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    kv_tokens_read: int = 0
+    first: float | None = None  # when the first answer came, on time.monotonic()'s clock
+
+    def answered(self, prompt: int, cached: int, output: int) -> None:
+        """Add the tokens of a row that was answered; `rows` is for whoever knows that it is over."""
+        if self.first is None:
+            self.first = time.monotonic()
+        self.tokens += prompt + output
+        self.computed_tokens += computed_tokens(prompt, cached, output)
+        self.output_tokens += output
+        self.kv_tokens_read += kv_tokens_read(prompt, cached, output)
+
+    def counters(self) -> Counters:
+        return Counters(
+            rows=self.rows,
+            failures=self.failures,
+            tokens=self.tokens,
+            computed_tokens=self.computed_tokens,
+            output_tokens=self.output_tokens,
+            kv_tokens_read=self.kv_tokens_read,
+        )
 
 
 def open_engine(spec: EngineSpec) -> Engine:
@@ -102,13 +129,7 @@ class Worker:
         self._convicted = False  # an earlier engine's death has been explained by a row
         self.cpu: dict[str, float] = dict.fromkeys(("read", "render", "tokenize", "write"), 0.0)
         self._under_way = 0
-        self._rows = 0
-        self._failed = 0
-        self._tokens = 0
-        self._first: float | None = None  # when the first answer came, on time.monotonic()'s clock
-        self._computed = 0
-        self._generated = 0
-        self._recalled = 0
+        self._tally = Tally()
         self._energy: EnergyMeter | None = None
 
     # -- life ----------------------------------------------------------------------------------
@@ -143,19 +164,15 @@ class Worker:
         self.threads.shutdown(wait=False)
 
     def snapshot(self) -> Snapshot:
+        first = self._tally.first
         return Snapshot(
-            self.clock.phase,
-            self.clock.seconds(),
-            {k: round(v, 3) for k, v in self.cpu.items()},
-            self._rows,
-            self._tokens,
-            self.lowered,
-            None if self._first is None else time.monotonic() - self._first,
-            self._computed,
-            self._energy.joules() if self._energy else None,
-            self._generated,
-            self._recalled,
-            self._failed,
+            phase=self.clock.phase,
+            phases=self.clock.seconds(),
+            cpu={k: round(v, 3) for k, v in self.cpu.items()},
+            counters=self._tally.counters(),
+            lowered=self.lowered,
+            first=None if first is None else time.monotonic() - first,
+            joules=self._energy.joules() if self._energy else None,
         )
 
     async def _thread(self, function: Any, *arguments: Any) -> Any:
@@ -235,15 +252,15 @@ class Worker:
             part.batches.append(batch)
             for i, prompt in enumerate(batch.prompts):
                 if prompt is None:
-                    self._rows += 1
-                    self._failed += isinstance(batch.outcomes[i], Failure)
+                    self._tally.rows += 1
+                    self._tally.failures += isinstance(batch.outcomes[i], Failure)
                     continue
                 if careful:
                     position = batch.positions[i]
                     if position in convicted:
                         batch.outcomes[i], batch.prompts[i] = Failure(poison.CODE, poison.MESSAGE), None
-                        self._rows += 1
-                        self._failed += 1
+                        self._tally.rows += 1
+                        self._tally.failures += 1
                         continue
                     if made.search.searching and (suspects is None or position in suspects):
                         made.withheld.append((part, batch, i))
@@ -275,22 +292,17 @@ class Worker:
         try:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer
-            self._first = self._first or time.monotonic()
-            prompted, cached, output = answer.prompt_tokens, answer.cached_tokens, answer.output_tokens
-            self._tokens += prompted + output
-            self._computed += computed_tokens(prompted, cached, output)
-            self._generated += output
-            self._recalled += recalled_tokens(prompted, cached, output)
+            self._tally.answered(answer.prompt_tokens, answer.cached_tokens, answer.output_tokens)
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
-            self._failed += 1
+            self._tally.failures += 1
         except EngineError as error:
             self._end(error)
             part.error = part.error or self.ended
         except BaseException as error:
             part.error = error if isinstance(error, Exception) else EngineError("a request was cancelled")
         finally:
-            self._rows += 1
+            self._tally.rows += 1
             self._enter(-1)
             self.room.set()
             part.pending -= 1
@@ -398,8 +410,8 @@ class Worker:
         while not self.ended:
             await asyncio.sleep(min(limit / 4, 10.0))
             now = time.monotonic()
-            if self._rows != seen or not self._under_way:
-                seen, since = self._rows, now
+            if self._tally.rows != seen or not self._under_way:
+                seen, since = self._tally.rows, now
             elif now - since >= limit:
                 self._end(
                     EngineError(f"{self._under_way} rows in flight and no answer for engine.stall_timeout_s={limit:g}")

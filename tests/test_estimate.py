@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchq import estimate, read, sample, tune
-from batchq.account import ReplicaAccount
+from batchq.account import Counters, ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.fit import Fit
@@ -75,17 +75,19 @@ def test_a_cpu_has_none_until_something_ran() -> None:
     tune.remember(job(), DRAFT, here, tune.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
     assert "4,000 tokens/s" in (tuned := said(job(), here)) and "as `tune` found on 2026-11-24" in tuned
     phases = {"load": 50.0, "infer": 80.0, "idle": 20.0}
-    estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, tokens=300_000, generated=300)], 300)
+    counters = Counters(tokens=300_000, output_tokens=300)
+    estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, {}, counters)], 300)
     assert "3,000 tokens/s" in (ran := said(job(), here)) and "as a run reached on" in ran
 
 
 def test_a_run_that_was_over_at_once_says_nothing() -> None:
     here = cpu(memory=64 * GIB)
-    estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, {"infer": 1.0}, tokens=300)], 3)
+    short = ReplicaAccount("cpu_core", 2, {"infer": 1.0}, counters=Counters(tokens=300))
+    estimate.remember(job(), DRAFT, here, [short], 3)
     estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, {"infer": 90.0})], 0)
     gated = [
         ReplicaAccount("cpu_core", 2, {"gate": 30.0}),
-        ReplicaAccount("cpu_core", 2, {"infer": 90.0}, tokens=300_000),
+        ReplicaAccount("cpu_core", 2, {"infer": 90.0}, counters=Counters(tokens=300_000)),
     ]
     estimate.remember(job(), DRAFT, here, gated, 300)
     assert "isn't known here yet" in said(job(), here)
@@ -95,7 +97,8 @@ def test_answers_that_are_written_count_as_long_as_they_were() -> None:
     """A thousand answers of 1,001 tokens to prompts of 999, 1,000 tokens/s: 2,000 seconds for a thousand rows."""
     config = job(TaskKind.generate)
     assert "isn't known here yet" in said(config, ONE), "a forecast can't know how long answers are"
-    ran = [ReplicaAccount("NVIDIA H200", 1, {"infer": 2000.0}, tokens=2_000_000, generated=1_001_000)]
+    counters = Counters(tokens=2_000_000, output_tokens=1_001_000)
+    ran = [ReplicaAccount("NVIDIA H200", 1, {"infer": 2000.0}, {}, counters)]
     estimate.remember(config, DRAFT, ONE, ran, 1000)
     whole = dataclasses.replace(DRAFT, shards=DRAFT.shards[:1])
     assert "about 33:20 of labelling and 2.00 USD" in said(config, ONE, whole)

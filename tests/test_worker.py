@@ -115,7 +115,7 @@ def test_a_worker_says_how_many_rows_failed_so_far(compose: Callable[..., Config
             await made.close()
 
     seen = asyncio.run(asked())
-    assert (seen.rows, seen.failed) == (51, 8)
+    assert (seen.counters.rows, seen.counters.failures) == (51, 8)
 
 
 def test_unknown_keys_of_later_rows_are_kept(compose: Callable[..., Config], project: Path) -> None:
@@ -207,7 +207,7 @@ def test_stop_keeps_what_was_answered(compose: Callable[..., Config], project: P
         made = worker(config, fixed, latency_s=0.01)
         await made.start()
         label = asyncio.create_task(made.label(fixed.shards[0]))
-        while made.snapshot().rows < 30:
+        while made.snapshot().counters.rows < 30:
             await asyncio.sleep(0)
         made.stop(20)
         with pytest.raises(Stopped):
@@ -411,7 +411,7 @@ def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
         hung = worker(config, fixed, hang_token=token_of(config, "~"))
         await hung.start()
         label = asyncio.create_task(hung.label(fixed.shards[0]))
-        while hung.snapshot().rows < 39:
+        while hung.snapshot().counters.rows < 39:
             await asyncio.sleep(0)
         hung.stop(0.05)
         with pytest.raises(Stopped):

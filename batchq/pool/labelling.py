@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any
 
 from batchq import poison, write
-from batchq.account import ReplicaAccount
+from batchq.account import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
@@ -70,9 +70,7 @@ class State:
 
     committed_shards: int  # by this invocation; their receipts stand in the store, not in the driver's memory
     committed_rows: int
-    live_rows: int  # rows answered by replicas in this invocation, committed or not
-    live_failures: int  # of these
-    live_tokens: int
+    counters: Counters  # of all replicas of this invocation, lost ones too; committed or not
     phases: list[str]
     accounts: tuple[ReplicaAccount, ...]
     lost_replicas: int
@@ -328,22 +326,10 @@ class Labelling:
         return State(
             committed_shards=self.committed_shards,
             committed_rows=self.committed_rows,
-            live_rows=sum(s.rows for s in seen),
-            live_failures=sum(s.failed for s in seen),
-            live_tokens=sum(s.tokens for s in seen),
+            counters=sum((s.counters for s in seen), Counters()),
             phases=[m.snapshot.phase if m.snapshot else "start" for m in self.members],
             accounts=tuple(
-                ReplicaAccount(
-                    name,
-                    len(m.slot.cores) or devices,
-                    s.phases,
-                    s.cpu,
-                    s.tokens,
-                    s.computed,
-                    s.joules,
-                    s.generated,
-                    s.recalled,
-                )
+                ReplicaAccount(name, len(m.slot.cores) or devices, s.phases, s.cpu, s.counters, s.joules)
                 for m in everyone
                 if (s := m.snapshot)
             ),
