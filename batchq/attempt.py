@@ -77,7 +77,7 @@ class Attempt:
     @property
     def finished(self) -> bool:
         """Whether all its parts stood before it began."""
-        return bool(self.standing) and (self.standing[-1].last or self.shard.unit != "stream")
+        return bool(self.standing) and (self.standing[-1].last or self.shard.range.unit != "stream")
 
     def keeps(self) -> int:
         """Rows of the shard that need not be asked again once all is spilled."""

@@ -67,9 +67,7 @@ class Batches:
     def of(self, shard: Shard, part: int, skip: int, known: Known) -> Iterator[Batch]:
         """The shard's rows in batches; none straddles two parts."""
         rows = self._readable_rows(shard, skip)
-        if shard.unit == "stream":
-            if shard.stop:
-                rows = itertools.takewhile(lambda row: row.position < shard.stop, rows)
+        if shard.range.unit == "stream":
             size = self.plan.rows_per_part
             while True:
                 room = size
@@ -88,14 +86,11 @@ class Batches:
 
         Raises InputError, unless such input is to be quarantined.
         """
-        source = self.plan.objects[shard.object]
-        # Where unknown keys are kept, all are read.
-        columns = None if self.extra else list(self.plan.columns)
-        where = (source, self.plan.format, shard.unit, shard.start, shard.stop)
+        columns = None if self.extra else self.plan.columns  # where unknown keys are kept, all are read
         failed_at = -1
         while True:
             try:
-                for row in read.read_rows(*where, columns=columns, skip_until=skip):
+                for row in read.rows_of(self.plan, shard, columns, skip):
                     yield row
                     skip = row.position + 1
                 return

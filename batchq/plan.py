@@ -21,7 +21,7 @@ from typing import Any
 from batchq import failpoint, read, storage, task, write
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFound, OutputTaken, StorageError
-from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
+from batchq.records import InputObject, Plan, Range, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 
 NAME = "meta/plan.json"
@@ -133,7 +133,7 @@ def _subset(schema: Any, names: list[str]) -> Any:
 def _shards(config: Config, objects: list[InputObject], format: str) -> list[Shard]:
     cut = functools.partial(read.split, format=format, rows_per_shard=config.output.rows_per_shard)
     with ThreadPoolExecutor(read.OPENED_AT_ONCE) as threads:  # each is a request to the store
-        ranges = [(number, *each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
+        ranges = [(number, each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
     if len(ranges) > 4 * TAPERED:
         ranges = read.taper(ranges, TAPERED)
     if config.input.limit is not None:
@@ -146,30 +146,31 @@ def expected_rows(plan: Plan, limit: int | None) -> int | None:
     CSV or a compressed file."""
     if limit is not None:
         return limit
-    if any(shard.unit == "stream" for shard in plan.shards):
+    ranges = [shard.range for shard in plan.shards]
+    if any(each.unit == "stream" for each in ranges):
         return None
-    return sum(s.stop - s.start if s.unit == "rows" else plan.rows_per_part for s in plan.shards)
+    return sum(each.stop - each.start if each.unit == "rows" else plan.rows_per_part for each in ranges)
 
 
 def _limited(
-    ranges: list[tuple[int, str, int, int]], objects: list[InputObject], format: str, limit: int
-) -> Iterable[tuple[int, str, int, int]]:
+    ranges: list[tuple[int, Range]], objects: list[InputObject], format: str, limit: int
+) -> Iterable[tuple[int, Range]]:
     """The first `limit` rows. Byte ranges and streams are read up to there, because only rows can be counted."""
     left = limit
-    for number, unit, start, stop in ranges:
+    for number, whole in ranges:
         if not left:
             return
-        if unit == "rows":
-            stop = min(stop, start + left)
-            left -= stop - start
+        stop = whole.stop
+        if whole.unit == "rows":
+            stop = min(stop, whole.start + left)
+            left -= stop - whole.start
         else:
-            last = None
-            for row in read.read_rows(objects[number], format, unit, start, stop, columns=None):
-                last, left = row.position, left - 1
+            for row in read.read_rows(objects[number], format, whole, columns=None):
+                left -= 1
                 if not left:
-                    stop = last + 1
+                    stop = row.position + 1
                     break
-        yield number, unit, start, stop
+        yield number, dataclasses.replace(whole, stop=stop)
 
 
 # -- stored -----------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def load(output: str) -> Plan | None:
     try:
         fields = storage.read_checked(uri, unsealed)
         objects = tuple(InputObject(*o) for o in fields.pop("objects"))
-        shards = tuple(Shard(i, *s) for i, s in enumerate(fields.pop("shards")))
+        shards = tuple(Shard(i, number, Range.from_json(*cut)) for i, (number, *cut) in enumerate(fields.pop("shards")))
         return Plan(**{**fields, "objects": objects, "shards": shards, "columns": tuple(fields["columns"])})
     except NotFound:
         return None
@@ -197,7 +198,7 @@ def store(plan: Plan, output: str) -> Plan:
     uri = storage.join(output, NAME)
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
-    fields["shards"] = [[s.object, s.unit, s.start, s.stop] for s in plan.shards]
+    fields["shards"] = [[s.object, *s.range.to_json()] for s in plan.shards]
     data, staging = sealed(fields), storage.join(output, "meta/tmp")
     # Asked before the plan stands: afterwards every later run would take the store for a good one.
     probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")

@@ -61,7 +61,7 @@ def describe(config: Config) -> str:
         f"  output     {state(draft, remaining, output) if stored else new_output(draft, output)}",
         f"  estimate   {estimate.words(config, draft, fit, scheme, lengths, remaining / max(1, len(draft.shards)))}",
     ]
-    if whole := sum(shard.unit == "stream" for shard in draft.shards):
+    if whole := sum(shard.range.unit == "stream" for shard in draft.shards):
         lines.append(
             f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
             "one engine reads each"
@@ -101,7 +101,7 @@ def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     rows, mean = sample.expected_rows(draft, limit), lengths.mean
     whole = "how many rows there are, only reading them tells"
     if rows is not None:
-        counted = limit is not None or all(shard.unit != "stream" for shard in draft.shards)
+        counted = limit is not None or all(shard.range.unit != "stream" for shard in draft.shards)
         whole = f"about {mean * rows:,.0f} for {'up to' if counted else 'about'} {rows:,} rows"
     return (
         f"{mean:,.0f} tokens a row, median {lengths.median:,}, p99 {lengths.at(0.99):,}, longest {lengths.longest:,} "
@@ -170,20 +170,10 @@ def _chatter_to(log: Path) -> Iterator[None]:
 async def _answers(config: Config, draft: Plan, worker: Worker) -> str:
     await worker.start()
     try:
-        return "\n\n".join([await _answered(worker, row) for row in _rows(draft)])
+        rows = [row for shard in draft.shards for row in read.rows_of(draft, shard, draft.columns)]
+        return "\n\n".join([await _answered(worker, row) for row in rows])
     finally:
         await worker.close()
-
-
-def _rows(draft: Plan) -> list[Row]:
-    found = []
-    for shard in draft.shards:
-        source = draft.objects[shard.object]
-        rows = read.read_rows(
-            source, draft.format, shard.unit, shard.start, shard.stop or 2**62, columns=list(draft.columns)
-        )
-        found += [row for row in rows if shard.unit != "stream" or not shard.stop or row.position < shard.stop]
-    return found
 
 
 async def _answered(worker: Worker, row: Row) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Any
+
+END = sys.maxsize  # a position behind every object's last
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +23,33 @@ class InputObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """A piece of one input object that one worker labels.
+class Range:
+    """A piece of one input object: the positions from `start` up to `stop`, that one not included.
 
-    `unit` says how `start` and `stop` count: "bytes" (of plain JSONL or text, a row belongs to
-    the shard in which its first byte lies), "rows" (of a Parquet row group range or a dataset,
-    by row ordinal), or "stream" (the whole of an object that can't be split; it commits one part
-    per `rows_per_part` rows).
+    `unit` says how they count: "bytes" (of plain JSONL or text, a row belongs to the range in which its first byte
+    lies), "rows" (of Parquet or a dataset, by row ordinal), or "stream" (by row ordinal too, of an object that can only
+    be read from its beginning).
     """
+
+    unit: str
+    start: int = 0
+    stop: int = END
+
+    def to_json(self) -> list[Any]:
+        return [self.unit, self.start, 0 if self.stop == END else self.stop]
+
+    @classmethod
+    def from_json(cls, unit: str, start: int, stop: int) -> Range:
+        return cls(unit, start, stop or END)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A piece of one input object that one worker labels. A stream's has one part for each `rows_per_part` rows."""
 
     index: int
     object: int  # position in Plan.objects
-    unit: str
-    start: int = 0
-    stop: int = 0
+    range: Range
 
 
 @dataclass(frozen=True, slots=True)

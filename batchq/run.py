@@ -314,7 +314,9 @@ def label(
     rows_before = sum(r.usage.rows for r in before.receipts)
     failures_before = sum(r.usage.failures for r in before.receipts)
     expected = sample.expected_rows(fixed, config.input.limit)
-    whole = any(shard.unit == "stream" for shard in fixed.shards)  # files, of as many rows as each happens to have
+    whole = any(
+        shard.range.unit == "stream" for shard in fixed.shards
+    )  # files, of as many rows as each happens to have
     by_rows = whole or config.input.limit is not None
     done_before = rows_before / max(1, expected or 0) if by_rows else 1 - len(before.remaining) / len(fixed.shards)
     first: list[float] = []  # when the first row was answered

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from batchq import models, plan, read, write
 from batchq.config import Config
 from batchq.errors import InputError, RowError, StorageError
 from batchq.models import digest_of
-from batchq.records import Plan, Row, Shard
+from batchq.records import Plan, Range, Row
 from batchq.task import Task
 
 HEADS = 8  # files whose first rows are counted, of those that only reading would count
@@ -126,8 +125,8 @@ def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: s
     if path is not None:
         for found in read.list_input(dataclasses.replace(config.input, path=path)):
             format = read.format_of(found.name, config.input.format)
-            unit = read.splittable(found.name, format)
-            yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=columns)
+            whole = Range(read.splittable(found.name, format))
+            yield from read.read_rows(found, format, whole, columns=columns)
         return
     seed = config.gate.seed
     yield from spread(draft, wanted, lambda row: side(row.id, seed) == serving)
@@ -139,7 +138,7 @@ def spread(draft: Plan, wanted: int, fits: Callable[[Row], bool] = lambda _: Tru
     chosen = draft.shards[::step][:wanted]
     each = -(-wanted // len(chosen))
     for shard in chosen:
-        yield from itertools.islice(filter(fits, rows_of(draft, shard)), each)
+        yield from itertools.islice(filter(fits, read.rows_of(draft, shard, draft.columns)), each)
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
@@ -154,14 +153,6 @@ def expected_rows(draft: Plan, limit: int | None) -> int | None:
             found += obj.size * read.rows_a_byte(obj, draft.format)
             size += obj.size
     return round(found / size * sum(obj.size for obj in whole)) if size else None
-
-
-def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:
-    """All rows of one shard, with the columns that the plan reads."""
-    source, columns = draft.objects[shard.object], list(draft.columns)
-    stop = shard.stop or sys.maxsize
-    rows = read.read_rows(source, draft.format, shard.unit, shard.start, stop, columns=columns)
-    return itertools.takewhile(lambda row: shard.unit != "stream" or row.position < stop, rows)
 
 
 def rendered(task: Task, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:

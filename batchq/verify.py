@@ -94,14 +94,8 @@ def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty:
     ends_early = []  # why the input couldn't be read to its end
 
     def expected() -> Iterator[str]:
-        source = fixed.objects[shard.object]
         try:
-            rows = read.read_rows(
-                source, fixed.format, shard.unit, shard.start, shard.stop, columns=list(fixed.columns[:1])
-            )
-            for row in rows:
-                if shard.unit == "stream" and shard.stop and row.position >= shard.stop:
-                    return
+            for row in read.rows_of(fixed, shard, fixed.columns[:1]):
                 yield row.id
         except InputError as error:
             ends_early.append(str(error))

@@ -147,7 +147,7 @@ def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
 
 def part_name(shard: Shard, part: int) -> str:
     """data/part-00017.parquet, or data/part-00017-0003.parquet for the fourth part of a stream."""
-    suffix = f"-{part:04d}" if shard.unit == "stream" else ""
+    suffix = f"-{part:04d}" if shard.range.unit == "stream" else ""
     return f"data/part-{shard.index:05d}{suffix}.parquet"
 
 

@@ -35,7 +35,7 @@ from spine import labelled, labelling_seconds, one_token_model
 from batchq import plan, storage, write
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.outcome import status
-from batchq.records import InputObject, Plan, Receipt, Shard, Usage
+from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
 JOB = """# @package _global_
@@ -187,7 +187,7 @@ def finish(output: str, shards: int) -> None:
         ingredients={},
         job="many",
         objects=(InputObject("/none", "none", shards, "e"),),
-        shards=tuple(Shard(i, 0, "rows", i, i + 1) for i in range(shards)),
+        shards=tuple(Shard(i, 0, Range("rows", i, i + 1)) for i in range(shards)),
         format="parquet",
         schema=write.schema_to_text(schema),
         columns=("text",),

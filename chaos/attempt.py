@@ -37,7 +37,7 @@ from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.models import Model
 from batchq.outcome import finish
-from batchq.records import Receipt, Shard, Usage
+from batchq.records import Range, Receipt, Shard, Usage
 from batchq.run import resumable
 from batchq.worker import Worker, WorkerSpec
 
@@ -214,7 +214,7 @@ def commit_forever(output: str, first: int, ready: Event) -> None:
     text = os.urandom(100).hex()
     ids = [f":{i}:{text[i % 100 :]}" for i in range(ROWS_A_COMMIT)]
     for index in itertools.count(first):
-        shard = Shard(index, 0, "rows")
+        shard = Shard(index, 0, Range("rows"))
         receipt = Receipt(index, 0, True, "chaos", "chaos", Usage(rows=ROWS_A_COMMIT))
         table = pa.table({"batchq_id": [f"{index}{i}" for i in ids]})
         ready.set()

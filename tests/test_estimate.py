@@ -16,7 +16,7 @@ from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.fit import Fit
 from batchq.hardware import Hardware
-from batchq.records import Plan, Shard
+from batchq.records import Plan, Range, Shard
 from batchq.sample import Lengths
 from tests.conftest import rows_of, write_jsonl
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
@@ -26,7 +26,7 @@ ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)
 PRICES = PricingConfig(currency="USD", as_of="2026-11-01", per_hour={"H200": 3.6, "cpu_core": 0.05})
 LENGTHS = Lengths((999,) * 100)
-MILLION = tuple(Shard(n, 0, "rows", n * 1000, n * 1000 + 1000) for n in range(1000))
+MILLION = tuple(Shard(n, 0, Range("rows", n * 1000, n * 1000 + 1000)) for n in range(1000))
 DRAFT = Plan("", {}, "mine", (), MILLION, "parquet", "", ("text",), 1000, "fp8", "m" * 64)
 
 
@@ -105,7 +105,7 @@ def test_answers_that_are_written_count_as_long_as_they_were() -> None:
 
 
 def test_files_whose_rows_nobody_counted_have_a_price_a_thousand() -> None:
-    stream = dataclasses.replace(DRAFT, format="dataset", shards=(Shard(0, 0, "stream", 0, 0),))  # on an object store
+    stream = dataclasses.replace(DRAFT, format="dataset", shards=(Shard(0, 0, Range("stream")),))  # on an object store
     assert "for a thousand rows" in said(job(), ONE, stream) and "about 0:16 of" in said(job(), ONE, stream)
 
 
@@ -128,7 +128,7 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
         data = "\n".join(lines[kind]).encode()
         (tmp_path / f"{number}-{name}").write_bytes(compressed(data, f".{packed[0]}") if packed else data)
     listed = read.list_input(InputConfig(path=str(tmp_path)))
-    shards = tuple(Shard(n, n, "stream", 0, 0) for n in range(2))
+    shards = tuple(Shard(n, n, Range("stream")) for n in range(2))
     draft = dataclasses.replace(DRAFT, objects=tuple(listed), shards=shards, format={"txt": "text"}.get(kind, kind))
     assert sample.expected_rows(draft, None) == pytest.approx(12_200, rel=near)
     assert sample.expected_rows(draft, 7) == 7

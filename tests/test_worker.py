@@ -18,7 +18,7 @@ from batchq import models, plan, poison, storage, write
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
-from batchq.records import Plan, Receipt, Shard
+from batchq.records import Plan, Range, Receipt, Shard
 from batchq.worker import Snapshot, Worker, WorkerSpec
 from tests.conftest import rows_of, write_jsonl
 
@@ -137,7 +137,7 @@ def test_a_stream_commits_parts_and_resumes_between_them(compose: Callable[..., 
     gzipped(project / "rows.jsonl.gz", 70)
     config = compose("input.path=rows.jsonl.gz")
     fixed = planned(config)
-    assert [s.unit for s in fixed.shards] == ["stream"]
+    assert [s.range.unit for s in fixed.shards] == ["stream"]
     with pytest.raises(EngineError):
         asyncio.run(labelled(config, fixed, die_after=45))
     committed = sorted(p.name for p in (project / "out/data").iterdir())
@@ -425,7 +425,7 @@ def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
 
 
 def test_a_mark_in_which_a_byte_flipped_accuses_nobody(tmp_path: Path) -> None:
-    shard = Shard(0, 0, "rows")
+    shard = Shard(0, 0, Range("rows"))
     search = dataclasses.replace(poison.Search(), convicted=(17,))
     write.mark_attempt(str(tmp_path), shard, poison.to_json(poison.Mark("a", search)), 1)
     assert [poison.from_json(m).search.convicted for m in write.read_marks(str(tmp_path), shard)] == [(17,)]

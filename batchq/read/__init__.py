@@ -16,10 +16,10 @@ from batchq.config import InputConfig, InputFormat
 from batchq.errors import InputError, NotFound
 from batchq.read.formats import format_of, readable, splittable
 from batchq.read.lines import TAIL
-from batchq.read.rows import read_rows, rows_a_byte
+from batchq.read.rows import read_rows, rows_a_byte, rows_of
 from batchq.read.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
 from batchq.read.tables import arrow_batches, row_groups
-from batchq.records import InputObject
+from batchq.records import InputObject, Range
 
 __all__ = [
     "OPENED_AT_ONCE",
@@ -29,6 +29,7 @@ __all__ = [
     "list_input",
     "read_rows",
     "rows_a_byte",
+    "rows_of",
     "split",
     "splittable",
     "taper",
@@ -36,8 +37,6 @@ __all__ = [
 ]
 
 DATASET_FILES = {"state.json", "dataset_info.json", "dataset_dict.json"}  # what save_to_disk writes beside the rows
-
-Range = tuple[str, int, int]  # unit, start, stop; as in records.Shard
 
 
 # ---- what there is ----
@@ -111,45 +110,43 @@ def split(obj: InputObject, format: str, *, rows_per_shard: int) -> list[Range]:
     """
     unit = splittable(obj.name, format)
     if unit == "stream" or (format == "dataset" and storage.is_remote(obj.uri)):
-        return [("stream", 0, 0)]
+        return [Range("stream")]
     if unit == "bytes":
         sample = storage.read(obj.uri, 0, TAIL * 4, etag=obj.etag)
         row_bytes = len(sample) / max(1, sample.count(b"\n"))
-        return [("bytes", *each) for each in _even(0, obj.size, obj.size / row_bytes / rows_per_shard)]
+        return _even(Range("bytes", 0, obj.size), obj.size / row_bytes / rows_per_shard)
     with readable(obj, format):
         groups = row_groups(obj) if format == "parquet" else [end - begin for begin, end, _ in arrow_batches(obj)]
     ranges: list[Range] = []
     start = stop = 0
     for rows in groups:
         if start < stop and stop - start + rows > rows_per_shard * 1.5:
-            ranges.append(("rows", start, stop))
+            ranges.append(Range("rows", start, stop))
             start = stop
         stop += rows
         if rows > 2 * rows_per_shard:
-            ranges += [("rows", *each) for each in _even(start, stop, rows / rows_per_shard)]
+            ranges += _even(Range("rows", start, stop), rows / rows_per_shard)
             start = stop
         elif stop - start >= rows_per_shard:
-            ranges.append(("rows", start, stop))
+            ranges.append(Range("rows", start, stop))
             start = stop
-    return [*ranges, ("rows", start, stop)] if start < stop else ranges
+    return [*ranges, Range("rows", start, stop)] if start < stop else ranges
 
 
-def taper(ranges: list[tuple[int, str, int, int]], tail: int) -> list[tuple[int, str, int, int]]:
-    """Cut the last `tail` ranges (object, unit, start, stop) in halves, and the last `tail` of those again, so that no
-    worker waits long for another at the end. Streams stay whole."""
+def taper(ranges: list[tuple[int, Range]], tail: int) -> list[tuple[int, Range]]:
+    """Cut the last `tail` ranges, each with its object's number, in halves, and the last `tail` of those again, so that
+    no worker waits long for another at the end. Streams stay whole."""
     for _ in range(2):
-        ranges = [
-            *ranges[:-tail],
-            *(
-                (obj, unit, *half)
-                for obj, unit, start, stop in ranges[-tail:]
-                for half in ([(start, stop)] if unit == "stream" or stop - start < 2 else _even(start, stop, 2))
-            ),
-        ]
+        halves = [(number, half) for number, whole in ranges[-tail:] for half in _halves(whole)]
+        ranges = [*ranges[:-tail], *halves]
     return ranges
 
 
-def _even(start: int, stop: int, pieces: float) -> list[tuple[int, int]]:
+def _halves(whole: Range) -> list[Range]:
+    return [whole] if whole.unit == "stream" or whole.stop - whole.start < 2 else _even(whole, 2)
+
+
+def _even(whole: Range, pieces: float) -> list[Range]:
     count = max(1, round(pieces))
-    cuts = [start + (stop - start) * cut // count for cut in range(count + 1)]
-    return [(begin, end) for begin, end in pairwise(cuts) if begin < end]
+    cuts = [whole.start + (whole.stop - whole.start) * cut // count for cut in range(count + 1)]
+    return [Range(whole.unit, begin, end) for begin, end in pairwise(cuts) if begin < end]
