@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchq import poison, storage, write
 from batchq.batch import Batch, Known
 from batchq.config import TaskConfig
+from batchq.output import layout
 from batchq.poison import Mark, Search
 from batchq.records import Answer, Failure, Plan, Receipt, Shard, Usage
 
@@ -174,7 +175,7 @@ def standing_parts(output: str, shard: Shard) -> list[Receipt]:
     """Receipts of a shard's parts that are committed already, in order and without a gap."""
     found: list[Receipt] = []
     while True:
-        uri = storage.join(output, write.part_name(shard, len(found)))
+        uri = layout.part(output, shard, len(found))
         if not storage.exists(uri):
             return found
         found.append(write.read_receipt(uri))

@@ -12,6 +12,7 @@ from batchq import hardware, models, preview, storage
 from batchq.config import Config
 from batchq.errors import BatchqError
 from batchq.fit import Fit
+from batchq.output import layout
 
 PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors", "pyarrow", "obstore", "hydra-core")
 
@@ -99,11 +100,11 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
 
     def output() -> str:
         uri = storage.normalize(config.output.path)
-        name = storage.join(uri, "meta/tmp/doctor")
+        name = storage.join(layout.staging(uri), "doctor")
         storage.delete(name)
-        storage.create(name, b"batchq doctor", staging=storage.join(uri, "meta/tmp"))
+        storage.create(name, b"batchq doctor", staging=layout.staging(uri))
         try:
-            storage.require_create_only(name, b"batchq doctor")
+            storage.require_create_only(name, b"batchq doctor", layout.staging(uri))
         finally:
             storage.delete(name)
         return f"{uri} takes create-only writes"

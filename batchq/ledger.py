@@ -19,6 +19,7 @@ from batchq import account, failpoint, plan, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
 from batchq.config import PricingConfig
 from batchq.errors import NotFound, StorageError
+from batchq.output import layout
 from batchq.records import sealed, unsealed
 
 REWRITE_SECONDS = 15.0
@@ -60,7 +61,7 @@ class Invocation:
     def close(self, state: str) -> None:
         account = self.account(state)
         failpoint.reach("ledger.close.before_put")
-        storage.put(storage.join(self.output, f"meta/runs/{self.id}.json"), sealed(dataclasses.asdict(account)))
+        storage.put(layout.run(self.output, self.id), sealed(dataclasses.asdict(account)))
         failpoint.reach("ledger.close.after_put")
         self._written = time.monotonic()
 
@@ -90,7 +91,7 @@ def _age() -> float:
 
 def read_runs(output: str) -> list[RunAccount]:
     """All invocations' records of one output, oldest first. Raises StorageError for one that is damaged."""
-    return [_read(s.uri) for s in storage.list_objects(storage.join(output, "meta/runs"))]
+    return [_read(s.uri) for s in storage.list_objects(layout.runs(output))]
 
 
 def _read(uri: str) -> RunAccount:
@@ -113,7 +114,7 @@ def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
     Raises NotFound if there is none.
     """
     where = storage.normalize(prefix)
-    mark = f"/{plan.NAME}"
+    mark = f"/{layout.PLAN}"
     outputs = [s.uri.removesuffix(mark) for s in storage.list_objects(where) if s.uri.endswith(mark)]
     if not outputs:
         raise NotFound(f"{where}: no run has been planned there or below yet")

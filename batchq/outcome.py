@@ -13,6 +13,7 @@ from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.gate import Verdict
 from batchq.models import Model
+from batchq.output import layout
 from batchq.records import Plan
 
 
@@ -30,9 +31,7 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
     standing = plan.standing(fixed, output)
     summary = summarise(config, fixed, model.name, state, output, new_inputs, standing)
     if not standing.remaining:
-        storage.delete_prefix(
-            storage.join(output, "meta/partial")
-        )  # of attempts that were killed while they cleaned up
+        storage.delete_prefix(layout.partial(output))  # of attempts that were killed while they cleaned up
         manifest = {
             "fingerprint": fixed.fingerprint,
             "rows": summary["rows"],
@@ -42,10 +41,10 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
             "quarantined": summary["quarantined"],
         }
         failpoint.reach("outcome.finish.before_manifest")
-        storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
+        storage.put(layout.manifest(output), json.dumps(manifest, indent=1).encode())
     failpoint.reach("outcome.finish.before_report")
     for kind, written in report.written(summary).items():
-        storage.put(storage.join(output, f"meta/report.{kind}"), written.encode())
+        storage.put(layout.report(output, kind), written.encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     limit, code = config.output.max_error_rate, 0
     if rate > limit:
@@ -140,11 +139,11 @@ def compose_report(config: Config) -> Result:
 def note_verdicts(output: str, verdicts: list[Verdict]) -> None:
     if verdicts:
         found = json.dumps([dataclasses.asdict(v) for v in verdicts], indent=1)
-        storage.put(storage.join(output, "meta/gate.json"), found.encode())
+        storage.put(layout.gate(output), found.encode())
 
 
 def read_verdicts(output: str) -> list[Verdict]:
     try:
-        return [gate.verdict_from_json(v) for v in json.loads(storage.read(storage.join(output, "meta/gate.json")))]
+        return [gate.verdict_from_json(v) for v in json.loads(storage.read(layout.gate(output)))]
     except NotFound:
         return []

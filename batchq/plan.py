@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,10 @@ from typing import Any
 from batchq import failpoint, read, storage, task, write
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFound, OutputTaken, StorageError
+from batchq.output import layout
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 
-NAME = "meta/plan.json"
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
 # Of vLLM's engine arguments, those that change what a model answers; the others may differ on a resume.
@@ -178,7 +177,7 @@ def _limited(
 
 def load(output: str) -> Plan | None:
     """The plan that stands at this output, if any. Raises StorageError if it is damaged."""
-    uri = storage.join(output, NAME)
+    uri = layout.plan(output)
     try:
         fields = storage.read_checked(uri, unsealed)
         objects = tuple(InputObject(*o) for o in fields.pop("objects"))
@@ -195,18 +194,18 @@ def store(plan: Plan, output: str) -> Plan:
 
     Raises NoConditionalWrites for a store that would let the last writer win.
     """
-    uri = storage.join(output, NAME)
+    uri = layout.plan(output)
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
     fields["shards"] = [[s.object, *s.range.to_json()] for s in plan.shards]
-    data, staging = sealed(fields), storage.join(output, "meta/tmp")
+    data, staging = sealed(fields), layout.staging(output)
     # Asked before the plan stands: afterwards every later run would take the store for a good one.
-    probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
+    probe = layout.probe(output)
     with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost
         storage.create(probe, b"", staging=staging)
     failpoint.reach("plan.store.probe_made")
     try:
-        storage.require_create_only(probe, b"")
+        storage.require_create_only(probe, b"", staging)
     finally:
         storage.delete(probe)
     failpoint.reach("plan.store.before_put")

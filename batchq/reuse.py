@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from batchq import storage, write
 from batchq.config import TaskConfig
+from batchq.output import layout
 from batchq.records import Answer
 from batchq.task import answer_fields
 
@@ -35,12 +36,10 @@ class Reuse:
 
         Raises NotFound if no run is there (any more: all rows would be asked), StorageError for a part that is damaged.
         """
-        storage.stat(storage.join(output, "meta/plan.json"))
+        storage.stat(layout.plan(output))
         self._columns = [f.name for f in answer_fields(task)]
         self._tokens = [field.name for field in write.COUNTS]
-        self._parts = [
-            s.uri for s in storage.list_objects(storage.join(output, "data")) if write.parse_part_name(s.uri)
-        ]
+        self._parts = [s.uri for s in storage.list_objects(layout.data(output)) if layout.parse_part(s.uri)]
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._held = 0  # bytes in the cache
         self._lock = threading.Lock()

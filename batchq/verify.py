@@ -17,6 +17,7 @@ from itertools import zip_longest
 from batchq import models, plan, read, storage, write
 from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
+from batchq.output import layout
 from batchq.records import Plan, Receipt, Shard, Usage
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
@@ -46,13 +47,13 @@ def verify(config: Config) -> tuple[bool, str]:
         raise BatchqError(f"{output}: no run has been planned there yet")
     parts: dict[int, dict[int, str]] = defaultdict(dict)
     problems = []
-    for found in storage.list_objects(storage.join(output, "data")):
-        place = write.parse_part_name(found.uri)
+    for found in storage.list_objects(layout.data(output)):
+        place = layout.parse_part(found.uri)
         if place is None or place[0] >= len(fixed.shards):
             problems.append(f"{found.uri}: is none of this run's objects; readers take it for data")
         else:
             parts[place[0]][place[1]] = found.uri
-    empty = {s.uri for s in storage.list_objects(storage.join(output, "meta/empty"))}
+    empty = {s.uri for s in storage.list_objects(layout.empties(output))}
 
     def one(shard: Shard) -> Finding:
         return _shard(fixed, shard, output, parts[shard.index], empty)
@@ -109,7 +110,7 @@ def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty:
                 missing[there] -= 1
     finding.lost = sum(n for n in missing.values() if n > 0)
     finding.repeated = -sum(n for n in missing.values() if n < 0)
-    uri = storage.join(output, write.empty_name(shard.index))
+    uri = layout.empty(output, shard.index)
     if not parts and uri in empty:
         receipts.append(write.read_receipt(uri))
     if ends_early and not any(r.quarantined for r in receipts):
@@ -150,7 +151,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
         finding.problems.append(f"{uri}: holds other rows than its receipt says")
     if receipt.fingerprint != fixed.fingerprint:
         finding.problems.append(f"{uri}: belongs to another run")
-    if (receipt.shard, receipt.part) != write.parse_part_name(uri):
+    if (receipt.shard, receipt.part) != layout.parse_part(uri):
         finding.problems.append(f"{uri}: stands under a name that isn't its own")
     if any(a == (e is not None) for a, e in zip(answered, errors, strict=True)):
         finding.problems.append(f"{uri}: has a row that is neither an answer nor a failure")
@@ -158,7 +159,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
 
 
 def _manifest(output: str, counted: dict[str, int]) -> list[str]:
-    uri = storage.join(output, "meta/manifest.json")
+    uri = layout.manifest(output)
     try:
         said = json.loads(storage.read(uri))
     except NotFound:
@@ -181,13 +182,12 @@ def clean(config: Config) -> str:
     if left := len(plan.standing(fixed, output).remaining):
         raise BatchqError(f"{output}: {left} shards to go; what would be removed is what a resume goes on from")
     count = size = 0
-    for name in ("meta/partial", "meta/attempts", "meta/tmp", "meta/.tmp", "meta/runs/.tmp"):
-        folder = storage.join(output, name)
+    for folder in layout.leftovers(output):
         for found in storage.list_objects(folder):
             count, size = count + 1, size + found.size
         storage.delete_prefix(folder)
     for found in storage.list_objects(storage.join(output, "meta")):
-        if found.uri.startswith(storage.join(output, "meta/probe-")):
+        if layout.is_probe(output, found.uri):
             storage.delete(found.uri)
             count += 1
     lines = [f"{output}: removed {count:,} objects, {size / 1e6:,.1f} MB, that the finished run no longer needs"]

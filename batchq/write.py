@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from batchq import failpoint, storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, ConfigError, NotFound, StorageError
+from batchq.output import layout
 from batchq.records import Answer, Failure, Receipt, Shard, Usage, sealed, unsealed
 from batchq.task import answer_fields
 
@@ -145,37 +145,20 @@ def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
 # -- commit -------------------------------------------------------------------------------------
 
 
-def part_name(shard: Shard, part: int) -> str:
-    """data/part-00017.parquet, or data/part-00017-0003.parquet for the fourth part of a stream."""
-    suffix = f"-{part:04d}" if shard.range.unit == "stream" else ""
-    return f"data/part-{shard.index:05d}{suffix}.parquet"
-
-
-def parse_part_name(name: str) -> tuple[int, int] | None:
-    """(shard, part) of a data object's name; None if it isn't one of ours."""
-    found = re.fullmatch(r"(?:.*/)?part-(\d{5,})(?:-(\d{4,}))?\.parquet", name)
-    return (int(found[1]), int(found[2] or 0)) if found else None
-
-
-def empty_name(index: int) -> str:
-    """Where an empty shard says that it is done: no table, because readers trip over an empty row group."""
-    return f"meta/empty/{index:05d}.json"
-
-
 def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Receipt:
     """Publish one part; returns the receipt that stands in the store, which may be another attempt's.
 
     Raises StorageError if the store failed for good, or holds an object that isn't this plan's.
     """
     if receipt.usage.rows:
-        uri = storage.join(output, part_name(shard, receipt.part))
+        uri = layout.part(output, shard, receipt.part)
         data: Any = serialize(table, {RECEIPT: receipt_to_json(receipt)})
     else:
-        uri = storage.join(output, empty_name(shard.index))
+        uri = layout.empty(output, shard.index)
         data = receipt_to_json(receipt)
     failpoint.reach("write.commit.before_put")
     try:
-        storage.create(uri, data, staging=storage.join(output, "meta/tmp"))
+        storage.create(uri, data, staging=layout.staging(output))
         failpoint.reach("write.commit.after_put")
     except AlreadyExists:
         failpoint.reach("write.commit.taken")
@@ -248,8 +231,8 @@ def read_part(uri: str, columns: list[str]) -> pa.Table:
 
 def read_receipts(output: str, threads: int = 64) -> list[Receipt]:
     """All committed parts' receipts, data and empty, in the order of their names."""
-    uris = [s.uri for s in storage.list_objects(storage.join(output, "data")) if parse_part_name(s.uri)]
-    uris += [s.uri for s in storage.list_objects(storage.join(output, "meta/empty"))]
+    uris = [s.uri for s in storage.list_objects(layout.data(output)) if layout.parse_part(s.uri)]
+    uris += [s.uri for s in storage.list_objects(layout.empties(output))]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(read_receipt, uris))
 
@@ -262,32 +245,23 @@ def mark_attempt(output: str, shard: Shard, mark: dict[str, Any], number: int) -
 
     `number` is the first that may be free; returns the one it got.
     """
-    folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
     stated = sealed(mark)  # a byte that flips may still leave JSON, and accuse another row
     failpoint.reach("write.mark_attempt.before_put")
     while True:
         try:
-            storage.create(
-                storage.join(folder, f"{number:04d}.json"),
-                stated,
-                staging=storage.join(output, "meta/tmp"),
-            )
+            storage.create(layout.mark(output, shard.index, number), stated, staging=layout.staging(output))
             failpoint.reach("write.mark_attempt.after_put")
             return number
         except AlreadyExists:
-            if storage.read(storage.join(folder, f"{number:04d}.json")) == stated:
+            if storage.read(layout.mark(output, shard.index, number)) == stated:
                 return number  # ours: the reply was lost
             number += 1
 
 
 def read_marks(output: str, shard: Shard) -> list[dict[str, Any]]:
     """The shard's attempts as they were recorded, oldest first. Raises StorageError for one that can't be read."""
-    folder = storage.join(output, f"meta/attempts/{shard.index:05d}")
+    folder = layout.attempts(output, shard.index)
     return [storage.read_json(uri, unsealed) for uri in sorted(s.uri for s in storage.list_objects(folder))]
-
-
-def spill_folder(output: str, shard: Shard) -> str:
-    return storage.join(output, f"meta/partial/{shard.index:05d}")
 
 
 def spill(output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]) -> None:
@@ -297,7 +271,7 @@ def spill(output: str, shard: Shard, attempt: str, number: int, fingerprint: str
     name = f"{attempt}-{number:04d}-{hashlib.sha256(data).hexdigest()}.parquet"
     failpoint.reach("write.spill.before_put")
     with suppress(AlreadyExists):  # nobody else writes this name: the reply was lost
-        storage.create(storage.join(spill_folder(output, shard), name), data, staging=storage.join(output, "meta/tmp"))
+        storage.create(storage.join(layout.spills(output, shard.index), name), data, staging=layout.staging(output))
     failpoint.reach("write.spill.after_put")
 
 
@@ -306,7 +280,7 @@ def read_spills(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -
     failpoint.reach("write.read_spills.before")
     names = [f.name for f in answer_fields(task)]
     found: dict[str, tuple[str | None, Answer]] = {}
-    for stat in storage.list_objects(spill_folder(output, shard)):
+    for stat in storage.list_objects(layout.spills(output, shard.index)):
         try:
             data = storage.read_checked(stat.uri, partial(_whole, stat.uri))
         except NotFound:
@@ -333,7 +307,7 @@ def _whole(uri: str, data: bytes) -> bytes:
 
 def drop_spills(output: str, shard: Shard) -> None:
     failpoint.reach("write.drop_spills.before")
-    storage.delete_prefix(spill_folder(output, shard))
+    storage.delete_prefix(layout.spills(output, shard.index))
     failpoint.reach("write.drop_spills.after")
 
 
@@ -347,7 +321,7 @@ def count_duplicates(output: str, column: str) -> int:
 
     with tempfile.TemporaryDirectory(prefix="batchq-ids-") as scratch, ExitStack() as opened:
         buckets = [opened.enter_context(open(Path(scratch) / str(i), "w+b")) for i in range(BUCKETS)]
-        for stat in storage.list_objects(storage.join(output, "data")):
+        for stat in storage.list_objects(layout.data(output)):
             values = read_part(stat.uri, [column]).column(0).to_pylist()
             digests = (hashlib.blake2b(repr(v).encode(), digest_size=8).digest() for v in values if v is not None)
             hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)

@@ -35,6 +35,7 @@ from spine import labelled, labelling_seconds, one_token_model
 from batchq import plan, storage, write
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.outcome import status
+from batchq.output import layout
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
@@ -196,14 +197,13 @@ def finish(output: str, shards: int) -> None:
         model="none",
     )
     plan.store(fixed, output)
-    folder = Path(storage.join(output, "data"))
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(layout.data(output)).mkdir(parents=True, exist_ok=True)
     row = {"batchq_id": ["none:0"], "text": ["t"], "label": ["a"]}
     table = pa.table([row.get(f.name, pa.nulls(1, f.type)) for f in schema], schema=schema)
     for shard in fixed.shards:  # not through write.commit: its fsyncs are not what is measured
         receipt = Receipt(shard.index, 0, True, "a", fixed.fingerprint, Usage(rows=1, answers=1), {"a": 1})
         data = write.serialize(table, {write.RECEIPT: write.receipt_to_json(receipt)})
-        (folder / Path(write.part_name(shard, 0)).name).write_bytes(data)
+        Path(layout.part(output, shard, 0)).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ ROOMS = [
         "vllm_engine",
         "fake_engine",
         "write",
+        "output",
         "read",
         "task",
         "engine",
