@@ -167,9 +167,9 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         labels.update(receipt.labels)
         failures.update(receipt.failures)
         parts += 1
-        reused += receipt.reused
-        copied += receipt.copied
-        copied_tokens += receipt.copied_tokens
+        reused += receipt.from_spill
+        copied += receipt.from_reuse
+        copied_tokens += receipt.from_reuse_tokens
     runs = list(runs)
     replicas = [replica for run in runs for replica in run.replicas]
     phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}

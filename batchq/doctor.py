@@ -93,9 +93,9 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
         return f"{found.name} · {preview.weights(found)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:
-        from batchq import read
+        from batchq import input
 
-        objects = read.list_input(config.input)
+        objects = input.list_input(config.input)
         return f"{len(objects)} objects, {sum(o.size for o in objects):,} bytes"
 
     def output() -> str:

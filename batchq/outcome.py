@@ -8,12 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import account, failpoint, gate, ledger, plan, report, storage, write
+from batchq import account, failpoint, gate, ledger, plan, report, storage
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.gate import Verdict
 from batchq.models import Model
-from batchq.output import layout
+from batchq.output import duplicates, layout
+from batchq.output.schema import schema_from_text
 from batchq.records import Plan
 
 
@@ -64,7 +65,7 @@ def summarise(
     """All numbers of one output, over every invocation that worked on it."""
     summary = account.summarise(standing.receipts, ledger.read_runs(output), config.pricing)
     id_column = config.input.id
-    kept = id_column is not None and id_column in write.schema_from_text(fixed.schema).names
+    kept = id_column is not None and id_column in schema_from_text(fixed.schema).names
     return {
         "job": fixed.job,
         "state": state if not standing.remaining else f"{len(standing.remaining)} of {len(fixed.shards)} shards to go",
@@ -79,7 +80,7 @@ def summarise(
         "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in read_verdicts(output)],
         "reuse": fixed.reuse,
         "id_column": id_column,
-        "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
+        "duplicate_ids": duplicates.count(output, id_column) if kept and id_column else 0,
         "new_inputs": new_inputs,
         "quarantined": quarantined(fixed, standing),
     }

@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import failpoint, read, storage, task, write
+from batchq import failpoint, input, storage, task
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFound, OutputTaken, StorageError
-from batchq.output import layout
+from batchq.output import layout, receipts
+from batchq.output.schema import output_schema, schema_to_text
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 
@@ -84,15 +85,15 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
 
     Raises InputError for an input that is missing or empty, ConfigError for columns that clash.
     """
-    objects = read.list_input(config.input)
-    format = read.format_of(objects[0].name, config.input.format)
+    objects = input.list_input(config.input)
+    format = input.format_of(objects[0].name, config.input.format)
     unreadable: dict[str, str] = {}
     if config.input.unreadable is Unreadable.quarantine:
-        unreadable = read.unreadable(objects, format)
+        unreadable = input.unreadable(objects, format)
         objects = [each for each in objects if each.name not in unreadable]
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
-    schema = read.infer_schema(objects, format, config.input.columns)
+    schema = input.infer_schema(objects, format, config.input.columns)
     task.prompt_columns(config.task, schema.names)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
         if name is not None and name not in schema.names:
@@ -103,7 +104,7 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
             f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}"
         )
     everything = config.input.columns is None and config.output.columns is None
-    output = write.output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
+    output = output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
     parts = ingredients(config, model, scheme)
     return Plan(
         fingerprint=fingerprint(parts, objects),
@@ -112,7 +113,7 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
         objects=tuple(objects),
         shards=tuple(_shards(config, objects, format)),
         format=format,
-        schema=write.schema_to_text(output),
+        schema=schema_to_text(output),
         columns=tuple(schema.names),
         rows_per_part=config.output.rows_per_shard,
         quantization=scheme.value,
@@ -130,11 +131,11 @@ def _subset(schema: Any, names: list[str]) -> Any:
 
 
 def _shards(config: Config, objects: list[InputObject], format: str) -> list[Shard]:
-    cut = functools.partial(read.split, format=format, rows_per_shard=config.output.rows_per_shard)
-    with ThreadPoolExecutor(read.OPENED_AT_ONCE) as threads:  # each is a request to the store
+    cut = functools.partial(input.split, format=format, rows_per_shard=config.output.rows_per_shard)
+    with ThreadPoolExecutor(input.OPENED_AT_ONCE) as threads:  # each is a request to the store
         ranges = [(number, each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
     if len(ranges) > 4 * TAPERED:
-        ranges = read.taper(ranges, TAPERED)
+        ranges = input.taper(ranges, TAPERED)
     if config.input.limit is not None:
         ranges = list(_limited(ranges, objects, format, config.input.limit))
     return [Shard(index, *place) for index, place in enumerate(ranges)]
@@ -164,7 +165,7 @@ def _limited(
             stop = min(stop, whole.start + left)
             left -= stop - whole.start
         else:
-            for row in read.read_rows(objects[number], format, whole, columns=None):
+            for row in input.read_rows(objects[number], format, whole, columns=None):
                 left -= 1
                 if not left:
                     stop = row.position + 1
@@ -273,7 +274,7 @@ def check_inputs(plan: Plan, config: Config) -> list[str]:
 
     Raises Changed if a planned object is gone or is another one now.
     """
-    now = {o.uri: o for o in read.list_input(config.input)}
+    now = {o.uri: o for o in input.list_input(config.input)}
     for planned in plan.objects:
         found = now.pop(planned.uri, None)
         if found is None:
@@ -297,10 +298,10 @@ def standing(plan: Plan, output: str) -> Standing:
 
     Raises StorageError if a committed object belongs to another plan.
     """
-    receipts = write.read_receipts(output)
-    for receipt in receipts:
+    found = receipts.read_all(output)
+    for receipt in found:
         if receipt.fingerprint != plan.fingerprint:
             raise StorageError(f"{output}/data: part of shard {receipt.shard} belongs to another run; move it away")
-    parts = Counter(r.shard for r in receipts)
-    done = {r.shard for r in receipts if r.last and parts[r.shard] == r.part + 1}
-    return Standing(tuple(receipts), tuple(s for s in plan.shards if s.index not in done))
+    parts = Counter(r.shard for r in found)
+    done = {r.shard for r in found if r.last and parts[r.shard] == r.part + 1}
+    return Standing(tuple(found), tuple(s for s in plan.shards if s.index not in done))

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchq import capacity, estimate, forecast, models, plan, read, sample, storage, tune
-from batchq.batch import too_long
+from batchq import capacity, estimate, forecast, input, models, plan, sample, storage, tune
 from batchq.config import Config, Scheme, check
 from batchq.errors import EngineError, RowError
 from batchq.fit import Fit
@@ -25,7 +24,8 @@ from batchq.records import Failure, Plan, Row
 from batchq.run import choose, limited, resumable, worker_spec
 from batchq.sample import Lengths
 from batchq.scheme import FACTS
-from batchq.worker import Worker
+from batchq.worker.batch import too_long
+from batchq.worker.worker import Worker
 
 ROWS = 5  # previewed unless input.limit says otherwise
 
@@ -170,7 +170,7 @@ def _chatter_to(log: Path) -> Iterator[None]:
 async def _answers(config: Config, draft: Plan, worker: Worker) -> str:
     await worker.start()
     try:
-        rows = [row for shard in draft.shards for row in read.rows_of(draft, shard, draft.columns)]
+        rows = [row for shard in draft.shards for row in input.rows_of(draft, shard, draft.columns)]
         return "\n\n".join([await _answered(worker, row) for row in rows])
     finally:
         await worker.close()
@@ -183,8 +183,8 @@ async def _answered(worker: Worker, row: Row) -> str:
             raise RowError(*row.error)
         message = worker.task.render(row.columns)
         ids = worker.task.encode([message])[0]
-        if len(ids) > (room := worker.batches.room):
-            return _unanswered(head, too_long(len(ids), room))
+        if len(ids) > (most := worker.batches.max_prompt_tokens):
+            return _unanswered(head, too_long(len(ids), most))
         answer: Any = worker.task.answer(await worker.engine.ask(ids, worker.task.sampling))
     except RowError as error:
         return _unanswered(head, Failure(error.code, error.message))

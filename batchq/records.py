@@ -121,9 +121,9 @@ class Receipt:
     labels: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)  # by code
     next_position: int = 0  # where the shard's next part begins
-    reused: int = 0  # rows taken over from an earlier attempt's spill, not asked again
-    copied: int = 0  # answers copied from the run that output.reuse names; in `usage` like the others
-    copied_tokens: int = 0  # prompt and output tokens of these, which that run has paid for
+    from_spill: int = 0  # rows taken over from an earlier attempt's spill, not asked again
+    from_reuse: int = 0  # answers copied from the run that output.reuse names; in `usage` like the others
+    from_reuse_tokens: int = 0  # prompt and output tokens of these, which that run has paid for
     quarantined: str = ""  # why the rest of the shard's input can't be read
 
 

@@ -32,16 +32,16 @@ from batchq.errors import BatchqError, ConfigError, GateRefused, Stopped
 from batchq.fit import Choice, Fit, require_memory
 from batchq.gate import Verdict
 from batchq.hardware import Hardware
-from batchq.lease import Lease
 from batchq.models import Model
 from batchq.outcome import Result, finish
+from batchq.output.lease import Lease
 from batchq.pool import Pool, State
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
 from batchq.scheme import FACTS, LADDER
 from batchq.task import Task
-from batchq.worker import WorkerSpec
+from batchq.worker.spec import WorkerSpec
 
 MOMENT = 1.0  # seconds in which a model that is there already is found
 

@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from batchq import models, plan, read, write
+from batchq import input, models, plan
 from batchq.config import Config
 from batchq.errors import InputError, RowError, StorageError
 from batchq.models import digest_of
+from batchq.output.parts import as_gold
 from batchq.records import Plan, Range, Row
 from batchq.task import Task
 
@@ -92,7 +93,7 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
     prompts = task.encode([message for message, _ in asked])
     kept = [(p, row) for p, (_, row) in zip(prompts, asked, strict=True) if len(p) <= room]
     gold = config.task.gold
-    return Sample([p for p, _ in kept], [write.as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
+    return Sample([p for p, _ in kept], [as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
 
 
 def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
@@ -101,7 +102,7 @@ def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]
     if not name:
         return []
     found = itertools.islice(spread(draft, rows), rows)
-    return [write.as_gold(row.columns.get(name)) for row in found if row.error is None]
+    return [as_gold(row.columns.get(name)) for row in found if row.error is None]
 
 
 def strange(config: Config, golds: Iterable[str | None]) -> str:
@@ -123,10 +124,10 @@ def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: s
     """About `wanted` rows: all of another input, or from the starts of evenly spread shards those of one side."""
     columns = list(draft.columns)
     if path is not None:
-        for found in read.list_input(dataclasses.replace(config.input, path=path)):
-            format = read.format_of(found.name, config.input.format)
-            whole = Range(read.splittable(found.name, format))
-            yield from read.read_rows(found, format, whole, columns=columns)
+        for found in input.list_input(dataclasses.replace(config.input, path=path)):
+            format = input.format_of(found.name, config.input.format)
+            whole = Range(input.splittable(found.name, format))
+            yield from input.read_rows(found, format, whole, columns=columns)
         return
     seed = config.gate.seed
     yield from spread(draft, wanted, lambda row: side(row.id, seed) == serving)
@@ -138,7 +139,7 @@ def spread(draft: Plan, wanted: int, fits: Callable[[Row], bool] = lambda _: Tru
     chosen = draft.shards[::step][:wanted]
     each = -(-wanted // len(chosen))
     for shard in chosen:
-        yield from itertools.islice(filter(fits, read.rows_of(draft, shard, draft.columns)), each)
+        yield from itertools.islice(filter(fits, input.rows_of(draft, shard, draft.columns)), each)
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
@@ -150,7 +151,7 @@ def expected_rows(draft: Plan, limit: int | None) -> int | None:
     size = found = 0.0
     for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
         with contextlib.suppress(InputError, StorageError):  # whoever labels it says so
-            found += obj.size * read.rows_a_byte(obj, draft.format)
+            found += obj.size * input.rows_a_byte(obj, draft.format)
             size += obj.size
     return round(found / size * sum(obj.size for obj in whole)) if size else None
 

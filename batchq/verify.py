@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from batchq import models, plan, read, storage, write
+from batchq import input, models, plan, storage
 from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
-from batchq.output import layout
+from batchq.output import layout, parts, receipts
+from batchq.output.schema import schema_from_text
 from batchq.records import Plan, Receipt, Shard, Usage
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
@@ -83,20 +84,20 @@ def verify(config: Config) -> tuple[bool, str]:
 def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
     """Compare one shard's input rows with what stands for them, in order."""
     finding = Finding()
-    receipts: list[Receipt] = []
+    found: list[Receipt] = []
 
     def standing() -> Iterator[str]:
         for number in sorted(parts):
             ids, receipt = _part(parts[number], fixed, finding)
             if receipt is not None:
-                receipts.append(receipt)
+                found.append(receipt)
             yield from ids
 
     ends_early = []  # why the input couldn't be read to its end
 
     def expected() -> Iterator[str]:
         try:
-            for row in read.rows_of(fixed, shard, fixed.columns[:1]):
+            for row in input.rows_of(fixed, shard, fixed.columns[:1]):
                 yield row.id
         except InputError as error:
             ends_early.append(str(error))
@@ -112,20 +113,20 @@ def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty:
     finding.repeated = -sum(n for n in missing.values() if n < 0)
     uri = layout.empty(output, shard.index)
     if not parts and uri in empty:
-        receipts.append(write.read_receipt(uri))
-    if ends_early and not any(r.quarantined for r in receipts):
+        found.append(receipts.read(uri))
+    if ends_early and not any(r.quarantined for r in found):
         finding.problems.append(ends_early[0])
-    if [r.part for r in receipts] != list(range(len(receipts))) or [r.last for r in receipts][-1:] != [True]:
+    if [r.part for r in found] != list(range(len(found))) or [r.last for r in found][-1:] != [True]:
         finding.problems.append(f"shard {shard.index} isn't committed whole; the same job goes on with it")
     return finding
 
 
 def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt | None]:
     """The ids in one data object, and its receipt if that tells of what is in it."""
-    schema = write.schema_from_text(fixed.schema)
+    schema = schema_from_text(fixed.schema)
     try:
-        receipt = write.read_receipt(uri)
-        table = write.read_part(uri, schema.names)
+        receipt = receipts.read(uri)
+        table = parts.read(uri, schema.names)
     except BatchqError as error:
         finding.problems.append(str(error))
         return [], None

@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from batchq import cli, hardware, models, plan, progress, read
+from batchq import cli, hardware, input, models, plan, progress
 from batchq.capacity import engine_spec
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
@@ -95,7 +95,7 @@ def prepare(config: Config, request: Path) -> int:
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []
     for shard in draft.shards:
-        prompts += task.encode([task.render(row.columns) for row in read.rows_of(draft, shard, draft.columns)])
+        prompts += task.encode([task.render(row.columns) for row in input.rows_of(draft, shard, draft.columns)])
     sampling = dataclasses.asdict(task.sampling)
     request.write_text(json.dumps({"spec": dataclasses.asdict(spec), "sampling": sampling, "prompts": prompts}))
     return sum(map(len, prompts))

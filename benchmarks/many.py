@@ -32,10 +32,11 @@ from pathlib import Path
 import pyarrow as pa
 from spine import labelled, labelling_seconds, one_token_model
 
-from batchq import plan, storage, write
+from batchq import plan, storage
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.outcome import status
-from batchq.output import layout
+from batchq.output import layout, parts, receipts
+from batchq.output.schema import output_schema, schema_to_text
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
@@ -182,7 +183,7 @@ def config(output: Path) -> Config:
 def finish(output: str, shards: int) -> None:
     """A plan of so many shards, and an object for each, as a worker would have committed it."""
     task = TaskConfig(prompt="{{ text }}", labels=["a", "b"])
-    schema = write.output_schema(pa.schema([("text", pa.string())]), task, extra=False)
+    schema = output_schema(pa.schema([("text", pa.string())]), task, extra=False)
     fixed = Plan(
         fingerprint="f" * 64,
         ingredients={},
@@ -190,7 +191,7 @@ def finish(output: str, shards: int) -> None:
         objects=(InputObject("/none", "none", shards, "e"),),
         shards=tuple(Shard(i, 0, Range("rows", i, i + 1)) for i in range(shards)),
         format="parquet",
-        schema=write.schema_to_text(schema),
+        schema=schema_to_text(schema),
         columns=("text",),
         rows_per_part=1,
         quantization="none",
@@ -200,9 +201,9 @@ def finish(output: str, shards: int) -> None:
     Path(layout.data(output)).mkdir(parents=True, exist_ok=True)
     row = {"batchq_id": ["none:0"], "text": ["t"], "label": ["a"]}
     table = pa.table([row.get(f.name, pa.nulls(1, f.type)) for f in schema], schema=schema)
-    for shard in fixed.shards:  # not through write.commit: its fsyncs are not what is measured
+    for shard in fixed.shards:  # not through parts.commit: its fsyncs are not what is measured
         receipt = Receipt(shard.index, 0, True, "a", fixed.fingerprint, Usage(rows=1, answers=1), {"a": 1})
-        data = write.serialize(table, {write.RECEIPT: write.receipt_to_json(receipt)})
+        data = parts.serialize(table, {receipts.KEY: receipts.to_json(receipt)})
         Path(layout.part(output, shard, 0)).write_bytes(data)
 
 

@@ -31,15 +31,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, ledger, models, plan, storage, write
+from batchq import failpoint, ledger, models, plan, storage
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.models import Model
 from batchq.outcome import finish
+from batchq.output import parts
 from batchq.records import Range, Receipt, Shard, Usage
 from batchq.run import resumable
-from batchq.worker import Worker, WorkerSpec
+from batchq.worker.spec import WorkerSpec
+from batchq.worker.worker import Worker
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
@@ -218,7 +220,7 @@ def commit_forever(output: str, first: int, ready: Event) -> None:
         receipt = Receipt(index, 0, True, "chaos", "chaos", Usage(rows=ROWS_A_COMMIT))
         table = pa.table({"batchq_id": [f"{index}{i}" for i in ids]})
         ready.set()
-        write.commit(output, shard, receipt, table)
+        parts.commit(output, shard, receipt, table)
 
 
 def ids_of(data: bytes) -> list[str]:

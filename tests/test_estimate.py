@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from batchq import estimate, read, sample, tune
+from batchq import estimate, input, sample, tune
 from batchq.account import Counters, ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
@@ -115,7 +115,7 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
 ) -> None:
     """Of the larger file of two the head is a quarter, which is some two of bzip2's blocks: it counts by whole ones."""
     near = 0.25 if name.endswith("bz2") else 0.1
-    monkeypatch.setattr(read.rows, "HEAD", 1 << 21)
+    monkeypatch.setattr(input.rows, "HEAD", 1 << 21)
     luck = random.Random(0)
     for number, rows in enumerate((12_000, 200)):
         texts = [luck.randbytes(luck.randint(50, 600)).hex() for _ in range(rows)]
@@ -127,17 +127,17 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
         _, kind, *packed = name.split(".")
         data = "\n".join(lines[kind]).encode()
         (tmp_path / f"{number}-{name}").write_bytes(compressed(data, f".{packed[0]}") if packed else data)
-    listed = read.list_input(InputConfig(path=str(tmp_path)))
+    listed = input.list_input(InputConfig(path=str(tmp_path)))
     shards = tuple(Shard(n, n, Range("stream")) for n in range(2))
     draft = dataclasses.replace(DRAFT, objects=tuple(listed), shards=shards, format={"txt": "text"}.get(kind, kind))
     assert sample.expected_rows(draft, None) == pytest.approx(12_200, rel=near)
     assert sample.expected_rows(draft, 7) == 7
-    monkeypatch.setattr(read.rows, "HEAD", 1 << 24)
+    monkeypatch.setattr(input.rows, "HEAD", 1 << 24)
     assert sample.expected_rows(draft, None) == 12_200, "where the head is all, they are counted"
 
     if packed:
         (tmp_path / f"1-{name}").write_bytes(b"not packed at all" * 9)
-        draft = dataclasses.replace(draft, objects=tuple(read.list_input(InputConfig(path=str(tmp_path)))))
+        draft = dataclasses.replace(draft, objects=tuple(input.list_input(InputConfig(path=str(tmp_path)))))
         assert sample.expected_rows(draft, None) == pytest.approx(12_000, rel=near), "a damaged one doesn't stop it"
 
 

@@ -20,12 +20,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import lease, ledger, models, plan
+from batchq import ledger, models, plan
 from batchq.cli import compose as compose_job
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import Stopped
 from batchq.hardware import Gpu, Hardware
+from batchq.output import lease
 from batchq.quantize import Checkpoint
 from batchq.run import note_work, worker_spec
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl

@@ -28,7 +28,7 @@ from batchq.pool import cluster
 from batchq.pool.labelling import POLL_SECONDS, Kept, Labelling, State
 from batchq.pool.replica import Question
 from batchq.records import Failure, Shard
-from batchq.worker import WorkerSpec
+from batchq.worker.spec import WorkerSpec
 
 __all__ = ["Pool", "Question", "State"]
 

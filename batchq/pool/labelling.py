@@ -13,16 +13,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from batchq import poison, write
 from batchq.account import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.hardware import Hardware
+from batchq.output import marks
 from batchq.pool import cluster
 from batchq.pool.cluster import Slot
 from batchq.records import Shard
-from batchq.worker import Snapshot, WorkerSpec
+from batchq.worker import poison
+from batchq.worker.counters import Snapshot
+from batchq.worker.spec import WorkerSpec
 
 AHEAD = 2  # shards a replica holds: the one that feeds its engine, and the next
 POLL_SECONDS = 1.0  # between snapshots of a replica
@@ -188,24 +190,26 @@ class Labelling:
 
     def _suspect(self, shard: Shard, attempt: str, member: Member, why: str) -> None:
         """Note in the store that this attempt lost its engine; say what follows, or raise EngineError."""
-        marks = [poison.from_json(m) for m in write.read_marks(self.spec.output, shard)]
-        if mark := poison.after_loss(marks, attempt):
-            write.mark_attempt(self.spec.output, shard, poison.to_json(mark), len(marks) + 1)
-        ours = [m for m in [*marks, *([mark] if mark else [])] if m.attempt == attempt]
+        noted = marks.read(self.spec.output, shard)
+        if mark := poison.after_loss(noted, attempt):
+            marks.add(self.spec.output, shard, mark, len(noted) + 1)
+        ours = [m for m in [*noted, *([mark] if mark else [])] if m.attempt == attempt]
         if not ours:
             return  # none of its rows had been asked
         search, before = ours[-1].search, ours[0].search
         name = self.spec.plan.objects[shard.object].name
         most = self.cluster.max_attempts
-        if search.barren >= most or search.lost > most * (self.spec.plan.rows_per_part.bit_length() + 2):
+        if search.losses_without_progress >= most or search.lost > most * (
+            self.spec.plan.rows_per_part.bit_length() + 2
+        ):
             raise EngineError(
                 f"shard {shard.index} ({name}) lost its replica {search.lost} times ({why}); log: {member.log}"
             )
-        if len(search.convicted) > len(before.convicted):
+        if len(search.culprits) > len(before.culprits):
             self.say(
-                f"shard {shard.index} ({name}): the row at {search.convicted[-1]} kills engines; it becomes a failure"
+                f"shard {shard.index} ({name}): the row at {search.culprits[-1]} kills engines; it becomes a failure"
             )
-        elif search.searching:
+        elif poison.searching(search):
             count = "its unanswered rows" if search.suspects is None else f"{len(search.suspects)} rows"
             self.say(
                 f"shard {shard.index} ({name}): {count} may kill engines; half of them are asked apart from the rest"

@@ -16,7 +16,9 @@ from batchq.account import PhaseClock
 from batchq.engine import Completion, EngineSpec, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.records import Failure, Receipt, Shard
-from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
+from batchq.worker.counters import Snapshot
+from batchq.worker.spec import WorkerSpec, open_engine
+from batchq.worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

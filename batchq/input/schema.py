@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from batchq import storage
 from batchq.errors import InputError
-from batchq.read.delimited import csv_header, csv_records
-from batchq.read.formats import opened, readable, require, splittable
-from batchq.read.rows import read_rows
-from batchq.read.tables import arrow_reader
+from batchq.input.delimited import csv_header, csv_records
+from batchq.input.formats import opened, readable, require, splittable
+from batchq.input.rows import read_rows
+from batchq.input.tables import arrow_reader
 from batchq.records import InputObject, Range, Row
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchq import failpoint, storage
-from batchq.read import broken
-from batchq.read.formats import BLOCK, require
+from batchq.input import broken
+from batchq.input.formats import BLOCK, require
 from batchq.records import InputObject, Range, Row
 
 if TYPE_CHECKING:
