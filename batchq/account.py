@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchq.config import PricingConfig
-from batchq.records import Receipt, Usage
+from batchq.records import Receipt, Usage, restored
 
 # What an accelerator-second held can be, exactly one of these at a time.
 PHASES = ("start", "load", "compile", "quantize", "gate", "infer", "idle")
@@ -135,15 +135,13 @@ RENAMED_COUNTERS = {
 
 
 def account_from_json(data: Mapping[str, Any]) -> RunAccount:
-    """A record of meta/runs/, also one whose replicas have their counters flat, under the names of before."""
-    fields = {RENAMED_RUN.get(name, name): value for name, value in data.items()}
-    return RunAccount(**{**fields, "replicas": tuple(map(_replica_from_json, data["replicas"]))})
+    """A record of meta/runs/, also one of before its counters were a record of their own. Raises ValueError."""
+    return restored({**data, "replicas": [*map(_with_counters, data["replicas"])]}, RunAccount, RENAMED_RUN)
 
 
-def _replica_from_json(data: Mapping[str, Any]) -> ReplicaAccount:
-    flat = {RENAMED_COUNTERS[name]: value for name, value in data.items() if name in RENAMED_COUNTERS}
-    fields = {name: value for name, value in data.items() if name not in RENAMED_COUNTERS}
-    return ReplicaAccount(**{**fields, "counters": Counters(**{**flat, **fields.get("counters", {})})})
+def _with_counters(replica: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {RENAMED_COUNTERS[name]: value for name, value in replica.items() if name in RENAMED_COUNTERS}
+    return {"counters": flat, **replica}
 
 
 def price(accelerator: str, pricing: PricingConfig) -> float | None:

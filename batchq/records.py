@@ -6,8 +6,13 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
 
 END = sys.maxsize  # a position behind every object's last
 
@@ -158,6 +163,20 @@ def unsealed(data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.pop("digest", None) != _digest(fields):
         raise ValueError("its digest doesn't fit")
     return fields
+
+
+def restored(fields: Any, kind: type[T], renamed: Mapping[str, str] | None = None) -> T:
+    """A record of that kind from the dicts and lists of its JSON, nested records too.
+
+    `renamed`: fields of the record itself as they were called before -> as they are now. Raises ValueError that names
+    a field which is missing or doesn't fit.
+    """
+    if renamed and isinstance(fields, dict):
+        fields = {renamed.get(name, name): value for name, value in fields.items()}
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
 
 
 def _digest(fields: dict[str, Any]) -> str:

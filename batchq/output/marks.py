@@ -10,7 +10,7 @@ from typing import Any
 from batchq import failpoint, storage
 from batchq.errors import AlreadyExists, StorageError
 from batchq.output import layout
-from batchq.records import Shard, sealed, unsealed
+from batchq.records import Shard, restored, sealed, unsealed
 
 RENAMED = {"strikes": "deaths", "convicted": "culprits", "barren": "losses_without_progress"}  # before -> now
 
@@ -73,21 +73,12 @@ def read(output: str, shard: Shard) -> list[Mark]:
 
 def _read(uri: str) -> Mark:
     try:
-        return from_json(storage.read_json(uri, unsealed))
-    except (TypeError, KeyError) as error:
+        return from_json(storage.read_checked(uri, unsealed))
+    except ValueError as error:
         raise StorageError(f"{uri}: is damaged; move it away and run again") from error
 
 
 def from_json(data: Mapping[str, Any]) -> Mark:
-    """A mark, also one of before its fields were renamed."""
-    search = {RENAMED.get(name, name): value for name, value in (data.get("search") or {}).items()}
-    for name in ("suspects", "alone", "culprits"):
-        if search.get(name) is not None:
-            search[name] = tuple(search[name])
-    in_flight = data.get("in_flight")
-    return Mark(
-        data["attempt"],
-        Search(**search),
-        bool(data.get("over")),
-        None if in_flight is None else tuple(in_flight),
-    )
+    """A mark, also one of before its fields were renamed. Raises ValueError."""
+    search = {RENAMED.get(name, name): value for name, value in data.get("search", {}).items()}
+    return restored({**data, "search": search}, Mark)

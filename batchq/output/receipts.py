@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from batchq import storage
 from batchq.errors import StorageError
 from batchq.output import layout
-from batchq.records import Receipt, Shard, Usage
+from batchq.records import Receipt, Shard, restored
 
 KEY = b"batchq.receipt"  # of the footer's metadata
 TAIL = 4096  # bytes read first for a footer; most fit
@@ -34,9 +34,8 @@ def from_json(data: bytes) -> Receipt:
         body = outer["receipt"]
         if hashlib.sha256(body.encode()).hexdigest() != outer["digest"]:
             raise ValueError("its receipt is damaged")
-        fields = {RENAMED.get(name, name): value for name, value in json.loads(body).items()}
-        return Receipt(**{**fields, "usage": Usage(**fields["usage"])})
-    except (KeyError, TypeError, AttributeError) as error:
+        return restored(json.loads(body), Receipt, RENAMED)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("its receipt is damaged") from error
 
 
