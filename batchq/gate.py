@@ -24,7 +24,7 @@ from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.ledger import Invocation
 from batchq.models import Model
-from batchq.pool import Pool, Question
+from batchq.pool import Pool, SampleRequest
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Failure, Plan
@@ -128,18 +128,16 @@ def judged(
     def ask(what: str, whose: Config, path: str, weights: int, keep: bool) -> list[Completion | Failure]:
         spec = capacity.engine_spec(whose, path, weights, here)
         show.step(f"gate: asking {what} for {len(chosen.prompts):,} rows")
-        question = Question(chosen.prompts, sampling, config.engine.in_flight or 2 * spec.max_num_seqs)
-        answers, spent = pool.ask(
+        in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
+        answers, spent = pool.answer_sample(
             spec,
-            question,
+            SampleRequest(chosen.prompts, sampling, in_flight, log=f"gate-{what}.log", stay_up=keep),
             here,
-            f"gate-{what}.log",
             stop,
             lambda count: show.update(
                 f"gate: {what} has answered {count:,} of {len(chosen.prompts):,} rows", count / len(chosen.prompts)
             ),
             show.step,
-            keep,
         )
         invocation.spent(spent)
         return answers

@@ -35,7 +35,7 @@ from batchq.hardware import Hardware
 from batchq.models import Model
 from batchq.outcome import Result, finish
 from batchq.output.lease import Lease
-from batchq.pool import Pool, State
+from batchq.pool import Pool, PoolSnapshot
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
@@ -323,7 +323,7 @@ def label(
     rows = 0  # answered by this invocation
     spent = False  # the budget
 
-    def on_progress(state: State) -> None:
+    def on_progress(state: PoolSnapshot) -> None:
         nonlocal rows, spent
         rows = state.counters.rows
         invocation.update(state.accounts, state.lost_replicas)

@@ -22,7 +22,7 @@ from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
-from batchq.pool import Pool, Question
+from batchq.pool import Pool, SampleRequest
 from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
@@ -312,14 +312,15 @@ def sweep(
         """Tokens of prompt and answer a second; 0 if the engine didn't run."""
         spec = capacity.engine_spec(with_settings(plain, settings), checkpoint.path, checkpoint.bytes, here)
         in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
-        question = Question(prompts, task.sampling, in_flight, WARM, config.tune.seconds)
+        request = SampleRequest(
+            prompts, task.sampling, in_flight, log=f"tune-{number}.log", warm_up=WARM, seconds=config.tune.seconds
+        )
         told = f"tune: {_words(settings)}: "
         try:
-            answers, spent = pool.ask(
+            answers, spent = pool.answer_sample(
                 spec,
-                question,
+                request,
                 here,
-                f"tune-{number}.log",
                 stop,
                 lambda count: show.update(f"{told}{count:,} rows answered"),
                 lambda _: None,  # the error says it again
