@@ -21,6 +21,7 @@ from batchq.errors import ModelError
 from batchq.hardware import Hardware
 from batchq.models import Model, read_config, weight_files
 from batchq.scheme import group_size
+from batchq.sizing import replicas
 
 GIB = 1 << 30
 BLOCK_SIDE = 128  # of FP8's blocks
@@ -221,7 +222,7 @@ def kv_cache_bytes(
     max_num_seqs: int,
     replicas: int = 1,
 ) -> int:
-    """Bytes to hand vLLM as kv_cache_memory_bytes on a CPU, for each replica.
+    """Bytes to hand vLLM as kv_cache_memory_bytes on a CPU, for each of the replicas that share a node.
 
     Enough for max_num_seqs sequences of the full length, but no more than KV_SHARE of what the weights leave, and
     never less than one sequence (`require_memory` has made sure of that).
@@ -250,7 +251,7 @@ def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> Engi
             weights=weights,
             max_model_len=engine.max_model_len,
             max_num_seqs=sequences,
-            replicas=config.cluster.replicas or 1,
+            replicas=replicas.arrange(config.cluster, here).on_fullest_node,
         )
     if config.quantization.kv_cache is KvCache.fp8:
         options["kv_cache_dtype"] = "fp8"
@@ -293,7 +294,7 @@ def memory_needed(
 
 
 def room(hardware: Hardware, replicas: int = 1) -> int:
-    """Bytes that one device of a replica can hold."""
+    """Bytes that one device of a replica can hold, of so many replicas on a node."""
     if hardware.gpus:
         return int(GPU_SHARE * min(gpu.memory for gpu in hardware.gpus))
     return hardware.memory // replicas

@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from batchq import findings, forecast, sample, tune
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme, TaskKind
+from batchq.errors import ConfigError
 from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.progress import duration
 from batchq.records import Plan
 from batchq.sample import Lengths
+from batchq.sizing import replicas
 
 LEAST = 5.0  # seconds of work of a replica that say something about its speed
 ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
@@ -50,8 +52,11 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         return "how fast isn't known here yet: `tune` or a first run tells"
     if not lengths.tokens:
         return "none of the sampled rows can be asked"
-    replicas, devices = layout(config, fit.hardware)
-    rate = found.rate * replicas
+    try:
+        placed = replicas.require(config.cluster, fit.hardware)
+    except ConfigError as error:  # a run would end with it; the rest of the plan is worth reading all the same
+        return str(error)
+    rate, devices = found.rate * len(placed.slots), placed.devices
     rows = sample.expected_rows(draft, config.input.limit)
     counted = 1000 if rows is None else math.ceil(rows * left)
     seconds = counted * (lengths.mean + found.answer) / rate
@@ -83,26 +88,14 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
     return Speed(min(rate, ROWS * (lengths.mean + 1)), 1.0, "a forecast")
 
 
-def layout(config: Config, here: Hardware) -> tuple[int, int]:
-    """Replicas on a machine like this one, and the devices that they take: GPUs, or cores."""
-    cluster = config.cluster
-    if here.gpus:
-        each = cluster.tensor_parallel_size * cluster.pipeline_parallel_size
-        replicas = cluster.replicas or max(1, len(here.gpus) // each)
-    else:
-        each = cluster.cpus_per_replica or max(1, len(here.cores) // (cluster.replicas or 1))
-        replicas = cluster.replicas or max(1, len(here.cores) // each)
-    return replicas, replicas * each
-
-
-def remember(config: Config, fixed: Plan, here: Hardware, replicas: Iterable[ReplicaAccount], rows: int) -> None:
-    """Keep what a run's replicas reached, for the next one's estimate; `replicas` with those of the gate.
+def remember(config: Config, fixed: Plan, here: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
+    """Keep what a run's replicas reached, for the next one's estimate; `accounts` with those of the gate.
 
     An engine that the gate asked has what it read of those rows in its cache: of a short run that isn't the speed.
     """
-    replicas = tuple(replicas)
-    gate = sum(r.phases.get("gate", 0.0) for r in replicas)
-    worked = [(r, r.phases.get("infer", 0.0) + r.phases.get("idle", 0.0)) for r in replicas if r.tokens]
+    accounts = tuple(accounts)
+    gate = sum(r.phases.get("gate", 0.0) for r in accounts)
+    worked = [(r, r.phases.get("infer", 0.0) + r.phases.get("idle", 0.0)) for r in accounts if r.tokens]
     seconds = sum(time for _, time in worked)
     if not rows or seconds < max(LEAST, 10 * gate):
         return

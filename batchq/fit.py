@@ -12,22 +12,23 @@ from batchq.errors import ConfigError
 from batchq.hardware import Hardware
 from batchq.models import Model
 from batchq.scheme import FACTS, LADDER, unserved
+from batchq.sizing.replicas import arrange
 
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
 
 
 def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:
     """Raises ConfigError with the numbers when one device of a replica hasn't that much."""
-    replicas = config.cluster.replicas or 1
-    have = room(hardware, replicas)
+    sharing = arrange(config.cluster, hardware).on_fullest_node
+    have = room(hardware, sharing)
     if hardware.gpus:
         where, ways = (
             f"a {hardware.accelerator}",
             "a smaller model, a higher cluster.tensor_parallel_size or pipeline_parallel_size",
         )
     else:
-        where = "each replica's share of this machine's free memory" if replicas > 1 else "this machine's free memory"
-        ways = "a smaller model" + (", fewer cluster.replicas" if replicas > 1 else "")
+        where = "each replica's share of this machine's free memory" if sharing > 1 else "this machine's free memory"
+        ways = "a smaller model" + (", fewer cluster.replicas" if sharing > 1 else "")
     if need.total > have:
         raise ConfigError(
             f"too little memory: {gib(need.total)} needed (weights {gib(need.weights)} under {scheme.value}, KV cache "
@@ -78,7 +79,9 @@ class Fit:
         )
 
     def fits(self, scheme: Scheme) -> bool:
-        return self.memory(scheme).total <= room(self.hardware, self.config.cluster.replicas or 1)
+        return self.memory(scheme).total <= room(
+            self.hardware, arrange(self.config.cluster, self.hardware).on_fullest_node
+        )
 
     def unserved(self, scheme: Scheme) -> str | None:
         """Why vLLM can't serve it here, or None."""

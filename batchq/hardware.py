@@ -30,15 +30,33 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """One machine that replicas may run on: Ray's id of it, its GPUs, and ids of the cores to bind to."""
+
+    id: str
+    gpus: int
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a run may count on. `cores` are ids to bind to, already cut to a container's quota; `memory` is what
-    can still be taken, in bytes, within a container's limit."""
+    """What a run may count on: one machine, and how many like it there are.
+
+    `cores` are ids to bind to, already cut to a container's quota; `memory` is what can still be taken, in bytes,
+    within a container's limit; `cluster` is empty where this machine is all there is.
+    """
 
     gpus: tuple[Gpu, ...]
     cores: tuple[int, ...]
     cpu: str
     flags: frozenset[str]
     memory: int
+    cluster: tuple[Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All machines that replicas may run on."""
+        return self.cluster or (Node("", len(self.gpus), self.cores),)
 
     @property
     def device(self) -> str:

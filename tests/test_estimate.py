@@ -15,7 +15,7 @@ from batchq.account import ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.fit import Fit
-from batchq.hardware import Hardware
+from batchq.hardware import Hardware, Node
 from batchq.records import Plan, Shard
 from batchq.sample import Lengths
 from tests.conftest import rows_of, write_jsonl
@@ -57,6 +57,16 @@ def test_two_gpus_take_half_the_time_for_the_same_money() -> None:
     words = said(job(), TWO)
     assert "about 2:13:" in words and re.search(r" 16\.0\d USD ", words) and "2 x NVIDIA H200" in words
     assert "on 1 x" in said(job(replicas=1), TWO) and "about 4:27:" in said(job(replicas=1), TWO)
+
+
+def test_a_cluster_labels_with_all_its_nodes() -> None:
+    """Four nodes of eight: 62,400 tokens/s each take 1e9 tokens in 8:21."""
+    eight = dataclasses.replace(ONE, gpus=ONE.gpus * 8)
+    four = dataclasses.replace(eight, cluster=tuple(Node(f"node-{i}", 8, (0,)) for i in range(4)))
+    words = said(job(), four)
+    assert "about 8:2" in words and "32 x NVIDIA H200" in words and re.search(r" 16\.\d\d USD ", words)
+    assert "about 33:2" in said(job(), eight) and "8 x NVIDIA H200" in said(job(), eight)
+    assert "cluster.replicas=40: there is room for 32" in said(job(replicas=40), four)
 
 
 def test_what_is_left_of_a_run_takes_its_share() -> None:

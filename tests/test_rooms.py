@@ -42,6 +42,7 @@ ROOMS = [
         "batch",
         "poison",
         "reuse",
+        "sizing",
     ),
     *(
         "vllm_engine",

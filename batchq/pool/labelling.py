@@ -20,8 +20,8 @@ from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.hardware import Hardware
 from batchq.pool import cluster
-from batchq.pool.cluster import Slot
 from batchq.records import Shard
+from batchq.sizing.replicas import Slot
 from batchq.worker import Snapshot, WorkerSpec
 
 AHEAD = 2  # shards a replica holds: the one that feeds its engine, and the next
