@@ -85,8 +85,7 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     settled, _ = tune.settled(config, draft, checkpoint.path, checkpoint.bytes, here)
     spec = capacity.engine_spec(settled, checkpoint.path, checkpoint.bytes, here)
     spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
-    tensors = capacity.read_tensors(found.path)
-    parameters = sum(t.elements for t in tensors if capacity.is_quantized(t))
+    parameters = multiplied(found.path)
     variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []
     folder = work / "-".join([found.name, scheme, str(rows), str(tokens), *variant])
     folder.mkdir(exist_ok=True)
@@ -112,12 +111,19 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     (folder / "case.json").write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}))
     memory = f", {capacity.gib(here.gpus[0].free)} of {capacity.gib(here.gpus[0].memory)} free" if here.gpus else ""
     say(
-        f"{here.accelerator}{memory}, {len(here.cores)} cores; {versions()}; {case.name}: {parameters:,} parameters in "
-        f"the layers' matrices, {checkpoint.bytes / 1e9:.2f} GB; {rows:,} rows, {case.tokens:,} prompt tokens, "
+        f"{here.accelerator}{memory}, {len(here.cores)} cores; {versions()}; {case.name}: {parameters:,} parameters "
+        f"multiplied for a prompt token, {checkpoint.bytes / 1e9:.2f} GB; {rows:,} rows, {case.tokens:,} prompt tokens, "
         f"{min(lengths)} to {max(lengths)} a row; {spec.max_num_batched_tokens:,} tokens and {spec.max_num_seqs:,} "
         "sequences a step"
     )
     return case
+
+
+def multiplied(model: str | Path) -> int:
+    """Weights that a prompt token is multiplied with: of a mixture of experts those that it is routed to."""
+    from batchq import capacity, models
+
+    return capacity.linear_parameters(capacity.read_tensors(model), models.read_config(model))
 
 
 def load(folder: Path) -> Case:

@@ -9,7 +9,7 @@ import pytest
 
 from batchq import capacity, models, quantize
 from batchq.config import ModelConfig, QuantizationConfig, Scheme
-from benchmarks import shapes
+from benchmarks import case, shapes
 
 PROMPTS = [list(range(3 + n, 43 + n)) for n in range(4)]
 
@@ -77,3 +77,10 @@ def test_experts_are_written_in_as_many_bytes_as_plan_says(tiny: Path, tmp_path:
     written = models.read_config(tmp_path / "w4a16")
     left = written["quantization_config"]["ignore"]
     assert len(left) == 49 and {name.rpartition(".")[2] for name in left} == {"lm_head", "router"}
+
+
+@pytest.mark.parametrize("name", ["scout", "maverick"])
+def test_mfu_counts_of_a_mixture_the_experts_that_a_token_is_routed_to(name: str, tiny: Path, tmp_path: Path) -> None:
+    """17B active parameters, as published, less the embedding and the head, 2 x 1.03B; 102B and 394B are stored."""
+    shapes.write(name, tmp_path, sparse=True, tokenizer=tiny)
+    assert case.multiplied(tmp_path) / 1e9 == pytest.approx(15.1, abs=0.1)
