@@ -1,4 +1,4 @@
-"""Model shape x scheme x hardware -> bytes, and the engine that is started on them. Reads headers only; no torch.
+"""Model shape x scheme x hardware -> bytes. Reads headers only; no torch.
 
 A model is a tuple of `Tensor`: read from a checkpoint's safetensors headers here; anything else that knows names,
 dtypes and shapes will do as well.
@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchq.config import IGNORE, Config, EngineKind, KvCache, Scheme
-from batchq.engine import EngineSpec
+from batchq.config import IGNORE, Scheme
 from batchq.errors import ModelError
 from batchq.hardware import Hardware
 from batchq.models import Model, read_config, weight_files
 from batchq.scheme import group_size
-from batchq.sizing import replicas
 
 GIB = 1 << 30
 BLOCK_SIDE = 128  # of FP8's blocks
@@ -29,9 +27,6 @@ BLOCK = 128  # tokens a KV block holds on vLLM's CPU backend, its largest; a seq
 OVERHEAD = {"cpu": 2 * GIB, "cuda": 2 * GIB}  # libraries, activations, CUDA context and graphs, beside weights and KV
 KV_SHARE = 0.5  # of the memory that is left on a CPU; the rest is for reading, writing and the page cache
 GPU_SHARE = 0.9  # what vLLM takes of a GPU unless told otherwise
-LARGE_GPU = 64 * GIB  # on smaller ones a step's activations compete with the weights
-STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefill; a GPU wants many rows a step
-SEQUENCES = {"cpu": 64, "cuda": 1024}
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -230,44 +225,6 @@ def kv_cache_bytes(
     one = kv_sequence_bytes(config, max_model_len)
     room = int(KV_SHARE * (hardware.memory / replicas - weights - OVERHEAD["cpu"]))
     return max(one, min(one * max_num_seqs, room))
-
-
-def step_tokens(hardware: Hardware) -> int:
-    """Tokens a step, unless told otherwise."""
-    small = any(gpu.memory < LARGE_GPU for gpu in hardware.gpus)
-    return STEP_TOKENS[hardware.device] // (2 if small else 1)
-
-
-def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> EngineSpec:
-    """How to start an engine on a checkpoint of `weights` bytes: the configuration's limits, or the hardware's."""
-    engine, cuda = config.engine, here.device == "cuda"
-    tokens = engine.max_num_batched_tokens or step_tokens(here)
-    sequences = engine.max_num_seqs or SEQUENCES[here.device]
-    options: dict[str, Any] = {}
-    if engine.kind is EngineKind.vllm and not cuda:
-        options["kv_cache_memory_bytes"] = kv_cache_bytes(
-            read_config(path),
-            here,
-            weights=weights,
-            max_model_len=engine.max_model_len,
-            max_num_seqs=sequences,
-            replicas=replicas.arrange(config.cluster, here).on_fullest_node,
-        )
-    if config.quantization.kv_cache is KvCache.fp8:
-        options["kv_cache_dtype"] = "fp8"
-    return EngineSpec(
-        kind=engine.kind.value,
-        model=path,
-        max_model_len=engine.max_model_len,
-        max_num_batched_tokens=max(tokens, engine.max_model_len) if not cuda else tokens,
-        max_num_seqs=sequences,
-        device=here.device,
-        tensor_parallel_size=config.cluster.tensor_parallel_size,
-        pipeline_parallel_size=config.cluster.pipeline_parallel_size,
-        scored=len(config.task.labels),
-        options={**options, **engine.options},
-        trust_remote_code=config.model.trust_remote_code,
-    )
 
 
 # ---- does it fit ----

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from batchq import __version__, capacity, findings, models, quantize, sample, tune
+from batchq import __version__, capacity, findings, models, quantize, sample
 from batchq.config import Config, EngineKind, GateConfig, KvCache, ModelConfig, Scheme
-from batchq.engine import Completion
+from batchq.engine import Completion, EngineSpec
 from batchq.errors import ConfigError, GateRefused
 from batchq.fit import Fit
 from batchq.hardware import Hardware
@@ -29,6 +29,8 @@ from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Failure, Plan
 from batchq.sample import Sample
+from batchq.sizing import settings, tuned
+from batchq.sizing.settings import Weights
 from batchq.task import Task
 
 RESAMPLES = 2000
@@ -97,14 +99,14 @@ def judged(
     show: Progress,
 ) -> Verdict | None:
     """The gate's verdict on a checkpoint; None where there is nothing to judge it by."""
-    full, settings = baseline_of(config, model), config.gate
+    full, wanted = baseline_of(config, model), config.gate
     as_it_is = scheme is Scheme.none and not model.quantized and config.quantization.kv_cache is KvCache.auto
-    if not settings.enabled or as_it_is or full is None:
+    if not wanted.enabled or as_it_is or full is None:
         return None
     bare = dataclasses.replace(config.quantization, kv_cache=KvCache.auto)
     whole = dataclasses.replace(config, quantization=bare)
     if config.engine.kind is EngineKind.vllm and not Fit(full, here, whole).fits(Scheme.none):
-        if settings.strict:
+        if wanted.strict:
             raise GateRefused(f"gate.strict: {full.name} doesn't fit here unquantized, so nothing can be compared")
         show.step(f"gate: {full.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
@@ -119,16 +121,15 @@ def judged(
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
     # Another batchq may compute otherwise: with vLLM's norms instead of torch's 0.734 of the demo's rows became 0.713.
-    key = models.digest_of([full.digest, asked, tune.engine_version(), __version__])
-    terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]
+    key = models.digest_of([full.digest, asked, tuned.engine_version(), __version__])
+    terms = [wanted.recovery, wanted.confidence, wanted.min_gold, wanted.seed]
     case = models.digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, terms])
     if known := quantize.read_verdict(checkpoint, case, config.quantization):
         return verdict_from_json(known)
 
-    def ask(what: str, whose: Config, path: str, weights: int, keep: bool) -> list[Completion | Failure]:
-        spec = capacity.engine_spec(whose, path, weights, here)
+    def ask(what: str, spec: EngineSpec, in_flight: int, keep: bool) -> list[Completion | Failure]:
         show.step(f"gate: asking {what} for {len(chosen.prompts):,} rows")
-        question = Question(chosen.prompts, sampling, config.engine.in_flight or 2 * spec.max_num_seqs)
+        question = Question(chosen.prompts, sampling, in_flight)
         answers, spent = pool.ask(
             spec,
             question,
@@ -146,11 +147,13 @@ def judged(
 
     before = recall(key)
     if before is None:
-        before = ask("baseline", whole, full.path, capacity.stored_bytes(capacity.read_tensors(full.path)), keep=False)
+        stored = capacity.stored_bytes(capacity.read_tensors(full.path))
+        bare_spec = settings.engine_spec(whole, Weights(full.path, stored), here)
+        before = ask("baseline", bare_spec, settings.in_flight(config, bare_spec), keep=False)
         remember(key, before)
-    served, _ = tune.settled(config, draft, checkpoint.path, checkpoint.bytes, here)  # it may go on to label
-    after = ask(scheme.value, served, checkpoint.path, checkpoint.bytes, keep=True)
-    verdict = judge(scheme.value, chosen, before, after, config.task.labels, settings)
+    served = settings.resolve_settings(config, draft, Weights(checkpoint.path, checkpoint.bytes), here)
+    after = ask(scheme.value, served.engine, served.in_flight, keep=True)  # it may go on to label
+    verdict = judge(scheme.value, chosen, before, after, config.task.labels, wanted)
     quantize.write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
 

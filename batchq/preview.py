@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchq import capacity, estimate, forecast, models, plan, read, sample, storage, tune
+from batchq import capacity, estimate, forecast, models, plan, read, sample, storage
 from batchq.batch import too_long
 from batchq.config import Config, Scheme, check
 from batchq.errors import EngineError, RowError
@@ -25,6 +25,8 @@ from batchq.records import Failure, Plan, Row
 from batchq.run import choose, limited, resumable, worker_spec
 from batchq.sample import Lengths
 from batchq.scheme import FACTS
+from batchq.sizing.settings import Weights, resolve_settings
+from batchq.sizing.settings import too_long as longer_rows
 from batchq.worker import Worker
 
 ROWS = 5  # previewed unless input.limit says otherwise
@@ -48,7 +50,7 @@ def describe(config: Config) -> str:
     lengths = sample.lengths(config, draft, model.path)
     remaining = len(plan.standing(stored, output).remaining) if stored else len(draft.shards)
     stores = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
-    _, reasons = tune.settled(config, draft, model.path, stores, here, lengths)
+    reasons = resolve_settings(config, draft, Weights(model.path, stores), here, lengths).reasons
     lines = [
         f"batchq · plan of {config.job.name}",
         f"  hardware   {hardware_words(here)}",
@@ -66,7 +68,7 @@ def describe(config: Config) -> str:
             f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
             "one engine reads each"
         )
-    warnings = tune.too_long(config, model.path, lengths), sample.strange(config, sample.golds(config, draft))
+    warnings = longer_rows(config, model.path, lengths), sample.strange(config, sample.golds(config, draft))
     lines += [f"  warning    {warning}" for warning in warnings if warning]
     lines += [f"  {'engine' if i == 0 else '':<11}{r.name:<23}{r.value:>9}  {r.why}" for i, r in enumerate(reasons)]
     if not model.quantized:

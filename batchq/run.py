@@ -40,6 +40,7 @@ from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
 from batchq.scheme import FACTS, LADDER
+from batchq.sizing.settings import Weights, resolve_settings
 from batchq.task import Task
 from batchq.worker import WorkerSpec
 
@@ -276,15 +277,14 @@ def quantized(
 
 
 def worker_spec(config: Config, fixed: Plan, checkpoint: Checkpoint, here: Hardware) -> WorkerSpec:
-    config, _ = tune.settled(config, fixed, checkpoint.path, checkpoint.bytes, here)
-    engine = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
+    settings = resolve_settings(config, fixed, Weights(checkpoint.path, checkpoint.bytes), here)
     return WorkerSpec(
         plan=dataclasses.replace(fixed, shards=()),
         task=config.task,
-        engine=engine,
+        engine=settings.engine,
         output=storage.normalize(config.output.path),
         chat_template=config.model.chat_template,
-        in_flight=config.engine.in_flight or 2 * engine.max_num_seqs,
+        in_flight=settings.in_flight,
         spill_seconds=config.cluster.spill_seconds,
         stall_seconds=config.engine.stall_timeout_s,
         quarantine=config.input.unreadable is Unreadable.quarantine,

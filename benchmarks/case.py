@@ -57,9 +57,10 @@ class Case:
 
 def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
     """Compose the rows, quantize the model, and write what the sides read; what is there already is kept."""
-    from batchq import capacity, cli, forecast, hardware, models, plan, progress, tune
+    from batchq import capacity, cli, forecast, hardware, models, plan, progress
     from batchq.config import Config
     from batchq.run import choose, quantized
+    from batchq.sizing import settings
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     length = max(1024, 1 << math.ceil(math.log2(tokens * 1.2)))
@@ -81,9 +82,9 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     draft = plan.make(config, found.digest, chosen, "")
     say(f"{found.name} under {chosen.value}: quantized, unless it is cached")
     checkpoint = quantized(config, draft, found, chosen, here, None, progress.Progress())
-    needed = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here).options
-    settled, _ = tune.settled(config, draft, checkpoint.path, checkpoint.bytes, here)
-    spec = capacity.engine_spec(settled, checkpoint.path, checkpoint.bytes, here)
+    weights = settings.Weights(checkpoint.path, checkpoint.bytes)
+    needed = settings.engine_spec(config, weights, here).options
+    spec = settings.resolve_settings(config, draft, weights, here).engine
     spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
     parameters = multiplied(found.path)
     variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []
@@ -112,7 +113,8 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     memory = f", {capacity.gib(here.gpus[0].free)} of {capacity.gib(here.gpus[0].memory)} free" if here.gpus else ""
     say(
         f"{here.accelerator}{memory}, {len(here.cores)} cores; {versions()}; {case.name}: {parameters:,} parameters "
-        f"multiplied for a prompt token, {checkpoint.bytes / 1e9:.2f} GB; {rows:,} rows, {case.tokens:,} prompt tokens, "
+        f"multiplied for each prompt token, {checkpoint.bytes / 1e9:.2f} GB; "
+        f"{rows:,} rows, {case.tokens:,} prompt tokens, "
         f"{min(lengths)} to {max(lengths)} a row; {spec.max_num_batched_tokens:,} tokens and {spec.max_num_seqs:,} "
         "sequences a step"
     )

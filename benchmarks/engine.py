@@ -24,10 +24,10 @@ import time
 from pathlib import Path
 
 from batchq import cli, hardware, models, plan, progress, read
-from batchq.capacity import engine_spec
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
 from batchq.run import choose, quantized
+from batchq.sizing.settings import Weights, engine_spec
 from batchq.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +90,7 @@ def prepare(config: Config, request: Path) -> int:
     draft = plan.make(config, model.digest, scheme, "")
     checkpoint = quantized(config, draft, model, scheme, here, None, show)
     spec = dataclasses.replace(
-        engine_spec(config, checkpoint.path, checkpoint.bytes, here), cores=() if here.gpus else here.cores
+        engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here), cores=() if here.gpus else here.cores
     )
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []

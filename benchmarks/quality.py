@@ -37,6 +37,8 @@ from batchq.fit import Fit
 from batchq.pool import Pool, Question
 from batchq.quantize import Checkpoint, quantize
 from batchq.sample import Sample
+from batchq.sizing import settings
+from batchq.sizing.settings import Weights
 from batchq.task import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -148,7 +150,8 @@ def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> Ta
         Pool(config.cluster, config.engine, Path(logs)) as pool,
     ):
         here = hardware.detect()
-        spec = capacity.engine_spec(config, model.path, capacity.stored_bytes(capacity.read_tensors(model.path)), here)
+        stored = capacity.stored_bytes(capacity.read_tensors(model.path))
+        spec = settings.engine_spec(config, Weights(model.path, stored), here)
         labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens
         asked = [p for task in tasks for p in task.encode([task.render({"text": s.text}) for s in tuning])]
         quiet: Callable[[int], None] = lambda _: None  # noqa: E731
@@ -223,7 +226,7 @@ def compare(
     for name, future in made.items():
         try:
             checkpoint = future.result()
-            spec = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
+            spec = settings.engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here)
             quiet: Callable[[int], None] = lambda _: None  # noqa: E731
             answers, spent = pool.ask(
                 spec,

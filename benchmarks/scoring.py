@@ -27,6 +27,8 @@ from quality import CHOSEN, rows, worded
 
 from batchq import capacity, cli, hardware, models
 from batchq.engine import EngineSpec
+from batchq.sizing import settings
+from batchq.sizing.settings import Weights
 from batchq.task import Task
 
 
@@ -47,7 +49,7 @@ def main() -> None:
     here = hardware.detect()
     weights = capacity.stored_bytes(capacity.read_tensors(model.path))
     spec = dataclasses.replace(
-        capacity.engine_spec(config, model.path, weights, here), cores=() if here.gpus else here.cores
+        settings.engine_spec(config, Weights(model.path, weights), here), cores=() if here.gpus else here.cores
     )
     print(
         f"{model.name}, {here.accelerator} x {len(here.gpus) or len(here.cores)}: {len(sample.prompts):,} rows, "

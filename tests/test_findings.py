@@ -11,7 +11,7 @@ from batchq import findings, gate
 from batchq.engine import Completion
 from batchq.estimate import Reached
 from batchq.records import Failure
-from batchq.tune import Tuned
+from batchq.sizing.tuned import Tuned
 
 FORMS = {
     "reached": lambda kept: Reached(**kept),

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from batchq import capacity, pool
+from batchq import capacity, models, pool
 from batchq.config import ClusterConfig, Config, Scheme
 from batchq.errors import ConfigError
 from batchq.fit import Fit, require_memory
 from batchq.hardware import Hardware, Node
-from batchq.sizing import replicas
+from batchq.sizing import replicas, settings
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 H100 = cuda("NVIDIA H100 80GB HBM3", 9, 0)
@@ -106,10 +106,10 @@ def reserved(config: Config, here: Hardware, weights: int) -> int:
 def test_replicas_that_follow_from_cores_share_the_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 cores with one each are 16 engines, and their caches have to fit together."""
     config = Config(cluster=ClusterConfig(cpus_per_replica=1))
-    monkeypatch.setattr(capacity, "read_config", lambda _: SMALL)
+    monkeypatch.setattr(models, "read_config", lambda _: SMALL)
     here = cores(16, 24 * GIB)
     assert len(replicas.arrange(config.cluster, here).slots) == 16
-    spec = capacity.engine_spec(config, "model", GIB // 4, here)
+    spec = settings.engine_spec(config, settings.Weights("model", GIB // 4), here)
     one = capacity.kv_sequence_bytes(SMALL, 2048)
     assert one <= spec.options["kv_cache_memory_bytes"]
     assert 16 * (spec.options["kv_cache_memory_bytes"] + GIB // 4) < 24 * GIB

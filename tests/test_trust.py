@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from batchq import capacity, hardware, models
+from batchq import hardware, models
 from batchq.config import TRUST, Config, ModelConfig, check
 from batchq.errors import ConfigError, ModelError
+from batchq.sizing.settings import Weights, engine_spec
 from tests.conftest import rows_of, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -81,11 +82,11 @@ def test_two_yeses_reach_the_engine(own: Path, compose: Callable[..., Config], m
 
     from batchq.vllm_engine import _arguments
 
-    plain = capacity.engine_spec(compose(engine="vllm"), str(own), 0, hardware.detect())
+    plain = engine_spec(compose(engine="vllm"), Weights(str(own), 0), hardware.detect())
     assert _arguments(plain, AsyncEngineArgs)["trust_remote_code"] is False
     monkeypatch.setenv(TRUST, str(own))
     config = compose(f"model.path={own}", "model.trust_remote_code=true", engine="vllm")
-    spec = capacity.engine_spec(config, str(own), 0, hardware.detect())
+    spec = engine_spec(config, Weights(str(own), 0), hardware.detect())
     assert _arguments(spec, AsyncEngineArgs)["trust_remote_code"] is True
     monkeypatch.setenv(TRUST, f"hf://a/b@{COMMIT}")
     config.model = ModelConfig("hf://a/b", COMMIT, trust_remote_code=True)
