@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchq import models, read, write
+from batchq import read, write
 from batchq.account import timed
 from batchq.errors import InputError, RowError
+from batchq.machine.digests import digest_of
 from batchq.records import Answer, Failure, Plan, Row, Shard
 from batchq.reuse import Reuse
 from batchq.task import Task
@@ -62,7 +63,7 @@ class Batches:
         self.columns = write.input_columns(schema, task.config)
         self.extra = write.EXTRA.name in schema.names
         answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
-        self.answerer = models.digest_of(answers)  # what else than the prompt decides an answer
+        self.answerer = digest_of(answers)  # what else than the prompt decides an answer
 
     def of(self, shard: Shard, part: int, skip: int, known: Known) -> Iterator[Batch]:
         """The shard's rows in batches; none straddles two parts."""

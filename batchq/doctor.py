@@ -8,10 +8,13 @@ from importlib import metadata
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
-from batchq import hardware, models, preview, storage
+from batchq import preview, storage
 from batchq.config import Config
 from batchq.errors import BatchqError
-from batchq.fit import Fit
+from batchq.machine import hardware
+from batchq.machine.cache import cache_dir
+from batchq.model.source import resolve
+from batchq.sizing.fit import Fit
 
 PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors", "pyarrow", "obstore", "hydra-core")
 
@@ -69,7 +72,7 @@ def _bytecode() -> list[tuple[str, str]]:
 
 
 def _cache() -> tuple[str, str]:
-    folder = models.cache_dir()
+    folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,7 +90,7 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
             lines.append(("FAIL", f"{what}: {error}"))
 
     def model() -> str:
-        found = models.resolve(config.model)
+        found = resolve(config.model)
         choice = Fit(found, here, config).choose()
         return f"{found.name} · {preview.weights(found)} · {choice.scheme.value}: {choice.why}"
 

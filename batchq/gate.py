@@ -16,20 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from batchq import __version__, capacity, findings, models, quantize, sample
+from batchq import __version__, sample
 from batchq.config import Config, EngineKind, GateConfig, KvCache, ModelConfig, Scheme
 from batchq.engine import Completion, EngineSpec
 from batchq.errors import ConfigError, GateRefused
-from batchq.fit import Fit
-from batchq.hardware import Hardware
 from batchq.ledger import Invocation
-from batchq.models import Model
+from batchq.machine import local_cache
+from batchq.machine.digests import digest_of
+from batchq.machine.hardware import Hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.pool import Pool, Question
 from batchq.progress import Progress
-from batchq.quantize import Checkpoint
+from batchq.quantize.checkpoint import Checkpoint, read_verdict, write_verdict
 from batchq.records import Failure, Plan
 from batchq.sample import Sample
 from batchq.sizing import settings, tuned
+from batchq.sizing.fit import Fit
 from batchq.sizing.settings import Weights
 from batchq.task import Task
 
@@ -110,9 +114,7 @@ def judged(
             raise GateRefused(f"gate.strict: {full.name} doesn't fit here unquantized, so nothing can be compared")
         show.step(f"gate: {full.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
-    task = Task(
-        config.task, models.open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template
-    )
+    task = Task(config.task, open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template)
     chosen = sample.judging(config, draft, task)
     if not chosen.prompts:
         raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")
@@ -121,10 +123,10 @@ def judged(
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
     # Another batchq may compute otherwise: with vLLM's norms instead of torch's 0.734 of the demo's rows became 0.713.
-    key = models.digest_of([full.digest, asked, tuned.engine_version(), __version__])
+    key = digest_of([full.digest, asked, tuned.engine_version(), __version__])
     terms = [wanted.recovery, wanted.confidence, wanted.min_gold, wanted.seed]
-    case = models.digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, terms])
-    if known := quantize.read_verdict(checkpoint, case, config.quantization):
+    case = digest_of([key, checkpoint.key, chosen.golds, config.quantization.kv_cache.value, terms])
+    if known := read_verdict(checkpoint, case, config.quantization):
         return verdict_from_json(known)
 
     def ask(what: str, spec: EngineSpec, in_flight: int, keep: bool) -> list[Completion | Failure]:
@@ -147,21 +149,21 @@ def judged(
 
     before = recall(key)
     if before is None:
-        stored = capacity.stored_bytes(capacity.read_tensors(full.path))
+        stored = stored_bytes(read_tensors(full.path))
         bare_spec = settings.engine_spec(whole, Weights(full.path, stored), here)
         before = ask("baseline", bare_spec, settings.in_flight(config, bare_spec), keep=False)
         remember(key, before)
     served = settings.resolve_settings(config, draft, Weights(checkpoint.path, checkpoint.bytes), here)
     after = ask(scheme.value, served.engine, served.in_flight, keep=True)  # it may go on to label
     verdict = judge(scheme.value, chosen, before, after, config.task.labels, wanted)
-    quantize.write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
+    write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
 
 
 def baseline_of(config: Config, model: Model) -> Model | None:
     """The unquantized model that the gate compares with; None for a quantized one whose baseline isn't named."""
     if config.gate.baseline is not None:
-        found = models.resolve(ModelConfig(path=config.gate.baseline))
+        found = resolve(ModelConfig(path=config.gate.baseline))
         if found.quantized:
             raise ConfigError(f"gate.baseline={config.gate.baseline}: is quantized itself ({found.quantized})")
         return found
@@ -334,12 +336,12 @@ def remember(key: str, answers: Sequence[Completion | Failure]) -> None:
         dataclasses.asdict(dataclasses.replace(a, text="")) if isinstance(a, Completion) else dataclasses.asdict(a)
         for a in answers
     ]
-    findings.keep("gate", key, kept)
+    local_cache.write("gate", key, kept)
 
 
 def recall(key: str) -> list[Completion | Failure] | None:
     """What `remember` kept under this key, if anything."""
-    return findings.recall("gate", key, _answers)
+    return local_cache.read("gate", key, _answers)
 
 
 def _answers(kept: list[dict[str, Any]]) -> list[Completion | Failure]:

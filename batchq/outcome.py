@@ -12,7 +12,7 @@ from batchq import account, failpoint, gate, ledger, plan, report, storage, writ
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.gate import Verdict
-from batchq.models import Model
+from batchq.model.source import Model
 from batchq.records import Plan
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from batchq import failpoint, read, storage, task, write
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFound, OutputTaken, StorageError
+from batchq.model.scheme import SCHEMES
 from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
-from batchq.scheme import FACTS
 
 NAME = "meta/plan.json"
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
@@ -56,7 +56,7 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
         recipe += [quantization.kv_cache.value]
     if scheme not in (Scheme.none, Scheme.auto):
         recipe += [quantization.ignore, quantization.group_size]
-        if FACTS[scheme].calibrated:
+        if SCHEMES[scheme].calibrated:
             recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.calibration]
             recipe += [quantization.smoothing, quantization.dampening]
     return {

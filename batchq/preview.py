@@ -11,22 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchq import capacity, estimate, forecast, models, plan, read, sample, storage
+from batchq import plan, read, sample, storage
 from batchq.batch import too_long
 from batchq.config import Config, Scheme, check
 from batchq.errors import EngineError, RowError
-from batchq.fit import Fit
-from batchq.hardware import Hardware, detect
-from batchq.models import Model
+from batchq.machine.cache import cache_dir
+from batchq.machine.hardware import Hardware, detect
+from batchq.model.scheme import SCHEMES
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.pool import Pool
 from batchq.progress import Progress
-from batchq.quantize import quantize
+from batchq.quantize.checkpoint import make_checkpoint
 from batchq.records import Failure, Plan, Row
 from batchq.run import choose, limited, resumable, worker_spec
 from batchq.sample import Lengths
-from batchq.scheme import FACTS
+from batchq.sizing import estimate, forecast
+from batchq.sizing.fit import Fit
+from batchq.sizing.lengths import too_long as longer_rows
 from batchq.sizing.settings import Weights, resolve_settings
-from batchq.sizing.settings import too_long as longer_rows
 from batchq.worker import Worker
 
 ROWS = 5  # previewed unless input.limit says otherwise
@@ -39,9 +42,9 @@ def describe(config: Config) -> str:
     stored = plan.load(output)
     if not stored:
         plan.reused(config)
-    model = models.resolve(config.model)
+    model = resolve(config.model)
     new = resumable(stored, config, model, output) if stored else []
-    with Pool(config.cluster, config.engine, models.cache_dir() / "logs") as pool:
+    with Pool(config.cluster, config.engine, cache_dir() / "logs") as pool:
         here = pool.hardware()
     choice = choose(config, stored, model, here)
     scheme, why = choice.scheme, choice.why
@@ -92,7 +95,7 @@ def hardware_words(here: Hardware) -> str:
 
 
 def weights(model: Model) -> str:
-    size = capacity.stored_bytes(capacity.read_tensors(model.path))
+    size = stored_bytes(read_tensors(model.path))
     return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
 
 
@@ -127,20 +130,21 @@ def preview(config: Config) -> str:
     """
     check(config)
     config = limited(config, config.input.limit or ROWS)
-    model, here = models.resolve(config.model), detect()
+    model, here = resolve(config.model), detect()
     scheme = choose(config, None, model, here).scheme
     draft = plan.make(config, model.digest, scheme, "")
-    log = models.cache_dir() / "logs" / config.job.name / "preview.log"
-    checkpoint = quantize(
+    log = cache_dir() / "logs" / config.job.name / "preview.log"
+    checkpoint = make_checkpoint(
         model,
-        Scheme.none if FACTS[scheme].calibrated else scheme,  # a look at the prompt isn't worth minutes of calibration
+        # A look at the prompt isn't worth minutes of calibration.
+        Scheme.none if SCHEMES[scheme].calibrated else scheme,
         config.quantization,
         lambda: [],
         log,
         on_progress=lambda _: None,
     )
     spec = worker_spec(config, draft, checkpoint, here)
-    note = f"\n\nfrom the unquantized model; the run quantizes to {scheme.value}" if FACTS[scheme].calibrated else ""
+    note = f"\n\nfrom the unquantized model; the run quantizes to {scheme.value}" if SCHEMES[scheme].calibrated else ""
     Progress().step(f"the engine starts (log: {log})")
     try:
         with _chatter_to(log):

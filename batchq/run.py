@@ -9,37 +9,31 @@ import time
 import types
 from concurrent.futures import Future, wait
 
-from batchq import (
-    account,
-    capacity,
-    estimate,
-    forecast,
-    gate,
-    hardware,
-    ledger,
-    models,
-    outcome,
-    plan,
-    progress,
-    quantize,
-    sample,
-    storage,
-    tune,
-)
+from batchq import account, gate, ledger, outcome, plan, progress, sample, storage, tune
 from batchq.budget import Budget
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, Stopped
-from batchq.fit import Choice, Fit, require_memory
 from batchq.gate import Verdict
-from batchq.hardware import Hardware
 from batchq.lease import Lease
-from batchq.models import Model
+from batchq.machine import hardware
+from batchq.machine.cache import cache_dir
+from batchq.machine.hardware import Hardware
+from batchq.machine.words import gib
+from batchq.model import kv_cache
+from batchq.model.folder import open_tokenizer
+from batchq.model.scheme import LADDER, SCHEMES
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import linear_parameters, read_tensors, stored_bytes
 from batchq.outcome import Result, finish
 from batchq.pool import Pool, State
 from batchq.progress import Progress
-from batchq.quantize import Checkpoint
+from batchq.quantize.card import read_card
+from batchq.quantize.checkpoint import Checkpoint, find_checkpoint, make_checkpoint
+from batchq.quantize.sizes import linear_bytes
 from batchq.records import Plan
-from batchq.scheme import FACTS, LADDER
+from batchq.sizing import estimate
+from batchq.sizing.fit import Choice, Fit, require_memory
+from batchq.sizing.peaks import bandwidth, peak
 from batchq.sizing.settings import Weights, resolve_settings
 from batchq.task import Task
 from batchq.worker import WorkerSpec
@@ -58,10 +52,10 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
     invocation = ledger.Invocation(output)
     stored = plan.load(output)
     reused = None if stored else plan.reused(config)
-    with Pool(config.cluster, config.engine, models.cache_dir() / "logs" / config.job.name) as pool:
+    with Pool(config.cluster, config.engine, cache_dir() / "logs" / config.job.name) as pool:
         if not stored:
             show.step(f"model {config.model.path}: fetched or converted, unless it is cached")
-        model = models.resolve(config.model) if stored else resolved(config, pool)
+        model = resolve(config.model) if stored else resolved(config, pool)
         invocation.reached("model")
         new_inputs = resumable(stored, config, model, output) if stored else []
         if stored and not plan.standing(stored, output).remaining:
@@ -126,7 +120,7 @@ def resolved(config: Config, pool: Pool) -> Model:
 
     def find() -> None:
         try:
-            found.set_result(models.resolve(config.model))
+            found.set_result(resolve(config.model))
         except BaseException as error:  # it is raised where the model is awaited
             found.set_exception(error)
 
@@ -165,7 +159,7 @@ def choose(config: Config, stored: Plan | None, model: Model, here: Hardware) ->
         return Choice(Scheme(stored.quantization), "as this run was planned", ())
     if config.engine.kind is EngineKind.fake and auto:
         return Choice(Scheme.none, "the fake engine reads no weights", ())
-    if config.quantization.kv_cache is KvCache.fp8 and (here.capability or (0, 0)) < FACTS[Scheme.fp8].since:
+    if config.quantization.kv_cache is KvCache.fp8 and (here.capability or (0, 0)) < SCHEMES[Scheme.fp8].since:
         raise ConfigError("quantization.kv_cache=fp8: takes a GPU that computes in FP8; choose auto")
     fit = Fit(model, here, config)
     choice = fit.choose()
@@ -224,15 +218,15 @@ def note_work(
     if config.engine.kind is not EngineKind.vllm or model.quantized:
         return
     fit, scheme, engine = Fit(model, here, config), Scheme(fixed.quantization), spec.engine
-    invocation.flop_per_token = 2.0 * capacity.linear_parameters(fit.tensors, fit.shape)
-    invocation.peak_flops = forecast.peak(here.accelerator, scheme)
+    invocation.flop_per_token = 2.0 * linear_parameters(fit.shape)
+    invocation.peak_flops = peak(here.accelerator, scheme)
     if config.task.kind is TaskKind.generate and "speculative_config" not in engine.options:
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
-        weights = capacity.linear_bytes(fit.tensors, fit.shape, scheme, fit.ignore, fit.group(scheme))
+        weights = linear_bytes(fit.shape, fit.quantization(scheme))
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1
         invocation.bytes_per_generated = weights / min(spec.in_flight, engine.max_num_seqs)
-        invocation.bytes_per_recalled = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
-        invocation.peak_bandwidth = forecast.bandwidth(here.accelerator)
+        invocation.bytes_per_recalled = kv_cache.bytes_read(fit.shape.config, engine.max_model_len, element)
+        invocation.peak_bandwidth = bandwidth(here.accelerator)
 
 
 def quantized(
@@ -253,12 +247,10 @@ def quantized(
     began = time.monotonic()
     if scheme is not Scheme.none:
         show.step(f"quantizing {model.name} to {scheme.value}, unless it is cached")
-    log = models.cache_dir() / "logs" / config.job.name / "quantize.log"
+    log = cache_dir() / "logs" / config.job.name / "quantize.log"
 
     def prompts() -> list[list[int]]:
-        task = Task(
-            config.task, models.open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template
-        )
+        task = Task(config.task, open_tokenizer(model.path, model.trusted), draft.columns, config.model.chat_template)
         return sample.calibration(config, draft, task)
 
     def on_progress(words: str) -> None:
@@ -266,9 +258,9 @@ def quantized(
             raise Stopped("stopped while the model was quantized; nothing was labelled yet")
         show.update(words)
 
-    if draft.checkpoint and (kept := quantize.kept(model, draft.checkpoint, config.quantization, show.update)):
+    if draft.checkpoint and (kept := find_checkpoint(model, draft.checkpoint, config.quantization, show.update)):
         return kept  # not calibrated again on rows that may be others by now
-    checkpoint = quantize.quantize(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
+    checkpoint = make_checkpoint(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
     if invocation and not checkpoint.cached and scheme is not Scheme.none:
         devices = len(here.gpus) or len(here.cores)
         spent = {"quantize": round(time.monotonic() - began, 3)}
@@ -374,16 +366,16 @@ def checkpoint_only(config: Config) -> str:
     """`batchq quantize`: make the checkpoint or find it; returns a line that says where it is."""
     check(config)
     show = Progress()
-    model, here = models.resolve(config.model), hardware.detect()
+    model, here = resolve(config.model), hardware.detect()
     choice = choose(config, None, model, here)
     scheme, why = choice.scheme, choice.why
     draft = plan.make(config, model.digest, scheme, checkpoint="")
     made = quantized(config, draft, model, scheme, here, None, show)
     show.clear()
-    before, after = capacity.stored_bytes(capacity.read_tensors(model.path)), made.bytes
+    before, after = stored_bytes(read_tensors(model.path)), made.bytes
     how = "as it is" if scheme is Scheme.none else "from the cache" if made.cached else f"made in {made.seconds:.0f} s"
-    if scheme is not Scheme.none and (peaks := quantize.read_card(made).get("peak_bytes")):
-        how += ", at most " + " and ".join(f"{capacity.gib(n)} of {where} memory" for where, n in peaks.items())
+    if scheme is not Scheme.none and (peaks := read_card(made.path).get("peak_bytes")):
+        how += ", at most " + " and ".join(f"{gib(n)} of {where} memory" for where, n in peaks.items())
     return f"{scheme.value}: {why}\n{model.name}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {how}\n{made.path}"
 
 
@@ -392,9 +384,9 @@ def tuned(config: Config, stop: threading.Event) -> str:
     check(config)
     show = Progress()
     stored = plan.load(storage.normalize(config.output.path))
-    model = models.resolve(config.model)
+    model = resolve(config.model)
     cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings that lose their engine have lost
-    with Pool(cluster, config.engine, models.cache_dir() / "logs" / config.job.name) as pool:
+    with Pool(cluster, config.engine, cache_dir() / "logs" / config.job.name) as pool:
         here = pool.hardware()
         choice = choose(config, stored, model, here)
         draft = stored or plan.make(config, model.digest, choice.scheme, checkpoint="")

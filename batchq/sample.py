@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from batchq import models, plan, read, write
+from batchq import plan, read, write
 from batchq.config import Config
 from batchq.errors import InputError, RowError, StorageError
-from batchq.models import digest_of
+from batchq.machine.digests import digest_of
+from batchq.model.folder import open_tokenizer
 from batchq.records import Plan, Row, Shard
 from batchq.task import Task
 
@@ -64,7 +65,7 @@ def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Len
     """Lengths of this job's prompts with the tokenizer at `path`, from rows all over the corpus."""
     task = Task(
         config.task,
-        models.open_tokenizer(path, config.model.trust_remote_code),
+        open_tokenizer(path, config.model.trust_remote_code),
         draft.columns,
         config.model.chat_template,
     )

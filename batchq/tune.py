@@ -9,14 +9,15 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from batchq import models, sample
+from batchq import sample
 from batchq.config import Config, EngineKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
-from batchq.hardware import Hardware
+from batchq.machine.hardware import Hardware
+from batchq.model.folder import open_tokenizer
 from batchq.pool import Pool, Question
 from batchq.progress import Progress
-from batchq.quantize import Checkpoint
+from batchq.quantize.checkpoint import Checkpoint
 from batchq.records import Plan
 from batchq.sample import Lengths
 from batchq.sizing import settings, tuned
@@ -117,7 +118,7 @@ def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[list[int]
     """Prompts from all over the corpus that the engine takes."""
     task = Task(
         config.task,
-        models.open_tokenizer(path, config.model.trust_remote_code),
+        open_tokenizer(path, config.model.trust_remote_code),
         draft.columns,
         config.model.chat_template,
     )

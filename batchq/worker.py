@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import models, poison, write
+from batchq import poison, write
 from batchq.account import PhaseClock, computed_tokens, recalled_tokens, timed
 from batchq.attempt import Attempt, Part
 from batchq.batch import Batch, Batches
@@ -28,7 +28,8 @@ from batchq.config import TaskConfig
 from batchq.engine import Engine, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, RowError, Stopped
 from batchq.fake_engine import FakeEngine
-from batchq.hardware import EnergyMeter
+from batchq.machine.hardware import EnergyMeter
+from batchq.model import folder
 from batchq.records import Failure, Plan, Receipt, Shard
 from batchq.reuse import Reuse
 from batchq.task import Task
@@ -117,7 +118,7 @@ class Worker:
         """Open the tokenizer and the engine. Raises EngineError or ConfigError."""
         self.clock.enter("load")
         spec, plan = self.spec, self.spec.plan
-        tokenizer = await self._thread(models.open_tokenizer, spec.engine.model, spec.engine.trust_remote_code)
+        tokenizer = await self._thread(folder.open_tokenizer, spec.engine.model, spec.engine.trust_remote_code)
         self.task = Task(spec.task, tokenizer, plan.columns, spec.chat_template)
         index = asyncio.ensure_future(self._thread(Reuse, plan.reuse, spec.task)) if plan.reuse else None
         phases = await self.engine.start()

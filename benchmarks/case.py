@@ -57,10 +57,15 @@ class Case:
 
 def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
     """Compose the rows, quantize the model, and write what the sides read; what is there already is kept."""
-    from batchq import capacity, cli, forecast, hardware, models, plan, progress
+    from batchq import cli, plan, progress
     from batchq.config import Config
+    from batchq.machine import hardware
+    from batchq.machine.digests import digest_of
+    from batchq.machine.words import gib
+    from batchq.model.source import resolve
     from batchq.run import choose, quantized
     from batchq.sizing import settings
+    from batchq.sizing.peaks import peak
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     length = max(1024, 1 << math.ceil(math.log2(tokens * 1.2)))
@@ -70,7 +75,7 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     job += ["cluster.replicas=1"]  # every other side is one engine
     config: Config = cli.compose([*job, "output.path=none", *overrides])
     here = hardware.detect()
-    found = models.resolve(config.model)
+    found = resolve(config.model)
     prompts = corpus.with_name("prompts.jsonl")
     if not prompts.is_file():
         say(f"composing {rows:,} rows of about {tokens:,} tokens")
@@ -87,7 +92,7 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     spec = settings.resolve_settings(config, draft, weights, here).engine
     spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
     parameters = multiplied(found.path)
-    variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []
+    variant = [digest_of(sorted(overrides))[:8]] if overrides else []
     folder = work / "-".join([found.name, scheme, str(rows), str(tokens), *variant])
     folder.mkdir(exist_ok=True)
     with prompts.open(encoding="utf-8") as file:
@@ -106,11 +111,11 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
         sampling=dataclasses.asdict(task.sampling),
         task={"system": config.task.system, "prompt": config.task.prompt, "labels": config.task.labels},
         flop_per_token=2.0 * parameters,
-        peak=forecast.peak(here.accelerator, chosen),
+        peak=peak(here.accelerator, chosen),
     )
     fields = dataclasses.asdict(case)
     (folder / "case.json").write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}))
-    memory = f", {capacity.gib(here.gpus[0].free)} of {capacity.gib(here.gpus[0].memory)} free" if here.gpus else ""
+    memory = f", {gib(here.gpus[0].free)} of {gib(here.gpus[0].memory)} free" if here.gpus else ""
     say(
         f"{here.accelerator}{memory}, {len(here.cores)} cores; {versions()}; {case.name}: {parameters:,} parameters "
         f"multiplied for each prompt token, {checkpoint.bytes / 1e9:.2f} GB; "
@@ -123,9 +128,9 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
 
 def multiplied(model: str | Path) -> int:
     """Weights that a prompt token is multiplied with: of a mixture of experts those that it is routed to."""
-    from batchq import capacity, models
+    from batchq.model.tensors import linear_parameters, read_shape
 
-    return capacity.linear_parameters(capacity.read_tensors(model), models.read_config(model))
+    return linear_parameters(read_shape(model))
 
 
 def load(folder: Path) -> Case:
@@ -196,7 +201,7 @@ def spoken(transcript: str) -> int:
 
 
 def open_task(config: Any, model: str) -> Any:
-    from batchq import models
+    from batchq.model.folder import open_tokenizer
     from batchq.task import Task
 
-    return Task(config.task, models.open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)
+    return Task(config.task, open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)

@@ -23,9 +23,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from batchq import cli, hardware, models, plan, progress, read
+from batchq import cli, plan, progress, read
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
+from batchq.machine import hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.run import choose, quantized
 from batchq.sizing.settings import Weights, engine_spec
 from batchq.task import Task
@@ -85,14 +88,14 @@ def call(command: list[str], log: Path) -> None:
 
 def prepare(config: Config, request: Path) -> int:
     """Write what `generate` needs: the engine's arguments and every prompt's token ids. Returns their number."""
-    model, here, show = models.resolve(config.model), hardware.detect(), progress.Progress()
+    model, here, show = resolve(config.model), hardware.detect(), progress.Progress()
     scheme = choose(config, None, model, here).scheme
     draft = plan.make(config, model.digest, scheme, "")
     checkpoint = quantized(config, draft, model, scheme, here, None, show)
     spec = dataclasses.replace(
         engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here), cores=() if here.gpus else here.cores
     )
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+    task = Task(config.task, open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []
     for shard in draft.shards:
         source = draft.objects[shard.object]

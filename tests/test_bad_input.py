@@ -24,7 +24,7 @@ import pytest
 from batchq import plan, storage
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
-from batchq.models import Model
+from batchq.model.source import Model
 from batchq.outcome import finish
 from batchq.records import Plan
 from tests.conftest import rows_of

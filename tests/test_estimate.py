@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from batchq import estimate, read, sample
+from batchq import read, sample
 from batchq.account import ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
-from batchq.fit import Fit
-from batchq.hardware import Hardware, Node
+from batchq.machine.hardware import Hardware, Node
+from batchq.model.tensors import Shape
 from batchq.records import Plan, Shard
 from batchq.sample import Lengths
-from batchq.sizing import tuned
+from batchq.sizing import estimate, tuned
+from batchq.sizing.fit import Fit
 from tests.conftest import rows_of, write_jsonl
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 from tests.test_read import compressed
@@ -41,7 +42,7 @@ def job(kind: TaskKind = TaskKind.classify, **cluster: int) -> Config:
 
 
 def said(config: Config, here: Hardware, draft: Plan = DRAFT, left: float = 1.0, lengths: Lengths = LENGTHS) -> str:
-    fit = Fit(FULL, here, config, (llama_8b(), LLAMA_8B))
+    fit = Fit(FULL, here, config, Shape(llama_8b(), LLAMA_8B))
     return estimate.words(config, draft, fit, Scheme.fp8, lengths, left)
 
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from batchq import capacity, models, pool
+from batchq import pool
 from batchq.config import ClusterConfig, Config, Scheme
 from batchq.errors import ConfigError
-from batchq.fit import Fit, require_memory
-from batchq.hardware import Hardware, Node
+from batchq.machine.hardware import Hardware, Node
+from batchq.model import kv_cache
+from batchq.model.tensors import Shape
 from batchq.sizing import replicas, settings
+from batchq.sizing.fit import Fit, require_memory
+from batchq.sizing.memory import kv_cache_bytes
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 H100 = cuda("NVIDIA H100 80GB HBM3", 9, 0)
@@ -98,7 +101,7 @@ def reserved(config: Config, here: Hardware, weights: int) -> int:
     """Bytes of KV cache that all replicas on the fullest node are started with, together."""
     found = replicas.arrange(config.cluster, here)
     sharing = found.on_fullest_node
-    return sharing * capacity.kv_cache_bytes(
+    return sharing * kv_cache_bytes(
         LLAMA_8B, here, weights=weights, max_model_len=2048, max_num_seqs=64, replicas=sharing
     )
 
@@ -106,11 +109,11 @@ def reserved(config: Config, here: Hardware, weights: int) -> int:
 def test_replicas_that_follow_from_cores_share_the_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 cores with one each are 16 engines, and their caches have to fit together."""
     config = Config(cluster=ClusterConfig(cpus_per_replica=1))
-    monkeypatch.setattr(models, "read_config", lambda _: SMALL)
+    monkeypatch.setattr(settings, "read_config", lambda _: SMALL)
     here = cores(16, 24 * GIB)
     assert len(replicas.arrange(config.cluster, here).slots) == 16
     spec = settings.engine_spec(config, settings.Weights("model", GIB // 4), here)
-    one = capacity.kv_sequence_bytes(SMALL, 2048)
+    one = kv_cache.sequence_bytes(SMALL, 2048)
     assert one <= spec.options["kv_cache_memory_bytes"]
     assert 16 * (spec.options["kv_cache_memory_bytes"] + GIB // 4) < 24 * GIB
 
@@ -119,7 +122,7 @@ def test_replicas_on_other_nodes_take_nothing_of_this_nodes_memory() -> None:
     """Each of 16 GiB, one replica on each: 8 GB of INT8 weights fit, as they do alone."""
     config = Config(cluster=ClusterConfig(replicas=4))
     four = cluster_of(cores(2, 16 * GIB), 2, 2, 2, 2)
-    fit = Fit(FULL, four, config, (llama_8b(), LLAMA_8B))
+    fit = Fit(FULL, four, config, Shape(llama_8b(), LLAMA_8B))
     assert fit.fits(Scheme.int8)
     require_memory(fit.memory(Scheme.int8), Scheme.int8, four, config)
     alone = dataclasses.replace(cores(4, 16 * GIB))

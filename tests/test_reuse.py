@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models, plan, reuse, storage
+from batchq import plan, reuse, storage
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, NotFound
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.reuse import Reuse
 from tests.conftest import rows_of, write_jsonl
 from tests.s3 import S3
@@ -40,7 +42,7 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def token(text: str, tiny: Path) -> int:
-    (found,) = models.open_tokenizer(tiny).encode(text, add_special_tokens=False)
+    (found,) = open_tokenizer(tiny).encode(text, add_special_tokens=False)
     return int(found)
 
 
@@ -127,7 +129,7 @@ def test_a_resume_is_refused_when_the_old_output_is_gone(
     first = compose()
     asyncio.run(labelled(first, planned(first)))
     config = compose("output.path=again", "output.reuse=out")
-    digest = models.resolve(config.model).digest
+    digest = resolve(config.model).digest
     plan.store(plan.make(config, digest, Scheme.none, digest), str(project / "again"))
     shutil.rmtree(project / "out")
     assert main(AGAIN) == 2

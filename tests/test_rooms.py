@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     *("__main__", "cli", "doctor", "preview", "verify", "run", "outcome", "report", "gate", "budget", "tune"),
     *("pool", "worker", "attempt", "batch", "poison", "reuse", "vllm_engine", "fake_engine"),
-    *("estimate", "forecast", "fit", "sizing", "sample", "ledger", "lease", "quantize", "plan", "shapes", "capacity"),
-    *("write", "read", "task", "engine", "findings", "models", "scheme", "hardware", "account"),
+    *("sizing", "sample", "ledger", "lease", "quantize", "plan"),
+    *("write", "read", "task", "engine", "model", "machine", "account"),
     "progress",
     *("storage", "config", "records", "failpoint", "errors"),
 ]
@@ -26,7 +26,7 @@ ONLY_IN = {
     "ray": {"pool"},
     "vllm": {"vllm_engine"},
     "obstore": {"storage"},
-    "llmcompressor": {"compress"},
+    "llmcompressor": {"quantize"},
     "hydra": {"cli"},
 }
 
@@ -60,14 +60,28 @@ def unguarded(tree: ast.Module) -> ast.Module:
 
 def test_every_module_is_a_room_and_imports_only_lower_ones() -> None:
     found = modules()
-    assert set(found) - {"compress"} == set(ROOMS)
+    assert set(found) == set(ROOMS)
     for name, tree in found.items():
         ours = {n.split(".")[1] for n in imported(tree) if n.startswith("batchq.")} & set(ROOMS)
-        if name == "compress":
-            assert not ours, "compress.py runs in interpreters without batchq"
-            continue
         above = {o for o in ours if ROOMS.index(o) <= ROOMS.index(name)} - {name}
         assert not above, f"{name} imports {above}, which stand above it"
+
+
+def test_what_runs_in_interpreters_without_batchq_imports_nothing_of_it() -> None:
+    tree = ast.parse((ROOT / "batchq/quantize/compress.py").read_text())
+    assert not {name for name in imported(tree) if name.split(".")[0] == "batchq"}
+
+
+def test_what_is_sized_and_planned_never_looks_at_the_machine_that_the_driver_runs_on() -> None:
+    """What is planned and sized is for the cluster's hardware, which is handed on."""
+    for room in ("sizing", "model", "sample", "plan"):
+        assert not re.search(r"\bdetect\(", source(room))
+
+
+def source(room: str) -> str:
+    """A room's code as text."""
+    paths = [ROOT / f"batchq/{room}.py", *(ROOT / "batchq" / room).rglob("*.py")]
+    return "\n".join(path.read_text() for path in paths if path.is_file())
 
 
 def test_modules_in_a_folder_import_each_other_in_one_direction() -> None:
@@ -101,5 +115,5 @@ def test_usage_answers_at_once_without_heavy_imports() -> None:
 
 def test_readme_shows_the_rooms() -> None:
     picture = re.findall(r"^  (\w+)(\.py|/) ", (ROOT / "README.md").read_text(), re.M)
-    assert [name for name, _ in picture if name != "compress"] == ROOMS
+    assert [name for name, _ in picture] == ROOMS
     assert all((ROOT / "batchq" / f"{name}{ending}").exists() for name, ending in picture)

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from batchq import models, plan
+from batchq import plan
 from batchq.cli import main
 from batchq.config import Config, EngineConfig, KvCache, QuantizationConfig, Scheme, TaskConfig, TaskKind
-from batchq.hardware import Gpu, Hardware
-from batchq.quantize import Checkpoint
+from batchq.machine.hardware import Gpu, Hardware
+from batchq.model.source import resolve
+from batchq.quantize.checkpoint import Checkpoint
 from batchq.records import Plan
 from batchq.run import worker_spec
 from batchq.sample import Lengths
@@ -142,7 +143,7 @@ def test_an_engine_starts_with_what_the_plan_says(compose: Callable[..., Config]
 
 
 def served(config: Config, tiny: Path) -> tuple[Plan, Checkpoint]:
-    model = models.resolve(config.model)
+    model = resolve(config.model)
     return plan.make(config, model.digest, Scheme.none, ""), Checkpoint(model.path, model.digest, 10**6, 0.0, True)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from batchq import hardware, tune
+from batchq import tune
 from batchq.cli import main
 from batchq.config import Config
+from batchq.machine import hardware
 from batchq.run import worker_spec
 from tests.conftest import rows_of, write_jsonl
 from tests.test_capacity import GIB, cpu

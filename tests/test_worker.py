@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models, plan, poison, storage, write
+from batchq import plan, poison, storage, write
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
+from batchq.model.folder import open_tokenizer
 from batchq.records import Plan, Receipt, Shard
 from batchq.worker import Snapshot, Worker, WorkerSpec
 from tests.conftest import rows_of, write_jsonl
@@ -328,7 +329,7 @@ def test_limit_takes_the_first_rows(compose: Callable[..., Config], project: Pat
 
 def token_of(config: Config, text: str) -> int:
     """The id of a character that only one row holds."""
-    (token,) = models.open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
+    (token,) = open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
     return int(token)
 
 

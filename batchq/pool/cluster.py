@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from batchq import hardware
 from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec
 from batchq.errors import ConfigError, EngineError
-from batchq.hardware import Hardware, Node
+from batchq.machine import hardware
+from batchq.machine.hardware import Hardware, Node
 from batchq.pool.replica import Replica
 from batchq.sizing import replicas
 from batchq.sizing.replicas import Slot

@@ -18,7 +18,7 @@ from batchq.account import ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
-from batchq.hardware import Hardware
+from batchq.machine.hardware import Hardware
 from batchq.pool import cluster
 from batchq.records import Shard
 from batchq.sizing.replicas import Slot

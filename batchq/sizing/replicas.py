@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from batchq.config import ClusterConfig
 from batchq.errors import ConfigError
-from batchq.hardware import Hardware, Node
+from batchq.machine.hardware import Hardware, Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import capacity, models, sample
-from batchq.capacity import GPU_SHARE, OVERHEAD, gib
+from batchq import sample
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
 from batchq.engine import EngineSpec
-from batchq.hardware import Hardware
+from batchq.machine.hardware import Hardware
+from batchq.machine.words import gib
+from batchq.model import kv_cache
+from batchq.model.folder import read_config
+from batchq.model.scheme import SCHEMES
 from batchq.records import Plan
 from batchq.sample import Lengths
-from batchq.scheme import FACTS
 from batchq.sizing import replicas, tuned
+from batchq.sizing.lengths import answer_tokens, tokens_read
+from batchq.sizing.memory import GPU_SHARE, OVERHEAD, kv_cache_bytes
 from batchq.sizing.tuned import Arguments, Tuned
 
 STEP, ROWS, SHARE, EAGER = "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "enforce_eager"
@@ -75,8 +79,8 @@ def engine_spec(config: Config, weights: Weights, hardware: Hardware) -> EngineS
     sequences = engine.max_num_seqs or SEQUENCES[hardware.device]
     options: dict[str, Any] = {}
     if engine.kind is EngineKind.vllm and not cuda:
-        options["kv_cache_memory_bytes"] = capacity.kv_cache_bytes(
-            models.read_config(weights.path),
+        options["kv_cache_memory_bytes"] = kv_cache_bytes(
+            read_config(weights.path),
             hardware,
             weights=weights.bytes,
             max_model_len=engine.max_model_len,
@@ -235,7 +239,7 @@ def _kv_cache_on_gpu(config: Config, hardware: Hardware, short: bool) -> Reason:
     kind, why = "auto", "the model's own type; there is room, so fp8 would cost quality for nothing"
     if config.quantization.kv_cache is KvCache.fp8:
         kind, why = "fp8", "as configured; twice the tokens in the same memory, and the gate judges what it costs"
-    elif short and (hardware.capability or (0, 0)) >= FACTS[Scheme.fp8].since:
+    elif short and (hardware.capability or (0, 0)) >= SCHEMES[Scheme.fp8].since:
         why = "the model's own type; it is short here, and quantization.kv_cache=fp8 would hold twice the tokens"
     elif short:
         why = "the model's own type; it is short here, and fp8 takes a GPU that computes in it"
@@ -247,7 +251,7 @@ def kv_tokens(config: Config, weights: Weights, hardware: Hardware, share: float
     devices = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     element = 1 if config.quantization.kv_cache is KvCache.fp8 else 2
     free = share * _smallest(hardware) - OVERHEAD["cuda"] - weights.bytes / devices
-    return max(0, int(free * devices)) // capacity.kv_bytes_per_token(models.read_config(weights.path), element)
+    return max(0, int(free * devices)) // kv_cache.bytes_per_token(read_config(weights.path), element)
 
 
 def _smallest(hardware: Hardware) -> int:
@@ -259,7 +263,7 @@ def free_share(hardware: Hardware) -> float:
     return min(gpu.free / gpu.memory for gpu in hardware.gpus)
 
 
-# ---- configured, and too long ----
+# ---- as configured ----
 
 
 def configured(config: Config) -> Arguments:
@@ -274,35 +278,3 @@ def with_settings(config: Config, settings: Arguments) -> Config:
     options = {name: value for name, value in settings.items() if name not in FIELDS}
     engine = dataclasses.replace(config.engine, **fields, options={**config.engine.options, **options})
     return dataclasses.replace(config, engine=engine)
-
-
-def answer_tokens(config: Config) -> int:
-    """What an answer takes of engine.max_model_len."""
-    return config.task.max_tokens if config.task.kind is TaskKind.generate else 1
-
-
-def tokens_read(path: str) -> int | None:
-    """The longest text that the model at `path` was made for, in tokens, if it says so."""
-    shape = models.read_config(path)
-    found = {**shape, **(shape.get("text_config") or {})}.get("max_position_embeddings")
-    return int(found) if found else None
-
-
-def too_long(config: Config, path: str, lengths: Lengths) -> str:
-    """A warning where sampled rows don't fit into engine.max_model_len, and what would take them; empty otherwise."""
-    limit, answer, most = config.engine.max_model_len, answer_tokens(config), tokens_read(path)
-    over = lengths.above(limit - answer)
-    if not over:
-        return ""
-    need = lengths.longest + answer
-    enough = 1 << (need - 1).bit_length()
-    if most and need > most:
-        advice = f"the longest takes {need:,} tokens, and the model reads {most:,}: shorten it in task.prompt"
-    else:
-        advice = (
-            f"the longest takes {need:,} tokens: engine.max_model_len={min(enough, most or enough)} would take them"
-        )
-    return (
-        f"{over / len(lengths.tokens):.1%} of the sampled rows ({over:,} of {len(lengths.tokens):,}) are longer than "
-        f"engine.max_model_len={limit} and would be failures (too_long); {advice}"
-    )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from batchq import findings, models
 from batchq.config import Config
-from batchq.hardware import Hardware
+from batchq.machine import local_cache
+from batchq.machine.digests import digest_of
+from batchq.machine.hardware import Hardware
 from batchq.records import Plan
 from batchq.sample import Lengths
 
@@ -41,12 +42,12 @@ class Tuned:
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Tuned | None:
     """What `tune` found for this hardware, model, scheme and vLLM, if it was asked."""
-    return findings.recall("tune", key(config, draft, hardware), lambda kept: Tuned(**kept))
+    return local_cache.read("tune", key(config, draft, hardware), lambda kept: Tuned(**kept))
 
 
 def remember(config: Config, draft: Plan, hardware: Hardware, found: Tuned) -> None:
     """Cache it, in place of what was found before."""
-    findings.keep("tune", key(config, draft, hardware), dataclasses.asdict(found))
+    local_cache.write("tune", key(config, draft, hardware), dataclasses.asdict(found))
 
 
 def key(config: Config, draft: Plan, hardware: Hardware) -> str:
@@ -57,7 +58,7 @@ def key(config: Config, draft: Plan, hardware: Hardware) -> str:
     layout = {k: v for k, v in cluster.items() if k.endswith(("_parallel_size", "replicas", "_per_replica"))}
     served = [draft.model, draft.quantization, config.quantization.kv_cache.value, config.task.kind.value]
     form = [field.name for field in dataclasses.fields(Tuned)]  # another batchq may cache other things
-    return models.digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
+    return digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
 
 
 def engine_version() -> str:

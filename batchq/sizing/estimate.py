@@ -9,23 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq import findings, forecast, sample
+from batchq import sample
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme, TaskKind
 from batchq.errors import ConfigError
-from batchq.fit import Fit
-from batchq.hardware import Hardware
+from batchq.machine import local_cache
+from batchq.machine.hardware import Hardware
 from batchq.progress import duration
 from batchq.records import Plan
 from batchq.sample import Lengths
-from batchq.sizing import replicas, tuned
+from batchq.sizing import forecast, replicas, tuned
+from batchq.sizing.fit import Fit
 
 LEAST = 5.0  # seconds of work of a replica that say something about its speed
 ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class Throughput:
     """What a run came to: tokens/s of prompts and answers of one replica, and tokens of an answer in the mean."""
 
     rate: float
@@ -73,13 +74,13 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
 
 def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths) -> Speed | None:
     """The best that is known of one replica; None if nothing is."""
-    here = fit.hardware
+    hardware = fit.hardware
     scored = config.task.kind is TaskKind.classify
-    if last := recall(config, draft, here):
+    if last := recall(config, draft, hardware):
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
     if not scored:
         return None  # it hangs on how long the answers are
-    if config.tune.use and (found := tuned.recall(config, draft, here)):
+    if config.tune.use and (found := tuned.recall(config, draft, hardware)):
         return Speed(found.rate, 1.0, f"as `tune` found on {found.date}")
     gpus = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     rate = forecast.of_scheme(fit, scheme, gpus)
@@ -88,7 +89,7 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
     return Speed(min(rate, ROWS * (lengths.mean + 1)), 1.0, "a forecast")
 
 
-def remember(config: Config, fixed: Plan, here: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
+def remember(config: Config, fixed: Plan, hardware: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
     """Keep what a run's replicas reached, for the next one's estimate; `accounts` with those of the gate.
 
     An engine that the gate asked has what it read of those rows in its cache: of a short run that isn't the speed.
@@ -101,10 +102,10 @@ def remember(config: Config, fixed: Plan, here: Hardware, accounts: Iterable[Rep
         return
     rate = sum(r.tokens for r, _ in worked) / seconds
     answer = sum(r.generated for r, _ in worked) / rows
-    reached = Reached(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
-    findings.keep("reached", tuned.key(config, fixed, here), dataclasses.asdict(reached))
+    reached = Throughput(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
+    local_cache.write("throughput", tuned.key(config, fixed, hardware), dataclasses.asdict(reached))
 
 
-def recall(config: Config, draft: Plan, here: Hardware) -> Reached | None:
+def recall(config: Config, draft: Plan, hardware: Hardware) -> Throughput | None:
     """What the last run on this kind of machine reached with that model and scheme, if there was one."""
-    return findings.recall("reached", tuned.key(config, draft, here), lambda kept: Reached(**kept))
+    return local_cache.read("throughput", tuned.key(config, draft, hardware), lambda kept: Throughput(**kept))
