@@ -6,7 +6,7 @@ from batchq import account, ledger
 from batchq.account import RunAccount
 from batchq.config import PricingConfig
 from batchq.errors import ConfigError, Stopped
-from batchq.hardware import Hardware
+from batchq.machine.hardware import Hardware
 
 
 class Budget:

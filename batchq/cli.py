@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb == "doctor" and not any(a.startswith("job=") for a in arguments):
             return _doctor(None)
         if verb == "plan" and not arguments:
-            from batchq import forecast
+            from batchq.sizing import forecast
 
             print(forecast.table())
             return 0

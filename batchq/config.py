@@ -128,7 +128,7 @@ class KvCache(Enum):
 class QuantizationConfig:
     """conf/quantization: scheme and calibration.
 
-    scheme: auto, none, or one of batchq/scheme.py.
+    scheme: auto, none, or one of batchq/model/scheme.py.
     samples: calibration prompts; max_tokens: each cut to this. From the job's own rows, never from those that the gate
         judges by; or from `calibration`, an input of the same columns.
     group_size: columns that share a scale in 4-bit schemes; null for the largest that divides the model's matrices.
@@ -165,7 +165,7 @@ class GateConfig:
     input: rows to judge by, an input of the corpus's columns; null for a part of the corpus itself.
     min_gold: with fewer gold rows, agreement with the baseline is judged instead of accuracy.
     strict: "can't tell with so few rows" stops the scheme too.
-    fallback: what is tried after the scheme, in this order; null for the ladder in batchq/scheme.py.
+    fallback: what is tried after the scheme, in this order; null for the ladder in batchq/model/scheme.py.
     baseline: where the unquantized model comes from, for a model that is quantized already.
     """
 

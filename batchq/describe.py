@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from batchq import capacity, estimate, forecast, models
 from batchq.config import Config
-from batchq.fit import Fit
-from batchq.hardware import Hardware
 from batchq.job.run import find_resume
 from batchq.job.scheme import choose_scheme
 from batchq.job.session import open_session
-from batchq.models import Model
+from batchq.machine.hardware import Hardware
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample
 from batchq.plan.committed import source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Lengths
 from batchq.records import Plan
-from batchq.settings import settled, too_long
+from batchq.sizing import estimate, forecast
+from batchq.sizing.fit import Fit
+from batchq.sizing.lengths import too_long
+from batchq.sizing.settings import Weights, resolve_settings
 
 
 def describe(config: Config) -> str:
     """`batchq plan`: inputs, shards, scheme, limits and an estimate of tokens; starts no engine, writes nothing."""
     with open_session(config, "plan") as session:
-        model = models.resolve(config.model)
+        model = resolve(config.model)
         resume = find_resume(session, model)
         if not resume:
             source_plan(config)
@@ -33,7 +35,7 @@ def describe(config: Config) -> str:
     lengths = sample.lengths(config, drafted, model.path)
     remaining = len(resume.committed.remaining if resume else drafted.shards)
     weights = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
-    _, reasons = settled(config, drafted, model.path, weights, there, lengths)
+    reasons = resolve_settings(config, drafted, Weights(model.path, weights), there, lengths).reasons
     left = remaining / max(1, len(drafted.shards))
     lines = [
         f"batchq · plan of {config.job.name}",
@@ -76,7 +78,7 @@ def hardware_words(here: Hardware) -> str:
 
 
 def weights_words(model: Model) -> str:
-    size = capacity.stored_bytes(capacity.read_tensors(model.path))
+    size = stored_bytes(read_tensors(model.path))
     return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
 
 

@@ -8,12 +8,15 @@ from importlib import metadata
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
-from batchq import hardware, models, storage
+from batchq import storage
 from batchq.config import Config
 from batchq.describe import hardware_words, weights_words
 from batchq.errors import BatchqError
-from batchq.fit import Fit
+from batchq.machine import hardware
+from batchq.machine.cache import cache_dir
+from batchq.model.source import resolve
 from batchq.output import layout
+from batchq.sizing.fit import Fit
 
 PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors", "pyarrow", "obstore", "hydra-core")
 
@@ -71,7 +74,7 @@ def _bytecode() -> list[tuple[str, str]]:
 
 
 def _cache() -> tuple[str, str]:
-    folder = models.cache_dir()
+    folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +92,7 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
             lines.append(("FAIL", f"{what}: {error}"))
 
     def model() -> str:
-        found = models.resolve(config.model)
+        found = resolve(config.model)
         choice = Fit(found, here, config).choose()
         return f"{found.name} · {weights_words(found)} · {choice.scheme.value}: {choice.why}"
 

@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchq import account, failpoint, models, storage
+from batchq import account, failpoint, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
 from batchq.config import PricingConfig
 from batchq.errors import NotFound, StorageError
+from batchq.machine.cache import cache_dir
+from batchq.machine.digests import digest_of
 from batchq.output import layout
 from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
@@ -95,7 +97,7 @@ class Invocation:
     def _folder(self) -> str:
         if self.verb == "run" or storage.exists(layout.plan(self.output)):
             return layout.runs(self.output)
-        return storage.join(_elsewhere(), models.digest_of(self.output))
+        return storage.join(_elsewhere(), digest_of(self.output))
 
 
 @dataclass(slots=True)
@@ -118,7 +120,7 @@ def _age() -> float:
 def read_runs(output: str) -> list[RunAccount]:
     """All invocations' records of one output, oldest first, those in this machine's cache included. Raises StorageError
     for one that is damaged."""
-    places = layout.runs(output), storage.join(_elsewhere(), models.digest_of(output))
+    places = layout.runs(output), storage.join(_elsewhere(), digest_of(output))
     return sorted(
         (_read(found.uri) for place in places for found in storage.list_objects(place)), key=lambda each: each.id
     )
@@ -126,7 +128,7 @@ def read_runs(output: str) -> list[RunAccount]:
 
 def _elsewhere() -> str:
     """Where the records of verbs stand that came before any plan, a folder for each output."""
-    return str(models.cache_dir() / "spent")
+    return str(cache_dir() / "spent")
 
 
 def _read(uri: str) -> RunAccount:

@@ -6,17 +6,19 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from batchq import input, models
+from batchq import input
 from batchq.config import Config, Scheme
 from batchq.engine import Completion, EngineSpec
 from batchq.errors import RowError
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import serve
 from batchq.job.session import Session, open_session
+from batchq.model.folder import open_tokenizer
+from batchq.model.scheme import SCHEMES
+from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
 from batchq.pool import SampleRequest
 from batchq.records import Failure, Row
-from batchq.scheme import FACTS
 from batchq.task import Task
 from batchq.worker.batch import too_long
 
@@ -39,20 +41,20 @@ def preview(config: Config) -> str:
     first = dataclasses.replace(config.input, limit=config.input.limit or ROWS)
     config = dataclasses.replace(config, input=first)
     with open_session(config, "preview") as session:
-        model = models.resolve(config.model)
+        model = resolve(config.model)
         scheme = choose_scheme(session, model, None).scheme
         # A look at the prompt isn't worth minutes of calibration.
-        shown_scheme = Scheme.none if FACTS[scheme].calibrated else scheme
+        shown_scheme = Scheme.none if SCHEMES[scheme].calibrated else scheme
         drafted = make_plan(config, model.digest, shown_scheme, "")
         served = serve(session, drafted, model, shown_scheme)
-        tokenizer = models.open_tokenizer(model.path, model.trusted)
+        tokenizer = open_tokenizer(model.path, model.trusted)
         task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
         rows = [row for shard in drafted.shards for row in input.rows_of(drafted, shard, drafted.columns)]
         shown = [_shown(task, row, config.engine.max_model_len) for row in rows]
         asked = [each.prompt for each in shown if each.failure is None]
         session.progress.step(f"the engine starts (log: {session.pool.logs / LOG})")
-        request = SampleRequest(asked, task.sampling, served.in_flight, log=LOG)
-        answers = iter(_ask(session, served.engine, request) if asked else [])
+        request = SampleRequest(asked, task.sampling, served.settings.in_flight, log=LOG)
+        answers = iter(_ask(session, served.settings.engine, request) if asked else [])
     lines = [_words(task, each, each.failure or next(answers)) for each in shown]
     if shown_scheme is not scheme:
         lines.append(f"from the unquantized model; the run quantizes to {scheme.value}")

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from batchq import input, models, storage
+from batchq import input, storage
 from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
+from batchq.machine import local_cache
+from batchq.machine.cache import cache_dir
 from batchq.output import layout, parts, receipts
 from batchq.output.schema import schema_from_text
 from batchq.plan.committed import read_committed
@@ -203,16 +205,16 @@ def _clean_cache(days: float) -> str:
     """Remove models, checkpoints and findings made more than so many days ago; they can be made again."""
     count = size = 0
     for kind in ("models", "checkpoints"):
-        for folder in (models.cache_dir() / kind).glob("*/"):
+        for folder in (cache_dir() / kind).glob("*/"):
             files = [p.stat() for p in folder.rglob("*") if p.is_file()]
             if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
                 count, size = count + 1, size + sum(stat.st_size for stat in files)
                 shutil.rmtree(folder)
-    for kind in ("tune", "reached", "gate"):
-        for path in (models.cache_dir() / kind).glob("*.json"):
+    for kind in (*local_cache.KINDS, *local_cache.OLD_KINDS):
+        for path in (cache_dir() / kind).glob("*.json"):
             if time.time() - path.stat().st_mtime > days * DAY:
                 count, size = count + 1, size + path.stat().st_size
                 path.unlink()
-    where = models.cache_dir()
+    where = cache_dir()
     what = f"{count} models, checkpoints, tuned settings and other findings older than {days:g} days"
     return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

@@ -58,11 +58,17 @@ class Case:
 
 def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
     """Compose the rows, quantize the model, and write what the sides read; what is there already is kept."""
-    from batchq import capacity, cli, forecast, hardware, models
+    from batchq import cli
     from batchq.config import Config
     from batchq.job.scheme import choose_scheme
     from batchq.job.served import serve
     from batchq.job.session import open_session
+    from batchq.machine import hardware
+    from batchq.machine.digests import digest_of
+    from batchq.machine.words import gib
+    from batchq.model.source import resolve
+    from batchq.sizing import settings
+    from batchq.sizing.peaks import peak
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     length = max(1024, 1 << math.ceil(math.log2(tokens * 1.2)))
@@ -72,7 +78,7 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     job += ["cluster.replicas=1"]  # every other side is one engine
     config: Config = cli.compose([*job, "output.path=none", *overrides])
     here = hardware.detect()
-    found = models.resolve(config.model)
+    found = resolve(config.model)
     prompts = corpus.with_name("prompts.jsonl")
     if not prompts.is_file():
         say(f"composing {rows:,} rows of about {tokens:,} tokens")
@@ -86,11 +92,10 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
         say(f"{found.name} under {chosen.value}: quantized, unless it is cached")
         served = serve(session, draft, found, chosen)
     checkpoint = served.checkpoint
-    needed = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here).options
-    spec = dataclasses.replace(served.engine, cores=() if here.gpus else here.cores)
-    tensors = capacity.read_tensors(found.path)
-    parameters = sum(t.elements for t in tensors if capacity.is_quantized(t))
-    variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []
+    needed = settings.engine_spec(config, settings.Weights(checkpoint.path, checkpoint.bytes), here).options
+    spec = dataclasses.replace(served.settings.engine, cores=() if here.gpus else here.cores)
+    parameters = multiplied(found.path)
+    variant = [digest_of(sorted(overrides))[:8]] if overrides else []
     folder = work / "-".join([found.name, scheme, str(rows), str(tokens), *variant])
     folder.mkdir(exist_ok=True)
     with prompts.open(encoding="utf-8") as file:
@@ -109,18 +114,26 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
         sampling=dataclasses.asdict(task.sampling),
         task={"system": config.task.system, "prompt": config.task.prompt, "labels": config.task.labels},
         flop_per_token=2.0 * parameters,
-        peak=forecast.peak(here.accelerator, chosen),
+        peak=peak(here.accelerator, chosen),
     )
     fields = dataclasses.asdict(case)
     (folder / "case.json").write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}))
-    memory = f", {capacity.gib(here.gpus[0].free)} of {capacity.gib(here.gpus[0].memory)} free" if here.gpus else ""
+    memory = f", {gib(here.gpus[0].free)} of {gib(here.gpus[0].memory)} free" if here.gpus else ""
     say(
-        f"{here.accelerator}{memory}, {len(here.cores)} cores; {versions()}; {case.name}: {parameters:,} parameters in "
-        f"the layers' matrices, {checkpoint.bytes / 1e9:.2f} GB; {rows:,} rows, {case.tokens:,} prompt tokens, "
+        f"{here.accelerator}{memory}, {len(here.cores)} cores; {versions()}; {case.name}: {parameters:,} parameters "
+        f"multiplied for each prompt token, {checkpoint.bytes / 1e9:.2f} GB; "
+        f"{rows:,} rows, {case.tokens:,} prompt tokens, "
         f"{min(lengths)} to {max(lengths)} a row; {spec.max_num_batched_tokens:,} tokens and {spec.max_num_seqs:,} "
         "sequences a step"
     )
     return case
+
+
+def multiplied(model: str | Path) -> int:
+    """Weights that a prompt token is multiplied with: of a mixture of experts those that it is routed to."""
+    from batchq.model.tensors import linear_parameters, read_shape
+
+    return linear_parameters(read_shape(model))
 
 
 def load(folder: Path) -> Case:
@@ -191,7 +204,7 @@ def spoken(transcript: str) -> int:
 
 
 def open_task(config: Any, model: str) -> Any:
-    from batchq import models
+    from batchq.model.folder import open_tokenizer
     from batchq.task import Task
 
-    return Task(config.task, models.open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)
+    return Task(config.task, open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)

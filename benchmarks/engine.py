@@ -23,14 +23,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from batchq import cli, hardware, input, models
-from batchq.capacity import engine_spec
+from batchq import cli, input
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import open_session
+from batchq.machine import hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
+from batchq.sizing.settings import Weights, engine_spec
 from batchq.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,15 +91,15 @@ def call(command: list[str], log: Path) -> None:
 
 def prepare(config: Config, request: Path) -> int:
     """Write what `generate` needs: the engine's arguments and every prompt's token ids. Returns their number."""
-    model, here = models.resolve(config.model), hardware.detect()
+    model, here = resolve(config.model), hardware.detect()
     with open_session(config, "quantize") as session:
         scheme = choose_scheme(session, model, None).scheme
         draft = make_plan(config, model.digest, scheme, "")
         checkpoint = ensure_checkpoint(session, draft, model, scheme)
     spec = dataclasses.replace(
-        engine_spec(config, checkpoint.path, checkpoint.bytes, here), cores=() if here.gpus else here.cores
+        engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here), cores=() if here.gpus else here.cores
     )
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
+    task = Task(config.task, open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []
     for shard in draft.shards:
         prompts += task.encode([task.render(row.columns) for row in input.rows_of(draft, shard, draft.columns)])

@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 
-from batchq import hardware
+from batchq.machine import hardware
 
 
 def free_memory() -> tuple[int, ...]:

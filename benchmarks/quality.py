@@ -29,14 +29,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from batchq import capacity, cli, hardware, models, verdict
+from batchq import cli, verdict
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine import Completion
 from batchq.errors import BatchqError
-from batchq.fit import Fit
+from batchq.machine import hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan.sample import Sample
 from batchq.pool import Pool, SampleRequest
-from batchq.quantize import Checkpoint, quantize
+from batchq.quantize.checkpoint import Checkpoint, make_checkpoint
+from batchq.sizing import settings
+from batchq.sizing.fit import Fit
+from batchq.sizing.settings import Weights
 from batchq.task import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -98,7 +104,7 @@ WIDTHS = (13, 8, 8, 8, 16, 7, 7, 7, 8, 8, 6)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("schemes", nargs="+", help="of batchq/scheme.py, `none` first")
+    parser.add_argument("schemes", nargs="+", help="of batchq/model/scheme.py, `none` first")
     parser.add_argument("--rows", type=int, help="to judge by; all but the calibration rows if not given")
     parser.add_argument("--samples", type=int, default=128, help="calibration prompts")
     parser.add_argument("--seed", type=int, default=0)
@@ -109,8 +115,8 @@ def main() -> None:
     nowhere = ["input.path=none", "output.path=none"]
     config = cli.compose(["job=sentiment_transcripts", "engine.max_model_len=512", *nowhere, *args.set])
     config.quantization.samples = args.samples
-    model = models.resolve(config.model)
-    tokenizer = models.open_tokenizer(model.path)
+    model = resolve(config.model)
+    tokenizer = open_tokenizer(model.path)
     config.task = worded(config, CHOSEN)
     if args.choose:
         config.task = choose(config, model, tokenizer, args.seed)
@@ -139,7 +145,7 @@ def worded(config: Config, wording: tuple[str, str, str]) -> TaskConfig:
     )
 
 
-def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> TaskConfig:
+def choose(config: Config, model: Model, tokenizer: Any, seed: int) -> TaskConfig:
     """The wording by which the unquantized model is right most often, of all in PROMPTS; prints the ten best."""
     tuning = shuffled(seed)[-TUNING:]
     tasks = [Task(worded(config, wording), tokenizer, ["text", "gold"]) for wording in PROMPTS]
@@ -148,7 +154,8 @@ def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> Ta
         Pool(config.cluster, config.engine, Path(logs)) as pool,
     ):
         here = hardware.detect()
-        spec = capacity.engine_spec(config, model.path, capacity.stored_bytes(capacity.read_tensors(model.path)), here)
+        stored = stored_bytes(read_tensors(model.path))
+        spec = settings.engine_spec(config, Weights(model.path, stored), here)
         labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens
         asked = [p for task in tasks for p in task.encode([task.render({"text": s.text}) for s in tuning])]
         quiet: Callable[[int], None] = lambda _: None  # noqa: E731
@@ -199,7 +206,7 @@ def compare(
     pool: Pool,
     logs: Path,
     ahead: ThreadPoolExecutor,
-    model: models.Model,
+    model: Model,
     task: Task,
 ) -> None:
     here = hardware.detect()
@@ -216,14 +223,14 @@ def compare(
             print(f"{name:<13} not served here: {reason}", flush=True)
             continue
         made[name] = ahead.submit(
-            quantize, model, scheme, settings[name], lambda: calibration, logs / f"{name}.log", lambda _: None
+            make_checkpoint, model, scheme, settings[name], lambda: calibration, logs / f"{name}.log", lambda _: None
         )
     wait(made.values())  # an engine sizes its memory by what it finds free
     before: Any = None
     for name, future in made.items():
         try:
             checkpoint = future.result()
-            spec = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
+            spec = settings.engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here)
             quiet: Callable[[int], None] = lambda _: None  # noqa: E731
             answers, spent = pool.answer_sample(
                 spec,

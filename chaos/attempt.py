@@ -31,12 +31,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, ledger, models, storage
+from batchq import failpoint, ledger, storage
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.job.run import check_resume
-from batchq.models import Model
+from batchq.model import folder
+from batchq.model.source import Model
 from batchq.outcome import finish
 from batchq.output import parts
 from batchq.plan.committed import read_committed
@@ -96,7 +97,7 @@ def attempt(order: Order, gate: Barrier | None, gate_at: str) -> None:
     faulthandler.dump_traceback_later(DIES_S - 10)
     os.environ.update(order.env)
     _skew(order.skew_s)
-    models.open_tokenizer = functools.cache(models.open_tokenizer)  # the fork's parent has opened it already
+    folder.open_tokenizer = functools.cache(folder.open_tokenizer)  # the fork's parent has opened it already
     if gate is not None:
         _hold(gate, gate_at)
     counted: Counter[str] = Counter()

@@ -11,8 +11,8 @@ import pandas  # noqa: F401 - pyarrow imports it for to_pylist
 import pyarrow.parquet  # noqa: F401
 import smart_open.compression  # noqa: F401 - reading a compressed input takes it
 
-from batchq import models
+from batchq.model import folder
 
-models.open_tokenizer = functools.cache(models.open_tokenizer)
-if folder := os.environ.get("CHAOS_MODEL"):
-    models.open_tokenizer(folder, False)  # as a worker calls it
+folder.open_tokenizer = functools.cache(folder.open_tokenizer)
+if model := os.environ.get("CHAOS_MODEL"):
+    folder.open_tokenizer(model, False)  # as a worker calls it

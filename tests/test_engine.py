@@ -17,12 +17,14 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import hardware, models, pool
+from batchq import pool
 from batchq.cli import compose, main
 from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec, Sampling
 from batchq.errors import ConfigError, EngineError, RowError
-from batchq.hardware import Gpu, Hardware
+from batchq.machine import hardware
+from batchq.machine.hardware import Gpu, Hardware
+from batchq.model.folder import open_tokenizer
 from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 
@@ -228,7 +230,7 @@ def test_a_row_that_kills_vllms_process_is_found(
     made = rows_of(10)
     made[4]["text"] = "~"
     write_jsonl(project / "rows.jsonl", made)
-    (token,) = models.open_tokenizer(str(compose(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
+    (token,) = open_tokenizer(str(compose(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
     monkeypatch.setenv("BATCHQ_TEST_KILL_TOKEN", str(token))
     faulty = "+engine.options.worker_extension_cls=tests.faulty_vllm.Faulty"
     assert main(["job=mine", *SMALL, faulty, "output.max_error_rate=0.2"]) == 0

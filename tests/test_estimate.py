@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from batchq import estimate, input, settings
+from batchq import input
 from batchq.account import Counters, ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
-from batchq.fit import Fit
-from batchq.hardware import Hardware
+from batchq.machine.hardware import Hardware, Node
+from batchq.model.tensors import Shape
 from batchq.plan import sample
 from batchq.plan.sample import Lengths
 from batchq.records import Plan, Range, Shard
+from batchq.sizing import estimate, tuned
+from batchq.sizing.fit import Fit
 from tests.conftest import rows_of, write_jsonl
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 from tests.test_read import compressed
@@ -41,7 +43,7 @@ def job(kind: TaskKind = TaskKind.classify, **cluster: int) -> Config:
 
 
 def said(config: Config, here: Hardware, draft: Plan = DRAFT, left: float = 1.0, lengths: Lengths = LENGTHS) -> str:
-    fit = Fit(FULL, here, config, (llama_8b(), LLAMA_8B))
+    fit = Fit(FULL, here, config, Shape(llama_8b(), LLAMA_8B))
     return estimate.words(config, draft, fit, Scheme.fp8, lengths, left)
 
 
@@ -60,6 +62,16 @@ def test_two_gpus_take_half_the_time_for_the_same_money() -> None:
     assert "on 1 x" in said(job(replicas=1), TWO) and "about 4:27:" in said(job(replicas=1), TWO)
 
 
+def test_a_cluster_labels_with_all_its_nodes() -> None:
+    """Four nodes of eight: 62,400 tokens/s each take 1e9 tokens in 8:21."""
+    eight = dataclasses.replace(ONE, gpus=ONE.gpus * 8)
+    four = dataclasses.replace(eight, cluster=tuple(Node(f"node-{i}", 8, (0,)) for i in range(4)))
+    words = said(job(), four)
+    assert "about 8:2" in words and "32 x NVIDIA H200" in words and re.search(r" 16\.\d\d USD ", words)
+    assert "about 33:2" in said(job(), eight) and "8 x NVIDIA H200" in said(job(), eight)
+    assert "cluster.replicas=40: there is room for 32" in said(job(replicas=40), four)
+
+
 def test_what_is_left_of_a_run_takes_its_share() -> None:
     words = said(job(), ONE, left=0.25)
     assert "about 1:06:" in words and "for what is left" in words
@@ -73,8 +85,8 @@ def test_short_rows_are_bound_by_rows() -> None:
 def test_a_cpu_has_none_until_something_ran() -> None:
     here = cpu(memory=64 * GIB)
     assert said(job(), here) == "how fast isn't known here yet: `tune` or a first run tells"
-    settings.remember(job(), DRAFT, here, settings.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
-    assert "4,000 tokens/s" in (tuned := said(job(), here)) and "as `tune` found on 2026-11-24" in tuned
+    tuned.remember(job(), DRAFT, here, tuned.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
+    assert "4,000 tokens/s" in (words := said(job(), here)) and "as `tune` found on 2026-11-24" in words
     phases = {"load": 50.0, "infer": 80.0, "idle": 20.0}
     counters = Counters(tokens=300_000, output_tokens=300)
     estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, {}, counters)], 300)

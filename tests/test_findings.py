@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from batchq import findings
 from batchq.engine import Completion
-from batchq.estimate import Reached
 from batchq.job import gate
+from batchq.machine import local_cache
 from batchq.records import Failure
-from batchq.settings import Tuned
+from batchq.sizing.estimate import Throughput
+from batchq.sizing.tuned import Tuned
 
 FORMS = {
-    "reached": lambda kept: Reached(**kept),
+    "throughput": lambda kept: Throughput(**kept),
     "tune": lambda kept: Tuned(**kept),
 }
 
@@ -31,26 +31,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_damaged_one_is_named_and_found_out_again(
     kind: str, content: str, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert findings.recall(kind, "a", FORMS[kind]) is None
+    assert local_cache.read(kind, "a", FORMS[kind]) is None
     assert not capsys.readouterr().err, "nothing was kept yet"
-    findings.place(kind, "a").parent.mkdir()
-    findings.place(kind, "a").write_text(content)
-    assert findings.recall(kind, "a", FORMS[kind]) is None
+    local_cache.path_of(kind, "a").parent.mkdir()
+    local_cache.path_of(kind, "a").write_text(content)
+    assert local_cache.read(kind, "a", FORMS[kind]) is None
     assert f"{cache}/{kind}/a.json is damaged and not used" in capsys.readouterr().err
 
 
 def test_what_is_kept_takes_the_damaged_ones_place(cache: Path) -> None:
-    findings.place("reached", "a").parent.mkdir()
-    findings.place("reached", "a").write_text("{")
-    findings.keep("reached", "a", {"rate": 2.5, "answer": 1.0, "date": "2026-11-25"})
-    assert findings.recall("reached", "a", FORMS["reached"]) == Reached(2.5, 1.0, "2026-11-25")
-    assert [p.name for p in cache.glob("reached/*")] == ["a.json"], "no temporary file stays"
+    local_cache.path_of("throughput", "a").parent.mkdir()
+    local_cache.path_of("throughput", "a").write_text("{")
+    local_cache.write("throughput", "a", {"rate": 2.5, "answer": 1.0, "date": "2026-11-25"})
+    assert local_cache.read("throughput", "a", FORMS["throughput"]) == Throughput(2.5, 1.0, "2026-11-25")
+    assert [p.name for p in cache.glob("throughput/*")] == ["a.json"], "no temporary file stays"
 
 
 def test_the_gates_answers_come_back_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
     answers = [Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5), Failure("too_long", "300 tokens")]
     gate.remember_answers("a", answers)
     assert gate.recall_answers("a") == answers
-    findings.place("gate", "a").write_text('[{"code": "too_long"}]')
+    local_cache.path_of("gate", "a").write_text('[{"code": "too_long"}]')
     assert gate.recall_answers("a") is None
     assert "gate/a.json is damaged" in capsys.readouterr().err

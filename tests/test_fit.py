@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from batchq.capacity import Memory, Tensor
 from batchq.config import ClusterConfig, Config, EngineConfig, QuantizationConfig, Scheme
 from batchq.errors import ConfigError
-from batchq.fit import Fit, require_memory
-from batchq.hardware import Hardware
-from batchq.models import Model
-from batchq.scheme import group_size
+from batchq.machine.hardware import Hardware
+from batchq.model.scheme import group_size
+from batchq.model.source import Model
+from batchq.model.tensors import Shape, Tensor
+from batchq.sizing.fit import Fit, require_memory
+from batchq.sizing.memory import Memory
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 # ---- does it fit ----
@@ -22,7 +23,7 @@ def configured(scheme: Scheme = Scheme.auto, max_model_len: int = 2048, **cluste
 
 
 def fit(hardware: Hardware, config: Config | None = None, model: Model = FULL) -> Fit:
-    return Fit(model, hardware, config or configured(), (llama_8b(), LLAMA_8B))
+    return Fit(model, hardware, config or configured(), Shape(llama_8b(), LLAMA_8B))
 
 
 def require(scheme: Scheme, hardware: Hardware, config: Config) -> Memory:
@@ -128,7 +129,7 @@ def test_a_kernel_that_wants_other_shapes_is_known_before_quantizing(scheme: Sch
     odd = [Tensor("model.layers.0.self_attn.k_proj.weight", "BF16", (192, 576))]
     here = cuda("NVIDIA H100 80GB HBM3", 9, 0)
     with pytest.raises(ConfigError, match=multiple):
-        Fit(FULL, here, configured(scheme), (odd, LLAMA_8B)).choose()
+        Fit(FULL, here, configured(scheme), Shape(odd, LLAMA_8B)).choose()
 
 
 def test_groups_divide_the_models_columns_or_are_refused() -> None:

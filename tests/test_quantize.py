@@ -1,4 +1,4 @@
-"""quantize: real checkpoints by llm-compressor, kept by content, never half made."""
+"""quantize: real checkpoints by llm-compressor, cached by content, never half made."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchq import capacity, models, quantize, storage
+from batchq import storage
 from batchq.config import ModelConfig, QuantizationConfig, Scheme
 from batchq.errors import ConfigError, QuantizeError
-from batchq.models import Model
-from batchq.quantize import Checkpoint
+from batchq.machine.cache import BUILDING
+from batchq.model.folder import is_tied, quantization_of, read_config
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
+from batchq.quantize import checkpoint
+from batchq.quantize.card import is_whole
+from batchq.quantize.checkpoint import Checkpoint, cache_of, checkpoint_key, make_checkpoint
+from batchq.quantize.process import library_versions
+from batchq.quantize.recipe import recipe_of
+from batchq.quantize.sizes import Quantization, predicted_bytes
 
 if TYPE_CHECKING:
     from tests.s3 import S3
@@ -30,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def base(tiny: Path) -> Model:
-    return models.resolve(ModelConfig(path=str(tiny)))
+    return resolve(ModelConfig(path=str(tiny)))
 
 
 def prompts(count: int = 8) -> list[list[int]]:
@@ -41,7 +49,7 @@ def prompts(count: int = 8) -> list[list[int]]:
 def make(
     base: Model, scheme: Scheme, config: QuantizationConfig, log: Path, told: list[str] | None = None
 ) -> Checkpoint:
-    return quantize.quantize(base, scheme, config, prompts, log, (told if told is not None else []).append)
+    return make_checkpoint(base, scheme, config, prompts, log, (told if told is not None else []).append)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def fp8(base: Model, shelf: QuantizationConfig, log: Path) -> Checkpoint:
 
 
 def dtypes(folder: str) -> dict[str, str]:
-    return {tensor.name: tensor.dtype for tensor in capacity.read_tensors(folder)}
+    return {tensor.name: tensor.dtype for tensor in read_tensors(folder)}
 
 
 # ---- what comes out ----
@@ -82,9 +90,9 @@ def test_int8_stores_every_linear_layer_in_a_byte_and_nothing_else(
     layers = {name for name, dtype in stored.items() if dtype == "I8"}
     assert len(layers) == 2 * 7 and all(f"{name}_scale" in stored for name in layers)
     assert stored["model.embed_tokens.weight"] == stored["model.norm.weight"] == "BF16"
-    assert models.quantization_of(models.read_config(made.path)) == "compressed-tensors int8"
-    tensors = capacity.read_tensors(base.path)
-    assert made.bytes == capacity.predicted_bytes(tensors, Scheme.int8, tied=True) < capacity.stored_bytes(tensors)
+    assert quantization_of(read_config(made.path)) == "compressed-tensors int8"
+    tensors = read_tensors(base.path)
+    assert made.bytes == predicted_bytes(tensors, Quantization(Scheme.int8), tied=True) < stored_bytes(tensors)
     assert any("layer 2 of 2" in line for line in told)
     assert "SmoothQuant" in log.read_text() or "Smoothing" in log.read_text()
 
@@ -105,13 +113,13 @@ def test_int8_answers_as_the_model_does(base: Model, int8: tuple[Checkpoint, lis
 
 def test_fp8_needs_no_prompts(base: Model, fp8: Checkpoint, shelf: QuantizationConfig, log: Path) -> None:
     assert sum(dtype == "F8_E4M3" for dtype in dtypes(fp8.path).values()) == 2 * 7
-    assert models.quantization_of(models.read_config(fp8.path)) == "compressed-tensors fp8"
-    assert fp8.bytes == capacity.predicted_bytes(capacity.read_tensors(base.path), Scheme.fp8, tied=True)
+    assert quantization_of(read_config(fp8.path)) == "compressed-tensors fp8"
+    assert fp8.bytes == predicted_bytes(read_tensors(base.path), Quantization(Scheme.fp8), tied=True)
 
     def never() -> list[list[int]]:
         raise AssertionError("asked for prompts")
 
-    assert quantize.quantize(base, Scheme.fp8, shelf, never, log, print).cached
+    assert make_checkpoint(base, Scheme.fp8, shelf, never, log, print).cached
 
 
 @pytest.mark.parametrize(
@@ -130,11 +138,10 @@ def test_a_scheme_is_made_and_weighs_what_was_predicted(
     base: Model, shelf: QuantizationConfig, log: Path, scheme: Scheme
 ) -> None:
     made = make(base, scheme, shelf, log)
-    tensors = capacity.read_tensors(base.path)
-    group = capacity.group_of(scheme, tensors, shelf.ignore, None)
-    predicted = capacity.predicted_bytes(tensors, scheme, tied=True, group=group)
+    tensors = read_tensors(base.path)
+    predicted = predicted_bytes(tensors, Quantization.of(scheme, tensors, shelf.ignore), tied=True)
     assert predicted == pytest.approx(made.bytes, rel=0.02)
-    assert made.bytes < capacity.stored_bytes(tensors) or scheme is Scheme.sparse24
+    assert made.bytes < stored_bytes(tensors) or scheme is Scheme.sparse24
 
 
 def test_pruning_leaves_two_of_four(base: Model, shelf: QuantizationConfig, log: Path) -> None:
@@ -144,15 +151,15 @@ def test_pruning_leaves_two_of_four(base: Model, shelf: QuantizationConfig, log:
     with safe_open(Path(made.path) / "model.safetensors", "pt") as file:
         weights = file.get_tensor("model.layers.0.mlp.down_proj.weight")
     assert ((weights.reshape(-1, 4) != 0).sum(1) <= 2).all()
-    assert models.quantization_of(models.read_config(made.path)) is None  # vLLM refuses what says that it is sparse
+    assert quantization_of(read_config(made.path)) is None  # vLLM refuses what says that it is sparse
 
 
 def test_a_checkpoint_is_a_model_with_the_bases_own_tokenizer(base: Model, fp8: Checkpoint) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (Path(fp8.path) / name).read_bytes() == (Path(base.path) / name).read_bytes()
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in Path(fp8.path).iterdir())
-    served = models.resolve(ModelConfig(path=fp8.path))
-    assert served.quantized and capacity.is_tied(models.read_config(fp8.path))
+    served = resolve(ModelConfig(path=fp8.path))
+    assert served.quantized and is_tied(read_config(fp8.path))
 
 
 def test_the_card_tells_what_it_is(base: Model, int8: tuple[Checkpoint, list[str]]) -> None:
@@ -171,26 +178,26 @@ def test_the_card_tells_what_it_is(base: Model, int8: tuple[Checkpoint, list[str
 
 
 def test_none_is_the_model_itself(base: Model, shelf: QuantizationConfig, log: Path) -> None:
-    made = quantize.quantize(base, Scheme.none, shelf, list, log, print)
+    made = make_checkpoint(base, Scheme.none, shelf, list, log, print)
     assert (made.path, made.key, made.cached) == (base.path, base.digest, True)
     tuned = Model(base.path, "tuned", base.digest, "gptq")
-    assert quantize.quantize(tuned, Scheme.int8, shelf, list, log, print).path == base.path
+    assert make_checkpoint(tuned, Scheme.int8, shelf, list, log, print).path == base.path
 
 
 # ---- the key ----
 
 
 def test_the_key_follows_all_that_decides_the_checkpoint(base: Model) -> None:
-    recipe, versions = quantize.recipe(Scheme.int8, QuantizationConfig()), quantize.library_versions(None)
-    same = [quantize.checkpoint_key(base, recipe, prompts(), versions) for _ in range(2)]
+    recipe, versions = recipe_of(Scheme.int8, QuantizationConfig()), library_versions(None)
+    same = [checkpoint_key(base, recipe, prompts(), versions) for _ in range(2)]
     moved = Model("/elsewhere", "other name", base.digest, None)
-    assert quantize.checkpoint_key(moved, recipe, prompts(), versions) == same[0] == same[1]
+    assert checkpoint_key(moved, recipe, prompts(), versions) == same[0] == same[1]
     others = [
-        quantize.checkpoint_key(Model(base.path, base.name, "1" * 64, None), recipe, prompts(), versions),
-        quantize.checkpoint_key(base, recipe, prompts()[:-1], versions),
-        quantize.checkpoint_key(base, recipe, prompts(), {**versions, "llmcompressor": "9"}),
+        checkpoint_key(Model(base.path, base.name, "1" * 64, None), recipe, prompts(), versions),
+        checkpoint_key(base, recipe, prompts()[:-1], versions),
+        checkpoint_key(base, recipe, prompts(), {**versions, "llmcompressor": "9"}),
         *(
-            quantize.checkpoint_key(base, quantize.recipe(scheme, config), prompts(), versions)
+            checkpoint_key(base, recipe_of(scheme, config), prompts(), versions)
             for scheme, config in [
                 (Scheme.int8, QuantizationConfig(smoothing=0.5)),
                 (Scheme.int8, QuantizationConfig(seed=1)),
@@ -204,8 +211,8 @@ def test_the_key_follows_all_that_decides_the_checkpoint(base: Model) -> None:
 
 def test_the_default_cache_follows_batchq_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHQ_CACHE", str(tmp_path))
-    assert quantize.cache_of(QuantizationConfig()) == str(tmp_path / "checkpoints")
-    assert quantize.cache_of(QuantizationConfig(cache="s3://bucket/x/")) == "s3://bucket/x"
+    assert cache_of(QuantizationConfig()) == str(tmp_path / "checkpoints")
+    assert cache_of(QuantizationConfig(cache="s3://bucket/x/")) == "s3://bucket/x"
 
 
 # ---- the cache on disk ----
@@ -223,7 +230,7 @@ def test_a_second_time_is_found_and_nothing_runs(
 @pytest.mark.parametrize("damage", ["no card", "half a card", "short", "flipped", "missing"])
 def test_damage_is_noticed(fp8: Checkpoint, tmp_path: Path, damage: str) -> None:
     folder = Path(shutil.copytree(fp8.path, tmp_path / "copy"))
-    assert quantize.is_whole(folder)
+    assert is_whole(folder)
     weights, card = folder / "model.safetensors", folder / "batchq.json"
     match damage:
         case "no card":
@@ -238,7 +245,7 @@ def test_damage_is_noticed(fp8: Checkpoint, tmp_path: Path, damage: str) -> None
             weights.write_bytes(whole)
         case "missing":
             (folder / "tokenizer.json").unlink()
-    assert not quantize.is_whole(folder)
+    assert not is_whole(folder)
 
 
 def test_a_damaged_checkpoint_is_made_again_and_that_is_said(
@@ -249,7 +256,7 @@ def test_a_damaged_checkpoint_is_made_again_and_that_is_said(
     os.truncate(folder / "model.safetensors", 1000)
     told: list[str] = []
     made = make(base, Scheme.fp8, spoiled, log, told)
-    assert not made.cached and Path(made.path) == folder and quantize.is_whole(folder)
+    assert not made.cached and Path(made.path) == folder and is_whole(folder)
     assert any("damaged" in line for line in told)
 
 
@@ -269,7 +276,7 @@ def test_a_checkpoint_in_an_object_store_serves_every_machine(
         return make(base, Scheme.fp8, config, log, told)
 
     first = on_machine("first")
-    assert not first.cached and quantize.is_whole(Path(first.path))
+    assert not first.cached and is_whole(Path(first.path))
     assert on_machine("first").cached
     second = on_machine("second")
     assert second.cached and second.path != first.path and second.bytes == first.bytes
@@ -304,7 +311,7 @@ def test_the_build_that_was_committed_first_is_served_by_all(
             (folder / "batchq.json").write_text(json.dumps({**card, "note": note}))
 
         monkeypatch.setenv("BATCHQ_CACHE", str(tmp_path / note))
-        return quantize._keep_in_store(cache, key, fill, print)
+        return checkpoint._in_store(cache, key, fill, print)
 
     folder, _ = build("slow", meanwhile="quick")
     assert folder.is_relative_to(tmp_path / "slow")
@@ -340,13 +347,13 @@ def test_a_failure_is_one_line_and_the_log_has_the_rest(tiny: Path, tmp_path: Pa
     folder = Path(shutil.copytree(tiny, tmp_path / "odd"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
-    odd = models.resolve(ModelConfig(path=str(folder)))
+    odd = resolve(ModelConfig(path=str(folder)))
     cache = tmp_path / "cache"
     with pytest.raises(QuantizeError, match="unheard_of") as failed:
         make(odd, Scheme.fp8, QuantizationConfig(cache=str(cache)), log)
     assert str(log) in str(failed.value) and "\n" not in str(failed.value)
     assert "Traceback" in log.read_text()
-    assert not [path for path in cache.rglob("*") if path.name != models.BUILDING and path.suffix != ".lock"]
+    assert not [path for path in cache.rglob("*") if path.name != BUILDING and path.suffix != ".lock"]
 
 
 def test_a_killed_process_is_said_and_leaves_nothing(base: Model, tmp_path: Path, log: Path) -> None:
@@ -359,12 +366,13 @@ def test_a_killed_process_is_said_and_leaves_nothing(base: Model, tmp_path: Path
 
 DRIVER = """
 import sys
-from batchq import models, quantize
-from batchq.config import ModelConfig, QuantizationConfig, Scheme
 from pathlib import Path
-base, out = models.resolve(ModelConfig(path=sys.argv[1])), Path(sys.argv[2])
+from batchq.config import ModelConfig, QuantizationConfig, Scheme
+from batchq.model.source import resolve
+from batchq.quantize.checkpoint import make_checkpoint
+base, out = resolve(ModelConfig(path=sys.argv[1])), Path(sys.argv[2])
 config = QuantizationConfig(cache=str(out), python=sys.argv[3])
-made = quantize.quantize(base, Scheme.fp8, config, list, out / "log", lambda text: print(text, flush=True))
+made = make_checkpoint(base, Scheme.fp8, config, list, out / "log", lambda text: print(text, flush=True))
 print(made.path, "found" if made.cached else "made")
 """
 
@@ -396,10 +404,10 @@ def test_two_at_once_build_once_after_kills_at_every_step(base: Model, tmp_path:
             assert process.stdout
             assert any(step in line for line in process.stdout)
             process.send_signal(signal.SIGKILL)
-        assert not [card for card in cache.glob("*/batchq.json") if quantize.is_whole(card.parent)]
+        assert not [card for card in cache.glob("*/batchq.json") if is_whole(card.parent)]
     said = [process.communicate()[0] for process in [driver(base, cache), driver(base, cache)]]
     (one, how), (other, how_else) = (text.splitlines()[-1].split() for text in said)
-    assert one == other and quantize.is_whole(Path(one))
+    assert one == other and is_whole(Path(one))
     assert {how, how_else} == {"made", "found"}
     assert [p.parent for p in cache.rglob("*.safetensors")] == [Path(one)], "nothing of the killed is left"
 
@@ -408,4 +416,4 @@ def test_int8_without_prompts_is_refused(base: Model, tmp_path: Path, log: Path)
     config = QuantizationConfig(cache=str(tmp_path))
     for none in ([], [[], []]):
         with pytest.raises(ConfigError, match="prompts to calibrate on"):
-            quantize.quantize(base, Scheme.int8, config, lambda none=none: none, log, print)
+            make_checkpoint(base, Scheme.int8, config, lambda none=none: none, log, print)

@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models, storage
+from batchq import storage
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, NotFound
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
 from batchq.worker import reuse
@@ -43,7 +45,7 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def token(text: str, tiny: Path) -> int:
-    (found,) = models.open_tokenizer(tiny).encode(text, add_special_tokens=False)
+    (found,) = open_tokenizer(tiny).encode(text, add_special_tokens=False)
     return int(found)
 
 
@@ -130,7 +132,7 @@ def test_a_resume_is_refused_when_the_old_output_is_gone(
     first = compose()
     asyncio.run(labelled(first, planned(first)))
     config = compose("output.path=again", "output.reuse=out")
-    digest = models.resolve(config.model).digest
+    digest = resolve(config.model).digest
     store_plan(make_plan(config, digest, Scheme.none, digest), str(project / "again"))
     shutil.rmtree(project / "out")
     assert main(AGAIN) == 2

@@ -4,6 +4,7 @@ its top."""
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -13,10 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = [
-    *("__main__", "cli", "doctor", "describe", "preview", "verify", "job", "outcome", "report", "budget", "estimate"),
-    *("settings", "verdict", "ledger", "quantize", "plan", "forecast", "shapes", "fit", "capacity", "pool"),
-    *("worker", "vllm_engine", "fake_engine", "output", "input", "task"),
-    *("engine", "findings", "models", "scheme", "hardware", "account", "progress"),
+    *("__main__", "cli", "doctor", "describe", "preview", "verify", "job", "outcome", "report", "budget"),
+    *("pool", "worker", "vllm_engine", "fake_engine", "sizing", "ledger", "verdict", "quantize", "plan"),
+    *("output", "input", "task", "engine", "model", "machine", "account", "progress"),
     *("storage", "config", "records", "failpoint", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
@@ -24,7 +24,7 @@ ONLY_IN = {
     "ray": {"pool"},
     "vllm": {"vllm_engine"},
     "obstore": {"storage"},
-    "llmcompressor": {"compress"},
+    "llmcompressor": {"quantize"},
     "hydra": {"cli"},
 }
 
@@ -58,14 +58,28 @@ def unguarded(tree: ast.Module) -> ast.Module:
 
 def test_every_module_is_a_room_and_imports_only_lower_ones() -> None:
     found = modules()
-    assert set(found) - {"compress"} == set(ROOMS)
+    assert set(found) == set(ROOMS)
     for name, tree in found.items():
         ours = {n.split(".")[1] for n in imported(tree) if n.startswith("batchq.")} & set(ROOMS)
-        if name == "compress":
-            assert not ours, "compress.py runs in interpreters without batchq"
-            continue
         above = {o for o in ours if ROOMS.index(o) <= ROOMS.index(name)} - {name}
         assert not above, f"{name} imports {above}, which stand above it"
+
+
+def test_what_runs_in_interpreters_without_batchq_imports_nothing_of_it() -> None:
+    tree = ast.parse((ROOT / "batchq/quantize/compress.py").read_text())
+    assert not {name for name in imported(tree) if name.split(".")[0] == "batchq"}
+
+
+def test_what_is_sized_and_planned_never_looks_at_the_machine_that_the_driver_runs_on() -> None:
+    """What is planned and sized is for the cluster's hardware, which is handed on."""
+    for room in ("sizing", "model", "plan"):
+        assert not re.search(r"\bdetect\(", source(room))
+
+
+def source(room: str) -> str:
+    """A room's code as text."""
+    paths = [ROOT / f"batchq/{room}.py", *(ROOT / "batchq" / room).rglob("*.py")]
+    return "\n".join(path.read_text() for path in paths if path.is_file())
 
 
 def test_modules_in_a_folder_import_each_other_in_one_direction() -> None:

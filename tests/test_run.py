@@ -21,18 +21,19 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models
 from batchq.cli import compose as compose_job
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import Stopped
-from batchq.hardware import Gpu, Hardware
 from batchq.job.label import work_of
 from batchq.job.served import served_on
+from batchq.machine.hardware import Gpu, Hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.output import lease
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
-from batchq.quantize import Checkpoint
+from batchq.quantize.checkpoint import Checkpoint
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 from tests.s3 import S3
 from tests.test_worker import labelled
@@ -231,7 +232,7 @@ def test_a_row_that_kills_a_preempted_replica_and_a_second_submission(project: P
     made = rows_of(300)
     made[290]["text"] = "~"
     write_jsonl(project / "rows.jsonl", made)
-    (token,) = models.open_tokenizer(str(compose_job(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
+    (token,) = open_tokenizer(str(compose_job(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
     faults = [f"+engine.options.die_token={token}", "+engine.options.tokens_per_s=4000", "engine.in_flight=8"]
     options = [*faults, "cluster.replicas=2", "output.rows_per_shard=30"]
     first = start(project, *options)
@@ -281,7 +282,7 @@ def test_a_newcomer_goes_on_with_the_plan_that_was_made_while_it_waited(
     write_jsonl(project / "rows.jsonl", rows_of(30))
     asked = ["quantization.scheme=int8_rtn", "gate.fallback=[none]", f"+engine.options.asked={project / 'asked'}"]
     made = compose(*asked, "output.path=made")
-    model = models.resolve(made.model)
+    model = resolve(made.model)
     fixed = store_plan(make_plan(made, model.digest, Scheme.none, model.digest), str(project / "made"))
     (project / "made/data").mkdir()
     if finished:
@@ -428,7 +429,7 @@ def test_what_decoding_reads_is_known_where_text_is_generated(
     text = ["task.kind=generate", "task.labels=[]", "task.gold=null", "task.prompt='{{ text }}'"]
     limits = ["engine.max_num_seqs=100", "engine.in_flight=64", f"quantization.kv_cache={cache}"]
     config = compose(*limits, *(text if kind == "generate" else []), engine="vllm")
-    model, fixed = models.resolve(config.model), make_plan(config, "model", Scheme.none, "model")
+    model, fixed = resolve(config.model), make_plan(config, "model", Scheme.none, "model")
     gpu = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, (9, 0), "580")
     here = Hardware((gpu,), (0,), "Xeon", frozenset(), 64 << 30)
     served = served_on(config, here, fixed, model, Checkpoint(model.path, "model", 1 << 20, 0.0, True))

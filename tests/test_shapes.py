@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from batchq import capacity, models, quantize
 from batchq.config import ModelConfig, QuantizationConfig, Scheme
-from benchmarks import shapes
+from batchq.model.folder import read_config
+from batchq.model.source import resolve
+from batchq.model.tensors import read_tensors, stored_bytes
+from batchq.quantize.checkpoint import make_checkpoint
+from batchq.quantize.sizes import Quantization, predicted_bytes
+from benchmarks import case, shapes
 
 PROMPTS = [list(range(3 + n, 43 + n)) for n in range(4)]
 
@@ -25,13 +29,13 @@ def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_quantized_form_is_the_one_that_llm_compressor_stores(
     plain: Path, tiny: Path, tmp_path: Path, scheme: Scheme
 ) -> None:
-    base, config = models.resolve(ModelConfig(path=str(plain))), QuantizationConfig(cache=str(tmp_path / "cache"))
-    made = quantize.quantize(base, scheme, config, lambda: PROMPTS, tmp_path / "log", lambda _: None)
+    base, config = resolve(ModelConfig(path=str(plain))), QuantizationConfig(cache=str(tmp_path / "cache"))
+    made = make_checkpoint(base, scheme, config, lambda: PROMPTS, tmp_path / "log", lambda _: None)
     shapes.write("tiny", tmp_path / "random", scheme, tokenizer=tiny)
-    random = models.resolve(ModelConfig(path=str(tmp_path / "random")))
-    stored, written = (capacity.read_tensors(path) for path in (made.path, random.path))
+    random = resolve(ModelConfig(path=str(tmp_path / "random")))
+    stored, written = (read_tensors(path) for path in (made.path, random.path))
     assert sorted(written, key=str) == sorted(stored, key=str)
-    theirs, ours = (models.read_config(path)["quantization_config"] for path in (made.path, random.path))
+    theirs, ours = (read_config(path)["quantization_config"] for path in (made.path, random.path))
     assert ours["ignore"] == theirs["ignore"] == ["lm_head"]
     group, wanted = ours["config_groups"]["group_0"], theirs["config_groups"]["group_0"]
     for side in ("weights", "input_activations"):
@@ -58,10 +62,10 @@ def test_the_numbers_are_those_of_a_matrix(tiny: Path, tmp_path: Path) -> None:
 def test_a_hole_is_planned_as_a_checkpoint_and_takes_no_room(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "70b"
     size = shapes.write("70b", folder, sparse=True, tokenizer=tiny)
-    assert size == capacity.stored_bytes(capacity.read_tensors(folder)) == pytest.approx(141.1e9, abs=0.1e9)
+    assert size == stored_bytes(read_tensors(folder)) == pytest.approx(141.1e9, abs=0.1e9)
     on_disk = int(subprocess.run(["du", "-s", "-B1", folder], capture_output=True, check=True).stdout.split()[0])
     assert on_disk < 10e6
-    first = models.resolve(ModelConfig(path=str(folder)))  # at once: nothing is hashed
+    first = resolve(ModelConfig(path=str(folder)))  # at once: nothing is hashed
     assert first.quantized is None and len(first.digest) == 64
 
 
@@ -72,8 +76,14 @@ def test_experts_are_written_in_as_many_bytes_as_plan_says(tiny: Path, tmp_path:
     for scheme, gigabytes in ((Scheme.none, 215.5), (Scheme.w4a16, 58.6), (Scheme.fp8, 109.9)):
         size = shapes.write("scout", tmp_path / scheme.value, scheme, sparse=True, tokenizer=tiny)
         assert size / 1e9 == pytest.approx(gigabytes, abs=0.1)
-        group = capacity.group_of(scheme, tensors, capacity.IGNORE, None)
-        assert capacity.predicted_bytes(tensors, scheme, group=group) == pytest.approx(size, rel=0.01)
-    written = models.read_config(tmp_path / "w4a16")
+        assert predicted_bytes(tensors, Quantization.of(scheme, tensors)) == pytest.approx(size, rel=0.01)
+    written = read_config(tmp_path / "w4a16")
     left = written["quantization_config"]["ignore"]
     assert len(left) == 49 and {name.rpartition(".")[2] for name in left} == {"lm_head", "router"}
+
+
+@pytest.mark.parametrize("name", ["scout", "maverick"])
+def test_mfu_counts_of_a_mixture_the_experts_that_a_token_is_routed_to(name: str, tiny: Path, tmp_path: Path) -> None:
+    """17B active parameters, as published, less the embedding and the head, 2 x 1.03B; 102B and 394B are stored."""
+    shapes.write(name, tmp_path, sparse=True, tokenizer=tiny)
+    assert case.multiplied(tmp_path) / 1e9 == pytest.approx(15.1, abs=0.1)

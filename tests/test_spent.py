@@ -15,10 +15,10 @@ from batchq import ledger
 from batchq.account import RunAccount
 from batchq.cli import main
 from batchq.config import Config, Scheme
-from batchq.hardware import Gpu, Hardware
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import open_session
-from batchq.models import resolve
+from batchq.machine.hardware import Gpu, Hardware
+from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
 from tests.conftest import rows_of, wait_for, write_jsonl
 

@@ -11,7 +11,7 @@ import pytest
 from batchq.config import TaskConfig, TaskKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, RowError
-from batchq.models import open_tokenizer
+from batchq.model.folder import open_tokenizer
 from batchq.task import Task
 
 

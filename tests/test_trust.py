@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from batchq import capacity, hardware, models
 from batchq.config import TRUST, Config, ModelConfig, check
 from batchq.errors import ConfigError, ModelError
+from batchq.machine import hardware
+from batchq.model.source import resolve
+from batchq.sizing.settings import Weights, engine_spec
 from tests.conftest import rows_of, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -81,11 +83,11 @@ def test_two_yeses_reach_the_engine(own: Path, compose: Callable[..., Config], m
 
     from batchq.vllm_engine import _arguments
 
-    plain = capacity.engine_spec(compose(engine="vllm"), str(own), 0, hardware.detect())
+    plain = engine_spec(compose(engine="vllm"), Weights(str(own), 0), hardware.detect())
     assert _arguments(plain, AsyncEngineArgs)["trust_remote_code"] is False
     monkeypatch.setenv(TRUST, str(own))
     config = compose(f"model.path={own}", "model.trust_remote_code=true", engine="vllm")
-    spec = capacity.engine_spec(config, str(own), 0, hardware.detect())
+    spec = engine_spec(config, Weights(str(own), 0), hardware.detect())
     assert _arguments(spec, AsyncEngineArgs)["trust_remote_code"] is True
     monkeypatch.setenv(TRUST, f"hf://a/b@{COMMIT}")
     config.model = ModelConfig("hf://a/b", COMMIT, trust_remote_code=True)
@@ -94,11 +96,11 @@ def test_two_yeses_reach_the_engine(own: Path, compose: Callable[..., Config], m
 
 def test_code_is_part_of_what_a_model_is(own: Path) -> None:
     trusting = ModelConfig(str(own), trust_remote_code=True)
-    plain, before = models.resolve(ModelConfig(str(own))), models.resolve(trusting)
+    plain, before = resolve(ModelConfig(str(own))), resolve(trusting)
     assert (plain.trusted, before.trusted) == (False, True)
     (own / "tokenization_mine.py").write_text(CODE + "# another\n")
-    assert models.resolve(trusting).digest != before.digest != plain.digest
-    assert models.resolve(ModelConfig(str(own))).digest == plain.digest, "code that isn't run decides nothing"
+    assert resolve(trusting).digest != before.digest != plain.digest
+    assert resolve(ModelConfig(str(own))).digest == plain.digest, "code that isn't run decides nothing"
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -107,7 +109,7 @@ def test_code_from_a_third_place_is_refused(name: str, own: Path) -> None:
     settings["auto_map"] = {"AutoConfig": "some-one/else--configuration.Theirs"}
     (own / name).write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="its code comes from some-one/else, which isn't pinned"):
-        models.resolve(ModelConfig(str(own), trust_remote_code=True))
+        resolve(ModelConfig(str(own), trust_remote_code=True))
 
 
 def test_it_runs_where_it_is_trusted_and_nowhere_else(own: Path, project: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models, storage
+from batchq import storage
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
+from batchq.model.folder import open_tokenizer
 from batchq.output import marks, receipts
 from batchq.output.marks import Mark, Search
 from batchq.plan.committed import read_committed
@@ -337,7 +338,7 @@ def test_limit_takes_the_first_rows(compose: Callable[..., Config], project: Pat
 
 def token_of(config: Config, text: str) -> int:
     """The id of a character that only one row holds."""
-    (token,) = models.open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
+    (token,) = open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
     return int(token)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchq.shapes import tensors_of
+from batchq.sizing.shapes import tensors_of
 from benchmarks.shapes import LLAMA, TINY
 
 LABELS = ("positive", "neutral", "negative")

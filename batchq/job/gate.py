@@ -6,18 +6,24 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from batchq import __version__, capacity, findings, models, quantize
+from batchq import __version__
 from batchq.config import Config, EngineKind, KvCache, ModelConfig, Scheme
 from batchq.engine import Completion, EngineSpec
 from batchq.errors import ConfigError, GateRefused
-from batchq.fit import Fit
 from batchq.job.served import Served
 from batchq.job.session import Session
-from batchq.models import Model
+from batchq.machine import local_cache
+from batchq.machine.digests import digest_of
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample
 from batchq.pool import SampleRequest
+from batchq.quantize.checkpoint import read_verdict, write_verdict
 from batchq.records import Failure, Plan
-from batchq.settings import engine_version
+from batchq.sizing.fit import Fit
+from batchq.sizing.settings import Weights, engine_spec, in_flight
+from batchq.sizing.tuned import engine_version
 from batchq.task import Task
 from batchq.verdict import Verdict, judge, verdict_from_json
 
@@ -42,7 +48,7 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
             raise GateRefused(f"gate.strict: {baseline.name} doesn't fit here unquantized, so nothing can be compared")
         session.progress.step(f"gate: {baseline.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
-    tokenizer = models.open_tokenizer(model.path, model.trusted)
+    tokenizer = open_tokenizer(model.path, model.trusted)
     task = Task(config.task, tokenizer, draft.columns, config.model.chat_template)
     asked = sample.judging(config, draft, task)
     if warning := sample.unknown_gold_warning(config, asked.golds):
@@ -50,32 +56,32 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
     sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
     request = [dataclasses.asdict(sampling), asked.prompts, config.engine.max_model_len, config.engine.kind.value]
     # Another batchq may compute otherwise: with vLLM's norms instead of torch's 0.734 of the demo's rows became 0.713.
-    key = models.digest_of([baseline.digest, request, engine_version(), __version__])
+    key = digest_of([baseline.digest, request, engine_version(), __version__])
     terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]
-    case = models.digest_of([key, checkpoint.key, asked.golds, config.quantization.kv_cache.value, terms])
-    if cached := quantize.read_verdict(checkpoint, case, config.quantization):
+    case = digest_of([key, checkpoint.key, asked.golds, config.quantization.kv_cache.value, terms])
+    if cached := read_verdict(checkpoint, case, config.quantization):
         return verdict_from_json(cached)
 
     def ask(name: str, spec: EngineSpec, keep: bool) -> list[Completion | Failure]:
-        in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
-        request = SampleRequest(asked.prompts, sampling, in_flight, log=f"gate-{name}.log", stay_up=keep)
+        log = f"gate-{name}.log"
+        request = SampleRequest(asked.prompts, sampling, in_flight(config, spec), log=log, stay_up=keep)
         return _ask(session, name, spec, request)
 
     before = recall_answers(key)
     if before is None:
-        size = capacity.stored_bytes(capacity.read_tensors(baseline.path))
-        before = ask("baseline", capacity.engine_spec(unquantized, baseline.path, size, session.hardware), keep=False)
+        weights = Weights(baseline.path, stored_bytes(read_tensors(baseline.path)))
+        before = ask("baseline", engine_spec(unquantized, weights, session.hardware), keep=False)
         remember_answers(key, before)
-    after = ask(scheme.value, served.engine, keep=True)  # it may go on to label
+    after = ask(scheme.value, served.settings.engine, keep=True)  # it may go on to label
     verdict = judge(scheme.value, asked, before, after, config.task.labels, settings)
-    quantize.write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
+    write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
 
 
 def find_baseline(config: Config, model: Model) -> Model | None:
     """The unquantized model that the gate compares with; None for a quantized one whose baseline isn't named."""
     if config.gate.baseline is not None:
-        named = models.resolve(ModelConfig(path=config.gate.baseline))
+        named = resolve(ModelConfig(path=config.gate.baseline))
         if named.quantized:
             raise ConfigError(f"gate.baseline={config.gate.baseline}: is quantized itself ({named.quantized})")
         return named
@@ -106,12 +112,12 @@ def remember_answers(key: str, answers: Sequence[Completion | Failure]) -> None:
         dataclasses.asdict(dataclasses.replace(a, text="")) if isinstance(a, Completion) else dataclasses.asdict(a)
         for a in answers
     ]
-    findings.keep("gate", key, stored)
+    local_cache.write("gate", key, stored)
 
 
 def recall_answers(key: str) -> list[Completion | Failure] | None:
     """What `remember_answers` kept under this key, if anything."""
-    return findings.recall("gate", key, _answers)
+    return local_cache.read("gate", key, _answers)
 
 
 def _answers(stored: list[dict[str, Any]]) -> list[Completion | Failure]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from batchq import capacity, estimate, forecast, progress
+from batchq import progress
 from batchq.budget import Budget
 from batchq.config import Config, EngineKind, TaskKind, Unreadable
 from batchq.errors import BatchqError, Stopped
-from batchq.fit import Fit
-from batchq.hardware import Hardware
 from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.job.share import Share
 from batchq.ledger import Work
+from batchq.machine.hardware import Hardware
+from batchq.model import kv_cache
+from batchq.model.tensors import linear_parameters
 from batchq.plan import sample
 from batchq.plan.committed import Committed, read_committed
 from batchq.pool import PoolSnapshot
+from batchq.quantize.sizes import linear_bytes
 from batchq.records import Plan
+from batchq.sizing import estimate
+from batchq.sizing.fit import Fit
+from batchq.sizing.peaks import bandwidth, peak
 from batchq.worker.spec import WorkerSpec
 
 
@@ -113,10 +118,10 @@ def worker_spec(session: Session, plan: Plan, served: Served) -> WorkerSpec:
     return WorkerSpec(
         plan=dataclasses.replace(plan, shards=()),
         task=config.task,
-        engine=served.engine,
+        engine=served.settings.engine,
         output=session.output,
         chat_template=config.model.chat_template,
-        in_flight=served.in_flight,
+        in_flight=served.settings.in_flight,
         spill_seconds=config.cluster.spill_seconds,
         stall_seconds=config.engine.stall_timeout_s,
         quarantine=config.input.unreadable is Unreadable.quarantine,
@@ -129,16 +134,16 @@ def work_of(config: Config, there: Hardware, served: Served) -> Work:
     model = served.model
     if config.engine.kind is not EngineKind.vllm or model.quantized:
         return Work()
-    fit, scheme, engine = Fit(model, there, config), served.scheme, served.engine
+    fit, scheme, engine = Fit(model, there, config), served.scheme, served.settings.engine
     work = Work(
-        flop_per_token=2.0 * capacity.linear_parameters(fit.tensors, fit.shape),
-        peak_flops=forecast.peak(there.accelerator, scheme),
+        flop_per_token=2.0 * linear_parameters(fit.shape),
+        peak_flops=peak(there.accelerator, scheme),
     )
     if config.task.kind is TaskKind.generate and "speculative_config" not in engine.options:
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
-        weights = capacity.linear_bytes(fit.tensors, fit.shape, scheme, fit.ignore, fit.group(scheme))
+        weights = linear_bytes(fit.shape, fit.quantization(scheme))
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1
-        work.weight_bytes_per_output_token = weights / min(served.in_flight, engine.max_num_seqs)
-        work.kv_bytes_per_token = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
-        work.peak_bandwidth = forecast.bandwidth(there.accelerator)
+        work.weight_bytes_per_output_token = weights / min(served.settings.in_flight, engine.max_num_seqs)
+        work.kv_bytes_per_token = kv_cache.bytes_read(fit.shape.config, engine.max_model_len, element)
+        work.peak_bandwidth = bandwidth(there.accelerator)
     return work

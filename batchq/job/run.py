@@ -9,16 +9,15 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from batchq import models
 from batchq.budget import Budget
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, Stopped
-from batchq.fit import Choice
 from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served
 from batchq.job.session import Session, open_session
-from batchq.models import Model
+from batchq.model.scheme import LADDER
+from batchq.model.source import Model, resolve
 from batchq.outcome import Result, finish
 from batchq.output.lease import Lease
 from batchq.plan import draft
@@ -26,7 +25,7 @@ from batchq.plan.committed import Committed, read_committed, source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import KEYED, check_inputs, differing, load_plan, refuse_drift, refuse_other, store_plan
 from batchq.records import Plan
-from batchq.scheme import LADDER
+from batchq.sizing.fit import Choice
 
 MOMENT = 1.0  # seconds in which a model that is there already is found
 
@@ -155,7 +154,7 @@ def resolve_model(session: Session) -> Model:
 
     def fetch() -> None:
         try:
-            fetched.set_result(models.resolve(session.config.model))
+            fetched.set_result(resolve(session.config.model))
         except BaseException as error:  # it is raised where the model is awaited
             fetched.set_exception(error)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 
-from batchq import capacity, models, quantize
 from batchq.config import Config, EngineKind, KvCache, Scheme
 from batchq.errors import ConfigError, GateRefused
-from batchq.fit import Choice, Fit, require_memory
 from batchq.job.gate import evaluate_gate
 from batchq.job.served import Served, ensure_checkpoint, serve
 from batchq.job.session import Session, open_session
-from batchq.models import Model
+from batchq.machine.words import gib
+from batchq.model.scheme import SCHEMES
+from batchq.model.source import Model, resolve
+from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan.draft import make_plan, with_scheme
+from batchq.quantize.card import read_card
 from batchq.records import Plan
-from batchq.scheme import FACTS
+from batchq.sizing.fit import Choice, Fit, require_memory
 from batchq.verdict import Verdict
 
 
@@ -29,7 +31,7 @@ def choose_scheme(session: Session, model: Model, existing: Plan | None) -> Choi
     if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
         return Choice(Scheme.none, "the fake engine reads no weights", ())
     there = session.hardware
-    if config.quantization.kv_cache is KvCache.fp8 and (there.capability or (0, 0)) < FACTS[Scheme.fp8].since:
+    if config.quantization.kv_cache is KvCache.fp8 and (there.capability or (0, 0)) < SCHEMES[Scheme.fp8].since:
         raise ConfigError("quantization.kv_cache=fp8: takes a GPU that computes in FP8; choose auto")
     fit = Fit(model, there, config)
     choice = fit.choose()
@@ -72,15 +74,15 @@ def choose_checkpoint(
 def quantize_only(config: Config, stop: threading.Event | None = None) -> str:
     """`batchq quantize`: make the checkpoint or find it; returns lines that say where it is."""
     with open_session(config, "quantize", stop) as session:
-        model = models.resolve(config.model)
+        model = resolve(config.model)
         choice = choose_scheme(session, model, None)
         drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
         made = ensure_checkpoint(session, drafted, model, choice.scheme)
-    before, after = capacity.stored_bytes(capacity.read_tensors(model.path)), made.bytes
+    before, after = stored_bytes(read_tensors(model.path)), made.bytes
     how = "from the cache" if made.cached else f"made in {made.seconds:.0f} s"
     if choice.scheme is Scheme.none:
         how = "as it is"
-    elif peaks := quantize.read_card(made).get("peak_bytes"):
-        how += ", at most " + " and ".join(f"{capacity.gib(n)} of {where} memory" for where, n in peaks.items())
+    elif peaks := read_card(made.path).get("peak_bytes"):
+        how += ", at most " + " and ".join(f"{gib(n)} of {where} memory" for where, n in peaks.items())
     sizes = f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB"
     return f"{choice.scheme.value}: {choice.why}\n{model.name}: {sizes}, {how}\n{made.path}"

@@ -5,32 +5,29 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from batchq import capacity, models, quantize
 from batchq.account import ReplicaAccount
 from batchq.config import Config, Scheme
-from batchq.engine import EngineSpec
 from batchq.errors import Stopped
-from batchq.hardware import Hardware, detect
 from batchq.job.session import Session
-from batchq.models import Model
+from batchq.machine.cache import cache_dir
+from batchq.machine.hardware import Hardware, detect
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import Model
 from batchq.plan import sample
-from batchq.quantize import Checkpoint
+from batchq.quantize.checkpoint import Checkpoint, find_checkpoint, make_checkpoint
 from batchq.records import Plan
-from batchq.settings import Reason, settled
+from batchq.sizing.settings import Settings, Weights, resolve_settings
 from batchq.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A checkpoint and the engine that serves it, the same for the gate and for labelling, with the reasons of its
-    settings."""
+    """A checkpoint, and how the engine that serves it is started: the same for the gate and for labelling."""
 
     model: Model
     scheme: Scheme
     checkpoint: Checkpoint
-    engine: EngineSpec
-    in_flight: int  # rows handed to the engine and not yet answered
-    reasons: tuple[Reason, ...]
+    settings: Settings
 
 
 def serve(session: Session, drafted: Plan, model: Model, scheme: Scheme) -> Served:
@@ -41,10 +38,8 @@ def serve(session: Session, drafted: Plan, model: Model, scheme: Scheme) -> Serv
 
 def served_on(config: Config, hardware: Hardware, drafted: Plan, model: Model, checkpoint: Checkpoint) -> Served:
     """What serves the draft's checkpoint on such hardware."""
-    with_settings, reasons = settled(config, drafted, checkpoint.path, checkpoint.bytes, hardware)
-    engine = capacity.engine_spec(with_settings, checkpoint.path, checkpoint.bytes, hardware)
-    in_flight = config.engine.in_flight or 2 * engine.max_num_seqs
-    return Served(model, Scheme(drafted.quantization), checkpoint, engine, in_flight, tuple(reasons))
+    settings = resolve_settings(config, drafted, Weights(checkpoint.path, checkpoint.bytes), hardware)
+    return Served(model, Scheme(drafted.quantization), checkpoint, settings)
 
 
 def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Scheme) -> Checkpoint:
@@ -57,11 +52,11 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
     config, progress = session.config, session.progress
     if scheme is not Scheme.none:
         progress.step(f"quantizing {model.name} to {scheme.value}, unless it is cached")
-    log = models.cache_dir() / "logs" / config.job.name / "quantize.log"
+    log = cache_dir() / "logs" / config.job.name / "quantize.log"
     began: list[float] = []  # when the work began, if there was any
 
     def prompts() -> list[list[int]]:
-        tokenizer = models.open_tokenizer(model.path, model.trusted)
+        tokenizer = open_tokenizer(model.path, model.trusted)
         task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
         return sample.calibration(config, drafted, task)
 
@@ -72,11 +67,11 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
         progress.update(words)
 
     if drafted.checkpoint and (
-        former := quantize.kept(model, drafted.checkpoint, config.quantization, progress.update)
+        former := find_checkpoint(model, drafted.checkpoint, config.quantization, progress.update)
     ):
         return former  # not calibrated again on rows that may be others by now
     try:
-        return quantize.quantize(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
+        return make_checkpoint(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
     finally:
         if began:
             driver = detect()

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from batchq import models, storage
+from batchq import storage
 from batchq.config import Config, check
 from batchq.errors import GateRefused, Stopped
-from batchq.hardware import Hardware
 from batchq.ledger import Invocation
+from batchq.machine.cache import cache_dir
+from batchq.machine.hardware import Hardware
 from batchq.pool import Pool
 from batchq.progress import Progress
 
@@ -42,7 +43,7 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     check(config)
     output = storage.normalize(config.output.path)
     invocation, progress = Invocation(output, config.job.name, verb), Progress()
-    with Pool(config.cluster, config.engine, models.cache_dir() / "logs" / config.job.name) as pool:
+    with Pool(config.cluster, config.engine, cache_dir() / "logs" / config.job.name) as pool:
         try:
             yield Session(config, output, pool, invocation, stop or threading.Event(), progress)
         except BaseException as error:

@@ -10,34 +10,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from batchq import capacity, models, settings
 from batchq.config import Config, EngineKind
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
-from batchq.hardware import Hardware
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import Session, open_session
+from batchq.machine.hardware import Hardware
+from batchq.model.folder import open_tokenizer
+from batchq.model.source import resolve
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Lengths
 from batchq.plan.stored import load_plan
 from batchq.pool import SampleRequest
-from batchq.quantize import Checkpoint
+from batchq.quantize.checkpoint import Checkpoint
 from batchq.records import Plan
-from batchq.settings import (
-    EAGER,
-    FIELDS,
-    ROWS,
-    SHARE,
-    STEP,
-    TIGHT_SHARE,
-    Settings,
-    Tuned,
-    configured,
-    free_share,
-    settled,
-)
+from batchq.sizing import settings, tuned
+from batchq.sizing.settings import EAGER, FIELDS, ROWS, SHARE, STEP, TIGHT_SHARE, Weights, configured, free_share
+from batchq.sizing.tuned import Arguments, Tuned
 from batchq.task import Task
 
 WARM = 8  # rows that an engine answers before it is measured
@@ -50,7 +41,7 @@ def tune_job(config: Config, stop: threading.Event) -> str:
     cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings that lose their engine have lost
     with open_session(dataclasses.replace(config, cluster=cluster), "tune", stop) as session:
         existing = load_plan(session.output)
-        model = models.resolve(config.model)
+        model = resolve(config.model)
         choice = choose_scheme(session, model, existing)
         drafted = existing or make_plan(config, model.digest, choice.scheme, checkpoint="")
         checkpoint = ensure_checkpoint(session, drafted, model, choice.scheme)
@@ -76,7 +67,8 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
     rows = _slice(config, drafted, checkpoint.path)
     untuned = dataclasses.replace(config, tune=dataclasses.replace(config.tune, use=False))
     lengths = Lengths.of(rows.prompts)
-    plain, _ = settled(untuned, drafted, checkpoint.path, checkpoint.bytes, there, lengths)
+    weights = Weights(checkpoint.path, checkpoint.bytes)
+    plain, _ = settings.choose_settings(untuned, drafted, weights, there, lengths)
     progress.step(
         f"tune: {len(rows.prompts):,} rows of {lengths.median:,} tokens in the median; "
         f"at most {config.tune.engines} engines, {config.tune.seconds:g} s each after its start"
@@ -84,8 +76,8 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
     if not there.gpus and config.cluster.address is None and (load := os.getloadavg()[0]) > BUSY * len(there.cores):
         progress.step(f"tune: this machine is busy already (load {load:.1f}), so what is found may not be the fastest")
 
-    def attempt(trial: Settings, number: int) -> float:
-        return _rate(session, plain, checkpoint, rows, trial, number)
+    def attempt(trial: Arguments, number: int) -> float:
+        return _rate(session, plain, weights, rows, trial, number)
 
     best = {name: getattr(plain.engine, name) for name in FIELDS if name not in configured(config)}
     tried = [(best, attempt(best, 0))]
@@ -102,7 +94,7 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
     if not highest:
         raise EngineError("tune: no engine ran; the lines above name their logs")
     found = Tuned(best, round(highest, 1), round(before, 1), lengths.median, f"{datetime.now(UTC):%Y-%m-%d}")
-    settings.remember(config, drafted, there, found)
+    tuned.remember(config, drafted, there, found)
     gain = f"{highest / before:.2f} times what is chosen without" if before else "the only ones that ran"
     if best == tried[0][0]:
         gain = f"what is chosen without; nothing else was faster by {MARGIN:.0%}"
@@ -113,13 +105,11 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
     )
 
 
-def _rate(session: Session, plain: Config, checkpoint: Checkpoint, rows: Slice, trial: Settings, number: int) -> float:
+def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial: Arguments, number: int) -> float:
     """Tokens of prompt and answer per second under these settings; 0 if the engine didn't run."""
     config, progress = session.config, session.progress
-    spec = capacity.engine_spec(
-        settings.with_settings(plain, trial), checkpoint.path, checkpoint.bytes, session.hardware
-    )
-    in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
+    spec = settings.engine_spec(settings.with_settings(plain, trial), weights, session.hardware)
+    in_flight = settings.in_flight(config, spec)
     request = SampleRequest(
         rows.prompts,
         rows.task.sampling,
@@ -152,7 +142,7 @@ def _rate(session: Session, plain: Config, checkpoint: Checkpoint, rows: Slice, 
 
 def _slice(config: Config, drafted: Plan, path: str) -> Slice:
     """Prompts from all over the corpus that the engine takes."""
-    tokenizer = models.open_tokenizer(path, config.model.trust_remote_code)
+    tokenizer = open_tokenizer(path, config.model.trust_remote_code)
     task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
     longest = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
@@ -177,5 +167,5 @@ def _axes(plain: Config, there: Hardware) -> list[tuple[str, list[Any]]]:
     return axes
 
 
-def _words(trial: Settings) -> str:
+def _words(trial: Arguments) -> str:
     return " · ".join(f"{name} {value:,}" if name in FIELDS else f"{name} {value}" for name, value in trial.items())

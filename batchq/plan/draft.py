@@ -13,9 +13,9 @@ from typing import Any
 from batchq import input, storage, task
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import InputError
+from batchq.model.scheme import SCHEMES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.records import InputObject, Plan, Range, Shard
-from batchq.scheme import FACTS
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -32,7 +32,7 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
         recipe += [quantization.kv_cache.value]
     if scheme not in (Scheme.none, Scheme.auto):
         recipe += [quantization.ignore, quantization.group_size]
-        if FACTS[scheme].calibrated:
+        if SCHEMES[scheme].calibrated:
             recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.calibration]
             recipe += [quantization.smoothing, quantization.dampening]
     return {

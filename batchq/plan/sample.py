@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from batchq import input, models
+from batchq import input
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, InputError, RowError, StorageError
-from batchq.models import digest_of
+from batchq.machine.digests import digest_of
+from batchq.model.folder import open_tokenizer
+from batchq.model.scheme import SCHEMES
 from batchq.output.parts import as_gold
 from batchq.records import Plan, Range, Row
-from batchq.scheme import FACTS
 from batchq.task import Task
 
 Taken = TypeVar("Taken")
@@ -68,7 +69,7 @@ def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Len
     """Lengths of this job's prompts with the tokenizer at `path`, from rows all over the corpus."""
     task = Task(
         config.task,
-        models.open_tokenizer(path, config.model.trust_remote_code),
+        open_tokenizer(path, config.model.trust_remote_code),
         draft.columns,
         config.model.chat_template,
     )
@@ -96,7 +97,7 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
     Raises ConfigError if no row is left.
     """
     settings, calibrated = config.gate, set[str]()
-    if FACTS[Scheme(draft.quantization)].calibrated and (settings.input or config.quantization.calibration):
+    if SCHEMES[Scheme(draft.quantization)].calibrated and (settings.input or config.quantization.calibration):
         calibrated = set(_calibration_messages(config, draft, task))
     asked = _asked(config, draft, task, settings.input, settings.rows, "gate")
     chosen = list(itertools.islice((pair for pair in asked if pair[0] not in calibrated), settings.rows))

@@ -20,12 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from batchq import hardware
 from batchq.account import ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
-from batchq.hardware import Hardware
+from batchq.machine import hardware
+from batchq.machine.hardware import Hardware
 from batchq.pool import cluster
 from batchq.pool.handles import PoolSnapshot, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import logging
 import os
 import signal
@@ -11,26 +11,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from batchq import hardware
 from batchq.config import ClusterConfig
 from batchq.engine import EngineSpec
 from batchq.errors import ConfigError, EngineError
-from batchq.hardware import Hardware
+from batchq.machine import hardware
+from batchq.machine.hardware import Hardware, Node
 from batchq.pool.replica import Replica
+from batchq.sizing import replicas
+from batchq.sizing.replicas import Slot
 
 HEAD_SHARE = 0.75  # of the time that Ray waits for its head before it ends all processes
 LOOKS = 9  # at the head in that time
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A place for one replica: a node, and on a node without accelerators the cores it may use."""
-
-    node: str
-    cores: tuple[int, ...]
 
 
 def connect(address: str | None) -> None:
@@ -156,40 +149,28 @@ def alive(slot: Slot) -> bool:
 
 
 def detect() -> Hardware:
-    """What the best equipped of the nodes has."""
+    """What the best equipped of the nodes has, and which nodes there are."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    best = min(nodes(), key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
+    found = nodes()
+    best = min(found, key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
     there = NodeAffinitySchedulingStrategy(best["NodeID"], soft=False)
-    return ray.get(ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=there).remote())  # type: ignore[no-any-return]
+    of_best: Hardware = ray.get(
+        ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=there).remote()  # type: ignore[arg-type]
+    )
+    return _with_nodes(of_best, found)
 
 
 def slots(cluster: ClusterConfig, here: Hardware) -> list[Slot]:
-    """Where replicas go. Raises ConfigError if the cluster has no room for what is asked."""
-    gpus = cluster.tensor_parallel_size * cluster.pipeline_parallel_size
-    there = nodes()
-    rooms: list[list[Slot]] = []
-    for node in there:
-        if here.device == "cuda":
-            count = int(node["Resources"].get("GPU", 0)) // gpus
-            rooms.append([Slot(node["NodeID"], ())] * count)
-        else:
-            cores = here.cores[: int(node["Resources"].get("CPU", 0))]
-            a_node = -(-(cluster.replicas or 1) // len(there))
-            share = cluster.cpus_per_replica or max(1, len(cores) // a_node)
-            starts = range(0, len(cores) - share + 1, share)
-            rooms.append([Slot(node["NodeID"], cores[i : i + share]) for i in starts])
-    # A node's first before any node's second.
-    found = [slot for row in itertools.zip_longest(*rooms) for slot in row if slot is not None]
-    wanted = cluster.replicas or len(found)
-    if not found or wanted > len(found):
-        unit = f"{gpus} GPUs" if here.device == "cuda" else "cores"
-        raise ConfigError(
-            f"cluster.replicas={cluster.replicas}: there is room for {len(found)} (of {unit} each); "
-            "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
-        )
-    return found[:wanted]
+    """Where replicas go on the nodes that are alive now. Raises ConfigError if there is no room for what is asked."""
+    return list(replicas.require(cluster, _with_nodes(here, nodes())).slots)
+
+
+def _with_nodes(here: Hardware, records: list[dict[str, Any]]) -> Hardware:
+    """The same with the nodes of Ray's records; a node's cores are taken to have the ids that the best one's have."""
+    found = [(str(r["NodeID"]), int(r["Resources"].get("GPU", 0)), int(r["Resources"].get("CPU", 0))) for r in records]
+    return dataclasses.replace(here, cluster=tuple(Node(id, gpus, here.cores[:cpus]) for id, gpus, cpus in found))
 
 
 def start(slot: Slot, spec: EngineSpec, here: Hardware, log: str) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 from batchq.account import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine import EngineSpec
-from batchq.hardware import Hardware
-from batchq.pool.cluster import Slot
+from batchq.machine.hardware import Hardware
 from batchq.records import Shard
+from batchq.sizing.replicas import Slot
 from batchq.worker.counters import Snapshot
 
 CLOSE_SECONDS = 20.0

@@ -14,9 +14,9 @@ from typing import Any
 from batchq.account import Counters
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.pool import cluster, losses
-from batchq.pool.cluster import Slot
 from batchq.pool.handles import CLOSE_SECONDS, PoolSnapshot, ReplicaHandle, Setting, WarmReplica
 from batchq.records import Shard
+from batchq.sizing.replicas import Slot
 from batchq.worker.counters import Snapshot
 from batchq.worker.spec import WorkerSpec
 

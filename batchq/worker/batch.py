@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchq import input, models
+from batchq import input
 from batchq.account import timed
 from batchq.errors import InputError, RowError
+from batchq.machine.digests import digest_of
 from batchq.output.parts import as_gold
 from batchq.output.schema import EXTRA, input_columns, schema_from_text
 from batchq.records import Answer, Failure, Plan, Row, Shard
@@ -64,7 +65,7 @@ class Batches:
         self.columns = input_columns(schema, task.config)
         self.extra = EXTRA.name in schema.names
         answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
-        self.answerer = models.digest_of(answers)  # what else than the prompt decides an answer
+        self.answerer = digest_of(answers)  # what else than the prompt decides an answer
 
     def of(self, shard: Shard, part: int, skip: int, known: Known) -> Iterator[Batch]:
         """The shard's rows in batches; none straddles two parts."""

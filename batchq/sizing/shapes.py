@@ -8,32 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchq.capacity import Tensor
 from batchq.config import conf_dir
 from batchq.errors import ModelError
+from batchq.model.tensors import Shape, Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Published:
     """One model as its publisher describes it; `parameters` is the nameplate's number ("109B")."""
 
     name: str
     parameters: int
-    config: dict[str, Any]
-    tensors: tuple[Tensor, ...]
+    shape: Shape
 
 
-def published() -> tuple[Shape, ...]:
+def published() -> tuple[Published, ...]:
     """The shipped shapes, smallest first. Raises ModelError for a file of another architecture."""
-    found = [read_shape(path) for path in (conf_dir() / "shape").glob("*.json")]
-    return tuple(sorted(found, key=lambda shape: shape.parameters))
+    found = [read_published(path) for path in (conf_dir() / "shape").glob("*.json")]
+    return tuple(sorted(found, key=lambda model: model.parameters))
 
 
-def read_shape(path: Path) -> Shape:
+def read_published(path: Path) -> Published:
     """A config.json as it is published, and beside its own keys `published`: name, parameters, source."""
     config = json.loads(path.read_text())
     about = config.pop("published")
-    return Shape(about["name"], about["parameters"], config, tensors_of(config))
+    return Published(about["name"], about["parameters"], Shape(tensors_of(config), config))
 
 
 def tensors_of(config: dict[str, Any]) -> tuple[Tensor, ...]:

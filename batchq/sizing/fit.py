@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from batchq.capacity import Memory, Tensor, gib, group_of, matrices, memory_needed, room, shape_of
 from batchq.config import Config, Scheme, TaskKind
 from batchq.errors import ConfigError
-from batchq.hardware import Hardware
-from batchq.models import Model
-from batchq.scheme import FACTS, LADDER, unserved
+from batchq.machine.hardware import Hardware
+from batchq.machine.words import gib
+from batchq.model.scheme import LADDER, SCHEMES, unserved
+from batchq.model.source import Model
+from batchq.model.tensors import Shape, matrices, read_shape
+from batchq.quantize.sizes import Quantization
+from batchq.sizing.memory import Memory, memory_needed, usable_bytes
+from batchq.sizing.replicas import arrange
 
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
 
 
 def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:
     """Raises ConfigError with the numbers when one device of a replica hasn't that much."""
-    replicas = config.cluster.replicas or 1
-    have = room(hardware, replicas)
+    sharing = arrange(config.cluster, hardware).on_fullest_node
+    have = usable_bytes(hardware, sharing)
     if hardware.gpus:
         where, ways = (
             f"a {hardware.accelerator}",
             "a smaller model, a higher cluster.tensor_parallel_size or pipeline_parallel_size",
         )
     else:
-        where = "each replica's share of this machine's free memory" if replicas > 1 else "this machine's free memory"
-        ways = "a smaller model" + (", fewer cluster.replicas" if replicas > 1 else "")
+        where = "each replica's share of this machine's free memory" if sharing > 1 else "this machine's free memory"
+        ways = "a smaller model" + (", fewer cluster.replicas" if sharing > 1 else "")
     if need.total > have:
         raise ConfigError(
             f"too little memory: {gib(need.total)} needed (weights {gib(need.weights)} under {scheme.value}, KV cache "
@@ -48,41 +50,34 @@ class Choice:
 class Fit:
     """One model on one machine under one configuration: what each scheme takes, and whether it can be served."""
 
-    def __init__(
-        self,
-        model: Model,
-        hardware: Hardware,
-        config: Config,
-        shape: tuple[Sequence[Tensor], dict[str, Any]] | None = None,
-    ) -> None:
-        """`shape`: tensors and config.json, where they aren't to be read from the model's folder."""
+    def __init__(self, model: Model, hardware: Hardware, config: Config, shape: Shape | None = None) -> None:
+        """`shape`: where it isn't to be read from the model's folder."""
         self.model, self.hardware, self.config = model, hardware, config
-        self.tensors, self.shape = shape or shape_of(model)
-        self.ignore = tuple(config.quantization.ignore)
+        self.shape = shape or read_shape(model.path)
 
-    def group(self, scheme: Scheme) -> int | None:
-        return group_of(scheme, self.tensors, self.ignore, self.config.quantization.group_size)
+    def quantization(self, scheme: Scheme) -> Quantization:
+        """How the scheme stores this model's matrices."""
+        asked = self.config.quantization
+        return Quantization.of(scheme, self.shape.tensors, asked.ignore, asked.group_size)
 
     def memory(self, scheme: Scheme) -> Memory:
         """What one device needs under the scheme."""
         return memory_needed(
-            self.tensors,
             self.shape,
-            scheme,
+            self.quantization(scheme),
             max_model_len=self.config.engine.max_model_len,
             device=self.hardware.device,
-            tensor_parallel_size=self.config.cluster.tensor_parallel_size,
-            pipeline_parallel_size=self.config.cluster.pipeline_parallel_size,
-            ignore=self.ignore,
-            group=self.group(scheme),
+            tensor=self.config.cluster.tensor_parallel_size,
+            pipeline=self.config.cluster.pipeline_parallel_size,
         )
 
     def fits(self, scheme: Scheme) -> bool:
-        return self.memory(scheme).total <= room(self.hardware, self.config.cluster.replicas or 1)
+        sharing = arrange(self.config.cluster, self.hardware).on_fullest_node
+        return self.memory(scheme).total <= usable_bytes(self.hardware, sharing)
 
     def unserved(self, scheme: Scheme) -> str | None:
         """Why vLLM can't serve it here, or None."""
-        return unserved(scheme, self.hardware, matrices(self.tensors, self.ignore))
+        return unserved(scheme, self.hardware, matrices(self.shape.tensors, self.config.quantization.ignore))
 
     def choose(self) -> Choice:
         """Raises ConfigError for a scheme, or a model's own quantization, that can't be served on this hardware."""
@@ -111,7 +106,8 @@ class Fit:
                 heavy = self.config.task.kind is TaskKind.classify
                 price = "prefill is slower for it" if heavy else "decoding reads fewer bytes for it"
                 return scheme, (
-                    f"{best.value} weights take {gib(self.memory(best).weights)} a device and don't fit in {device}, "
+                    f"{best.value} weights take {gib(self.memory(best).weights)} on each device and don't fit in "
+                    f"{device}, "
                     f"4-bit ones take {gib(self.memory(scheme).weights)} and do; {price}"
                 )
         return best, why  # nothing fits; require_memory says so with the numbers
@@ -126,18 +122,22 @@ class Fit:
                 return Scheme.int8, f"no GPU here, and this CPU computes in INT8 ({', '.join(fast)})"
             return Scheme.none, "no GPU here, and this CPU has no INT8 instructions (avx512_vnni, amx_int8)"
         capability, name = hardware.capability or (0, 0), _named(hardware)
-        if capability >= FACTS[Scheme.fp8].since:
+        if capability >= SCHEMES[Scheme.fp8].since:
             return Scheme.fp8, f"{name} computes in FP8 at twice the rate, without calibration; {work}"
-        if capability >= FACTS[Scheme.int8].since:
+        if capability >= SCHEMES[Scheme.int8].since:
             return Scheme.int8, f"{name} computes in INT8 at twice the rate but not in FP8; {work}"
         return Scheme.none, f"{name} gains nothing from FP8 or INT8"
 
     def _grouped(self, scheme: Scheme) -> str:
         """What was made of the group size, where there is one to choose."""
-        if not FACTS[scheme].grouped:
+        if not SCHEMES[scheme].grouped:
             return ""
-        group = self.group(scheme)
-        return f"; a scale for each {group} columns" if group else "; a scale a row, since no group divides its columns"
+        group = self.quantization(scheme).group
+        return (
+            f"; a scale for each {group} columns"
+            if group
+            else "; a scale for each row, since no group divides its columns"
+        )
 
     def _fallback(self, scheme: Scheme) -> tuple[Scheme, ...]:
         named = self.config.gate.fallback
@@ -152,7 +152,7 @@ def _require_stored(model: Model, hardware: Hardware) -> None:
     kind = (model.quantized or "").rpartition(" ")[2]
     if kind == "fp8" and hardware.capability is None:
         raise ConfigError(f"{model.name} is stored in fp8, which vLLM doesn't serve on a CPU")
-    if kind == "int8" and hardware.capability and hardware.capability >= FACTS[Scheme.int8].before:
+    if kind == "int8" and hardware.capability and hardware.capability >= SCHEMES[Scheme.int8].before:
         raise ConfigError(f"{model.name} is stored in int8, and vLLM has no INT8 kernel for {_named(hardware)}")
 
 

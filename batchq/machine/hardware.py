@@ -30,15 +30,33 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Node:
+    """One machine that replicas may run on: Ray's id of it, its GPUs, and ids of the cores to bind to."""
+
+    id: str
+    gpus: int
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a run may count on. `cores` are ids to bind to, already cut to a container's quota; `memory` is what
-    can still be taken, in bytes, within a container's limit."""
+    """What a run may count on: one machine, and how many like it there are.
+
+    `cores` are ids to bind to, already cut to a container's quota; `memory` is what can still be taken, in bytes,
+    within a container's limit; `cluster` is empty where this machine is all there is.
+    """
 
     gpus: tuple[Gpu, ...]
     cores: tuple[int, ...]
     cpu: str
     flags: frozenset[str]
     memory: int
+    cluster: tuple[Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All machines that replicas may run on."""
+        return self.cluster or (Node("", len(self.gpus), self.cores),)
 
     @property
     def device(self) -> str:
@@ -64,7 +82,7 @@ def detect() -> Hardware:
         cores=usable_cores(os.sched_getaffinity(0), cpu_quota()),
         cpu=model,
         flags=flags,
-        memory=min(parse_meminfo(Path("/proc/meminfo").read_text()), memory_room()),
+        memory=min(parse_meminfo(Path("/proc/meminfo").read_text()), cgroup_memory()),
     )
 
 
@@ -205,10 +223,10 @@ def parse_meminfo(text: str) -> int:
     raise ValueError("/proc/meminfo has no MemAvailable")
 
 
-def memory_room(root: Path = Path("/")) -> int:
+def cgroup_memory(root: Path = Path("/")) -> int:
     """Bytes that the cgroups above this process still allow, page cache counted as free; 2**62 without a
     limit. `root` holds proc/ and sys/."""
-    room = 1 << 62
+    left = 1 << 62
     names = [("memory.max", "memory.current", "inactive_file")]
     names += [("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")]
     for folder in _cgroups(root, "memory"):
@@ -217,8 +235,8 @@ def memory_room(root: Path = Path("/")) -> int:
             if limit is None or usage is None or limit == "max":
                 continue
             stat = dict(line.split() for line in (_text(folder / "memory.stat") or "").splitlines())
-            room = min(room, int(limit) - int(usage) + int(stat.get(cache_name, 0)))
-    return max(room, 0)
+            left = min(left, int(limit) - int(usage) + int(stat.get(cache_name, 0)))
+    return max(left, 0)
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:

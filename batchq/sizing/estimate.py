@@ -9,22 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq import findings, forecast, settings
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme, TaskKind
-from batchq.fit import Fit
-from batchq.hardware import Hardware
+from batchq.errors import ConfigError
+from batchq.machine import local_cache
+from batchq.machine.hardware import Hardware
 from batchq.plan import sample
 from batchq.plan.sample import Lengths
 from batchq.progress import duration
 from batchq.records import Plan
+from batchq.sizing import forecast, replicas, tuned
+from batchq.sizing.fit import Fit
 
 LEAST = 5.0  # seconds of work of a replica that say something about its speed
 ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class Throughput:
     """What a run came to: tokens/s of prompts and answers of one replica, and tokens of an answer in the mean."""
 
     rate: float
@@ -51,8 +53,11 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         return "how fast isn't known here yet: `tune` or a first run tells"
     if not lengths.tokens:
         return "none of the sampled rows can be asked"
-    replicas, devices = layout(config, fit.hardware)
-    rate = found.rate * replicas
+    try:
+        placed = replicas.require(config.cluster, fit.hardware)
+    except ConfigError as error:  # a run would end with it; the rest of the plan is worth reading all the same
+        return str(error)
+    rate, devices = found.rate * len(placed.slots), placed.devices
     rows = sample.expected_rows(draft, config.input.limit)
     counted = 1000 if rows is None else math.ceil(rows * left)
     seconds = counted * (lengths.mean + found.answer) / rate
@@ -69,14 +74,14 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
 
 def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths) -> Speed | None:
     """The best that is known of one replica; None if nothing is."""
-    here = fit.hardware
+    hardware = fit.hardware
     scored = config.task.kind is TaskKind.classify
-    if last := recall(config, draft, here):
+    if last := recall(config, draft, hardware):
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
     if not scored:
         return None  # it hangs on how long the answers are
-    if config.tune.use and (tuned := settings.recall(config, draft, here)):
-        return Speed(tuned.rate, 1.0, f"as `tune` found on {tuned.date}")
+    if config.tune.use and (found := tuned.recall(config, draft, hardware)):
+        return Speed(found.rate, 1.0, f"as `tune` found on {found.date}")
     gpus = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     rate = forecast.of_scheme(fit, scheme, gpus)
     if rate is None:
@@ -84,35 +89,23 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
     return Speed(min(rate, ROWS * (lengths.mean + 1)), 1.0, "a forecast")
 
 
-def layout(config: Config, here: Hardware) -> tuple[int, int]:
-    """Replicas on a machine like this one, and the devices that they take: GPUs, or cores."""
-    cluster = config.cluster
-    if here.gpus:
-        each = cluster.tensor_parallel_size * cluster.pipeline_parallel_size
-        replicas = cluster.replicas or max(1, len(here.gpus) // each)
-    else:
-        each = cluster.cpus_per_replica or max(1, len(here.cores) // (cluster.replicas or 1))
-        replicas = cluster.replicas or max(1, len(here.cores) // each)
-    return replicas, replicas * each
-
-
-def remember(config: Config, fixed: Plan, here: Hardware, replicas: Iterable[ReplicaAccount], rows: int) -> None:
-    """Keep what a run's replicas reached, for the next one's estimate; `replicas` with those of the gate.
+def remember(config: Config, fixed: Plan, hardware: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
+    """Keep what a run's replicas reached, for the next one's estimate; `accounts` with those of the gate.
 
     An engine that the gate asked has what it read of those rows in its cache: of a short run that isn't the speed.
     """
-    replicas = tuple(replicas)
-    gate = sum(r.phases.get("gate", 0.0) for r in replicas)
-    worked = [(r, r.phases.get("infer", 0.0) + r.phases.get("idle", 0.0)) for r in replicas if r.counters.tokens]
+    accounts = tuple(accounts)
+    gate = sum(r.phases.get("gate", 0.0) for r in accounts)
+    worked = [(r, r.phases.get("infer", 0.0) + r.phases.get("idle", 0.0)) for r in accounts if r.counters.tokens]
     seconds = sum(time for _, time in worked)
     if not rows or seconds < max(LEAST, 10 * gate):
         return
     rate = sum(r.counters.tokens for r, _ in worked) / seconds
     answer = sum(r.counters.output_tokens for r, _ in worked) / rows
-    reached = Reached(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
-    findings.keep("reached", settings.key(config, fixed, here), dataclasses.asdict(reached))
+    reached = Throughput(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
+    local_cache.write("throughput", tuned.key(config, fixed, hardware), dataclasses.asdict(reached))
 
 
-def recall(config: Config, draft: Plan, here: Hardware) -> Reached | None:
+def recall(config: Config, draft: Plan, hardware: Hardware) -> Throughput | None:
     """What the last run on this kind of machine reached with that model and scheme, if there was one."""
-    return findings.recall("reached", settings.key(config, draft, here), lambda kept: Reached(**kept))
+    return local_cache.read("throughput", tuned.key(config, draft, hardware), lambda kept: Throughput(**kept))

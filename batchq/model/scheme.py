@@ -12,43 +12,43 @@ from dataclasses import dataclass
 
 from batchq.config import Scheme
 from batchq.errors import ConfigError
-from batchq.hardware import Hardware
+from batchq.machine.hardware import Hardware
 
 GROUPS = (128, 64, 32)  # weights that share a scale, most wanted first: vLLM's 4-bit kernels know these
 BLOCK = 128  # the side of FP8's blocks; also what the W4A8 kernel's matrices have to be multiples of
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SchemeSpec:
     """One scheme. `since` and `before` bound the compute capability of the GPUs that serve it."""
 
     words: str  # for a table
     bits: int  # of a stored weight
     algorithm: str
     calibrated: bool = False
-    grouped: bool = False  # scales by groups of columns; otherwise one a row
+    grouped: bool = False  # scales by groups of columns; otherwise one for each row
     since: tuple[int, int] = (7, 0)
     before: tuple[int, int] = (99, 0)
     cpu: bool = False
 
 
-FACTS = {
-    Scheme.none: Facts("as it is", 16, "none", cpu=True),
-    Scheme.fp8: Facts("FP8, a scale a row and a token", 8, "rtn", since=(8, 9)),
-    Scheme.fp8_gptq: Facts("FP8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 9)),
-    Scheme.fp8_block: Facts("FP8, a scale a block of 128 x 128", 8, "rtn", since=(8, 9)),
-    Scheme.int8: Facts(
+SCHEMES = {
+    Scheme.none: SchemeSpec("as it is", 16, "none", cpu=True),
+    Scheme.fp8: SchemeSpec("FP8, a scale a row and a token", 8, "rtn", since=(8, 9)),
+    Scheme.fp8_gptq: SchemeSpec("FP8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 9)),
+    Scheme.fp8_block: SchemeSpec("FP8, a scale a block of 128 x 128", 8, "rtn", since=(8, 9)),
+    Scheme.int8: SchemeSpec(
         "INT8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 0), before=(10, 0), cpu=True
     ),
-    Scheme.int8_rtn: Facts("INT8, rounded", 8, "rtn", since=(8, 0), before=(10, 0), cpu=True),
-    Scheme.w8a16: Facts("8-bit weights alone", 8, "rtn", since=(8, 0)),
-    Scheme.w4a16: Facts("4-bit weights alone, GPTQ", 4, "gptq", True, grouped=True, since=(8, 0), cpu=True),
-    Scheme.w4a16_awq: Facts("4-bit weights alone, AWQ", 4, "awq", True, grouped=True, since=(8, 0), cpu=True),
-    Scheme.w4a8_fp8: Facts(
+    Scheme.int8_rtn: SchemeSpec("INT8, rounded", 8, "rtn", since=(8, 0), before=(10, 0), cpu=True),
+    Scheme.w8a16: SchemeSpec("8-bit weights alone", 8, "rtn", since=(8, 0)),
+    Scheme.w4a16: SchemeSpec("4-bit weights alone, GPTQ", 4, "gptq", True, grouped=True, since=(8, 0), cpu=True),
+    Scheme.w4a16_awq: SchemeSpec("4-bit weights alone, AWQ", 4, "awq", True, grouped=True, since=(8, 0), cpu=True),
+    Scheme.w4a8_fp8: SchemeSpec(
         "4-bit weights, FP8 activations, GPTQ", 4, "gptq", True, grouped=True, since=(9, 0), before=(10, 0)
     ),
-    Scheme.nvfp4: Facts("NVFP4 weights and activations", 4, "rtn", True, since=(10, 0)),
-    Scheme.sparse24: Facts("2:4 pruned by SparseGPT, served dense", 16, "sparsegpt", True, cpu=True),
+    Scheme.nvfp4: SchemeSpec("NVFP4 weights and activations", 4, "rtn", True, since=(10, 0)),
+    Scheme.sparse24: SchemeSpec("2:4 pruned by SparseGPT, served dense", 16, "sparsegpt", True, cpu=True),
 }
 
 # From the most frugal to the model itself: where the gate goes when a scheme costs too much quality. Each is cheaper
@@ -76,7 +76,7 @@ def group_size(scheme: Scheme, columns: Iterable[int], wanted: int | None) -> in
     widths = sorted(set(columns))
     if scheme is Scheme.nvfp4:
         return 16
-    if not FACTS[scheme].grouped:
+    if not SCHEMES[scheme].grouped:
         return None
     if wanted is not None:
         if odd := [width for width in widths if width % wanted]:
@@ -91,13 +91,13 @@ def group_size(scheme: Scheme, columns: Iterable[int], wanted: int | None) -> in
 
 def unserved(scheme: Scheme, hardware: Hardware, shapes: Iterable[tuple[str, int, int]]) -> str | None:
     """Why vLLM can't serve the scheme here, or None. `shapes`: name, rows and columns of each matrix it quantizes."""
-    facts, capability = FACTS[scheme], hardware.capability
+    spec, capability = SCHEMES[scheme], hardware.capability
     if capability is None:
-        return None if facts.cpu else "vLLM serves it on GPUs only"
+        return None if spec.cpu else "vLLM serves it on GPUs only"
     name = f"{hardware.accelerator} (compute capability {capability[0]}.{capability[1]})"
-    if capability < facts.since:
-        return f"it takes a compute capability of {facts.since[0]}.{facts.since[1]}, and {name} is older"
-    if capability >= facts.before:
+    if capability < spec.since:
+        return f"it takes a compute capability of {spec.since[0]}.{spec.since[1]}, and {name} is older"
+    if capability >= spec.before:
         return f"vLLM has no kernel of it for {name}"
     if scheme is Scheme.w4a8_fp8:
         for _, rows, columns in shapes:

@@ -1,0 +1,1 @@
+"""This machine: what it has, and what batchq caches on it."""

@@ -1,0 +1,42 @@
+"""sha256 of values and of files; a file's is computed once for each state of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+from batchq.machine.cache import cache_dir
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, remembered under what would change if its bytes did (ctime can't be set back)."""
+    memo = _memo(path)
+    if memo.is_file():
+        return memo.read_text()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    remember_digest(path, digest)
+    return digest
+
+
+def remember_digest(path: Path, digest: str) -> None:
+    """Have `file_digest` give this one, without reading the file."""
+    memo = _memo(path)
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex}")
+    temporary.write_text(digest)
+    temporary.rename(memo)
+
+
+def _memo(path: Path) -> Path:
+    found = path.stat()
+    identity = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return cache_dir() / "digests" / digest_of(identity)

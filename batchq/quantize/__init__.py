@@ -1,0 +1,1 @@
+"""A model and a scheme -> a checkpoint, and what it weighs before it is made."""

@@ -1,0 +1,69 @@
+"""How many replicas run, and where: the one rule for what is started, what shares a node's memory, and forecasts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+
+from batchq.config import ClusterConfig
+from batchq.errors import ConfigError
+from batchq.machine.hardware import Hardware, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one replica: a node, and on a node without accelerators the cores it may use."""
+
+    node: str  # Ray's id; empty for this machine, before Ray runs
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Where replicas go, in the order in which they are filled; as many as asked for, as far as there is room."""
+
+    slots: tuple[Slot, ...]
+    possible: int  # slots that the cluster has, whatever is asked for
+    gpus_each: int  # 0 on a CPU
+
+    @property
+    def devices(self) -> int:
+        """GPUs of all replicas together, or cores."""
+        return sum(self.gpus_each or len(slot.cores) for slot in self.slots)
+
+    @property
+    def on_fullest_node(self) -> int:
+        """Replicas that share one node's memory at most; at least 1."""
+        return max(Counter(slot.node for slot in self.slots).values(), default=1)
+
+
+def arrange(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
+    """Slots for `cluster.replicas`, or for as many replicas as there is room for: each node's first slot before any
+    node's second. Fewer where there is no room for all; `require` refuses that."""
+    gpus = cluster.tensor_parallel_size * cluster.pipeline_parallel_size if hardware.gpus else 0
+    by_node = [_slots(cluster, node, gpus, len(hardware.nodes)) for node in hardware.nodes]
+    found = [slot for row in itertools.zip_longest(*by_node) for slot in row if slot is not None]
+    return Replicas(tuple(found[: cluster.replicas]), len(found), gpus)
+
+
+def require(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
+    """The same. Raises ConfigError if the cluster has no room for what is asked."""
+    found = arrange(cluster, hardware)
+    if not found.slots or len(found.slots) < (cluster.replicas or 1):
+        unit = f"{found.gpus_each} GPUs" if found.gpus_each else "cores"
+        raise ConfigError(
+            f"cluster.replicas={cluster.replicas}: there is room for {found.possible} (of {unit} each); "
+            "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
+        )
+    return found
+
+
+def _slots(cluster: ClusterConfig, node: Node, gpus: int, nodes: int) -> list[Slot]:
+    """All slots of one node. Without `cluster.cpus_per_replica` its cores are shared out evenly."""
+    if gpus:
+        return [Slot(node.id, ())] * (node.gpus // gpus)
+    on_each = -(-(cluster.replicas or 1) // nodes)
+    share = cluster.cpus_per_replica or max(1, len(node.cores) // on_each)
+    starts = range(0, len(node.cores) - share + 1, share)
+    return [Slot(node.id, node.cores[start : start + share]) for start in starts]
