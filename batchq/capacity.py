@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchq import answers
 from batchq.config import IGNORE, Config, EngineKind, KvCache, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import ModelError
@@ -263,7 +264,7 @@ def engine_spec(config: Config, path: str, weights: int, here: Hardware) -> Engi
         device=here.device,
         tensor_parallel_size=config.cluster.tensor_parallel_size,
         pipeline_parallel_size=config.cluster.pipeline_parallel_size,
-        scored=len(config.task.labels),
+        scored=answers.of(config.task).scored,
         options={**options, **engine.options},
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq import findings, forecast, sample, tune
+from batchq import answers, findings, forecast, sample, tune
 from batchq.account import ReplicaAccount, price
-from batchq.config import Config, Scheme, TaskKind
+from batchq.config import Config, Scheme
 from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.progress import duration
@@ -69,10 +69,9 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
 def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths) -> Speed | None:
     """The best that is known of one replica; None if nothing is."""
     here = fit.hardware
-    scored = config.task.kind is TaskKind.classify
     if last := recall(config, draft, here):
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
-    if not scored:
+    if answers.of(config.task).decodes:
         return None  # it hangs on how long the answers are
     if config.tune.use and (tuned := tune.recall(config, draft, here)):
         return Speed(tuned.rate, 1.0, f"as `tune` found on {tuned.date}")

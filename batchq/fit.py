@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from batchq import answers
 from batchq.capacity import Memory, Tensor, gib, group_of, matrices, memory_needed, room, shape_of
-from batchq.config import Config, Scheme, TaskKind
+from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
 from batchq.hardware import Hardware
 from batchq.models import Model
@@ -108,7 +109,7 @@ class Fit:
         device = _named(hardware) if hardware.gpus else "this machine"
         for scheme in (Scheme.nvfp4, Scheme.w4a8_fp8, Scheme.w4a16):
             if not self.unserved(scheme) and self.fits(scheme):
-                heavy = self.config.task.kind is TaskKind.classify
+                heavy = not answers.of(self.config.task).decodes
                 price = "prefill is slower for it" if heavy else "decoding reads fewer bytes for it"
                 return scheme, (
                     f"{best.value} weights take {gib(self.memory(best).weights)} a device and don't fit in {device}, "
@@ -119,7 +120,7 @@ class Fit:
     def _native(self) -> tuple[Scheme, str]:
         hardware = self.hardware
         work = "this job is all prefill, which is bound by arithmetic"
-        if self.config.task.kind is TaskKind.generate:
+        if answers.of(self.config.task).decodes:
             work = "in large batches decoding is bound by arithmetic too"
         if not hardware.gpus:
             if fast := sorted(INT8_FLAGS & hardware.flags):

@@ -116,7 +116,7 @@ def judged(
         raise ConfigError("gate: no row to judge by; name some in gate.input, or set gate.enabled=false")
     if warning := sample.strange(config, chosen.golds):
         show.step(f"gate: {warning}")
-    sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
+    sampling = dataclasses.replace(task.sampling, score_prompt=task.space.decodes)
     asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
     # Another batchq may compute otherwise: with vLLM's norms instead of torch's 0.734 of the demo's rows became 0.713.
     key = models.digest_of([full.digest, asked, tune.engine_version(), __version__])
@@ -150,7 +150,7 @@ def judged(
         remember(key, before)
     served, _ = tune.settled(config, draft, checkpoint.path, checkpoint.bytes, here)  # it may go on to label
     after = ask(scheme.value, served, checkpoint.path, checkpoint.bytes, keep=True)
-    verdict = judge(scheme.value, chosen, before, after, config.task.labels, settings)
+    verdict = judge(scheme.value, chosen, before, after, task.space.labels, settings)
     quantize.write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
 

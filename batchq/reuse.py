@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchq import storage, write
+from batchq import answers, storage, write
 from batchq.config import TaskConfig
 from batchq.records import Answer
-from batchq.task import answer_fields
 
 CACHE = 256 * 1024 * 1024  # bytes of answers; 5 million rows of three labels
 AT_ONCE = 8  # key columns on their way
@@ -36,7 +35,7 @@ class Reuse:
         Raises NotFound if no run is there (any more: all rows would be asked), StorageError for a part that is damaged.
         """
         storage.stat(storage.join(output, "meta/plan.json"))
-        self._columns = [f.name for f in answer_fields(task)]
+        self._columns = [f.name for f in answers.of(task).fields()]
         self._tokens = [field.name for field in write.COUNTS]
         self._parts = [
             s.uri for s in storage.list_objects(storage.join(output, "data")) if write.parse_part_name(s.uri)

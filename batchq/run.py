@@ -11,6 +11,7 @@ from concurrent.futures import Future, wait
 
 from batchq import (
     account,
+    answers,
     capacity,
     estimate,
     forecast,
@@ -27,7 +28,7 @@ from batchq import (
     tune,
 )
 from batchq.budget import Budget
-from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind, Unreadable, check
+from batchq.config import Config, EngineKind, KvCache, Scheme, Unreadable, check
 from batchq.errors import BatchqError, ConfigError, GateRefused, Stopped
 from batchq.fit import Choice, Fit, require_memory
 from batchq.gate import Verdict
@@ -225,7 +226,7 @@ def note_work(
     fit, scheme, engine = Fit(model, here, config), Scheme(fixed.quantization), spec.engine
     invocation.flop_per_token = 2.0 * capacity.linear_parameters(fit.tensors, fit.shape)
     invocation.peak_flops = forecast.peak(here.accelerator, scheme)
-    if config.task.kind is TaskKind.generate and "speculative_config" not in engine.options:
+    if answers.of(config.task).decodes and "speculative_config" not in engine.options:
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
         weights = capacity.linear_bytes(fit.tensors, fit.shape, scheme, fit.ignore, fit.group(scheme))
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1

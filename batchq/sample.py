@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from batchq import models, plan, read, write
+from batchq import answers, models, plan, read, write
 from batchq.config import Config
 from batchq.errors import InputError, RowError, StorageError
 from batchq.models import digest_of
@@ -107,7 +107,7 @@ def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]
 
 def strange(config: Config, golds: Iterable[str | None]) -> str:
     """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
-    known, there = set(config.task.labels), [gold for gold in golds if gold is not None]
+    known, there = set(answers.of(config.task).labels), [gold for gold in golds if gold is not None]
     others = [gold for gold in there if gold not in known]
     if not known or not others:
         return ""

@@ -1,4 +1,4 @@
-"""What is asked of a row: the prompt, the answer space, and how an answer is read.
+"""What is asked of a row: the prompt, and the answer space bound to one model's tokenizer.
 
 A closed answer space is scored, not decoded: the labels' first distinguishing tokens are looked up
 in the distribution that follows the prompt, so one prefill answers the row and gives the whole
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,10 @@ import jinja2
 import jinja2.meta
 import jinja2.sandbox
 import numpy as np
-import pyarrow as pa
 
-from batchq.config import TaskConfig, TaskKind
-from batchq.engine import Completion, Sampling
+from batchq import answers
+from batchq.config import TaskConfig
+from batchq.engine import Completion
 from batchq.errors import ConfigError, RowError
 from batchq.records import Answer
 
@@ -34,20 +33,6 @@ PROBE = "\N{WHITE SQUARE}probe\N{WHITE SQUARE}"
 SCOPE = frozenset({"row", "choices", "labels"})
 # Without format and format_map, through which a format string reaches attributes.
 STRING_METHODS = frozenset(name for name in dir(str) if name[0] != "_" and not name.startswith("format"))
-
-
-def answer_fields(config: TaskConfig) -> list[pa.Field]:
-    """The output columns that this task adds, each nullable (a failure has none of them)."""
-    name = config.name
-    if config.kind is TaskKind.generate:
-        return [pa.field(name, pa.string()), pa.field(f"{name}_finish", pa.string())]
-    distribution = pa.struct([pa.field(label, pa.float32()) for label in config.labels])
-    return [
-        pa.field(name, pa.string()),
-        pa.field(f"{name}_probability", pa.float32()),
-        pa.field(f"{name}_distribution", distribution),
-        pa.field(f"{name}_mass", pa.float32()),
-    ]
 
 
 def ingredients(config: TaskConfig) -> dict[str, str]:
@@ -121,6 +106,7 @@ class Task:
     ) -> None:
         """`columns`: the input's column names. Raises ConfigError, naming the field."""
         self.config = config
+        self.space = answers.of(config)
         self.tokenizer = tokenizer
         self.reads = prompt_columns(config, columns)
         self._template = _environment().from_string(config.prompt)
@@ -133,15 +119,9 @@ class Task:
         self._literal.encode_special_tokens = True
         specials = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content.strip()]
         self._special = re.compile("|".join(map(re.escape, specials))) if specials else None
-        self.asked, score_ids = self._answer_space()
+        self.asked, score_ids = self._labels()
         self.choices = self._choices()
-        self.sampling = Sampling(
-            score_ids=tuple(score_ids),
-            max_tokens=1 if score_ids else config.max_tokens,
-            temperature=config.temperature,
-            stop=tuple(config.stop),
-            seed=config.seed,
-        )
+        self.sampling = self.space.sampling(score_ids)
         self._salt = json.dumps(ingredients(config), sort_keys=True).encode()
 
     # -- asking ------------------------------------------------------------------------------
@@ -190,30 +170,11 @@ class Task:
     # -- reading the answer ------------------------------------------------------------------
 
     def answer(self, completion: Completion) -> Answer:
-        """The row's answer columns. Raises RowError if the scores are no numbers."""
-        name = self.config.name
-        if self.config.kind is TaskKind.generate:
-            columns: dict[str, Any] = {name: completion.text, f"{name}_finish": completion.finish_reason}
-        else:
-            scores = completion.logprobs
-            if len(scores) != len(self.config.labels) or any(math.isnan(s) for s in scores):
-                raise RowError("invalid_score", "the engine returned no number for some label")
-            top = max(scores)
-            if top == -math.inf:
-                raise RowError("invalid_score", "the engine gave every label a probability of zero")
-            weights = [math.exp(s - top) for s in scores]
-            total = math.fsum(weights)
-            shares = [w / total for w in weights]
-            best = max(range(len(shares)), key=shares.__getitem__)
-            columns = {
-                name: self.config.labels[best],
-                f"{name}_probability": shares[best],
-                f"{name}_distribution": dict(zip(self.config.labels, shares, strict=True)),
-                f"{name}_mass": min(1.0, total * math.exp(top)),
-            }
+        """The row's answer. Raises RowError if the completion holds none."""
+        columns = self.space.read(completion)
         return Answer(columns, completion.prompt_tokens, completion.cached_tokens, completion.output_tokens)
 
-    # -- the answer space --------------------------------------------------------------------
+    # -- the labels --------------------------------------------------------------------------
 
     def _continuation(self, text: str) -> list[int]:
         """The tokens that `text` adds when it follows the prompt's end, after a space where that ends in a word."""
@@ -227,10 +188,10 @@ class Task:
             return list(full[len(bare) :])
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    def _answer_space(self) -> tuple[list[str], list[int]]:
+    def _labels(self) -> tuple[list[str], list[int]]:
         """(the texts that stand for the labels, the token id that each begins with)."""
         config = self.config
-        if config.kind is TaskKind.generate:
+        if not self.space.labels:
             return [], []
         if not config.codes:
             ids = [self._continuation(label) for label in config.labels]

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from batchq import capacity, findings, models, sample
+from batchq import answers, capacity, findings, models, sample
 from batchq.capacity import GPU_SHARE, OVERHEAD, SEQUENCES, gib
-from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
+from batchq.config import Config, EngineKind, KvCache, Scheme
 from batchq.engine import Completion
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
@@ -120,18 +120,18 @@ def settled(
         return with_settings(config, values), reasons
 
     # Scoring holds the prompts of the step that is computed and of the next; generating, rows to their ends.
-    row, wanted = 0.0, 2.0 * step
-    if config.task.kind is TaskKind.generate:
+    space, row, wanted = answers.of(config.task), 0.0, 2.0 * step
+    if space.decodes:
         rows = ({**kept.settings, **given} if kept else given).get(ROWS)
         if lengths is None and rows is None:
             lengths = sample.lengths(config, draft, path)
-        row = (lengths.mean if lengths and lengths.tokens else engine.max_model_len / 2) + config.task.max_tokens
+        row = (lengths.mean if lengths and lengths.tokens else engine.max_model_len / 2) + space.max_output_tokens
         wanted = row * (rows or SEQUENCES["cuda"])
     share = GPU_SHARE
     if kv_room(config, path, weights, here, share) < wanted and _free_share(here) > TIGHT_SHARE:
         share = TIGHT_SHARE
     room = kv_room(config, path, weights, here, given.get(SHARE, share))
-    if config.task.kind is TaskKind.generate:
+    if space.decodes:
         most = max(1, min(SEQUENCES["cuda"], int(room / row)))
         why = f"a row takes {row:,.0f} tokens of KV cache with a whole answer, and {room:,} fit; more would be put off"
         settle(
@@ -144,7 +144,7 @@ def settled(
     reasons.append(_cache(config, here, room < wanted))
     if EAGER in given or (kept and EAGER in kept.settings):
         settle(EAGER, False, "")
-    elif config.task.kind is TaskKind.classify:
+    elif not space.decodes:
         why = "CUDA graphs are for steps of up to 512 tokens, and a prefill's are larger; 11 s less of each start"
         settle(COMPILATION, {"cudagraph_mode": "NONE"}, why)
     return with_settings(config, values), reasons
@@ -152,7 +152,7 @@ def settled(
 
 def answer_tokens(config: Config) -> int:
     """What an answer takes of engine.max_model_len."""
-    return config.task.max_tokens if config.task.kind is TaskKind.generate else 1
+    return answers.of(config.task).max_output_tokens
 
 
 def reads(path: str) -> int | None:

@@ -49,6 +49,7 @@ ROOMS = [
         "write",
         "read",
         "task",
+        "answers",
         "engine",
         "findings",
         "models",

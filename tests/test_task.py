@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from batchq import answers
 from batchq.config import TaskConfig, TaskKind
-from batchq.engine import Completion
+from batchq.engine import Completion, Sampling
 from batchq.errors import ConfigError, RowError
 from batchq.models import open_tokenizer
+from batchq.records import Answer, Failure
 from batchq.task import Task
 
 
@@ -127,3 +129,27 @@ def test_generated_text_is_the_answer(tokenizer: Any) -> None:
     answer = asked.answer(Completion((), "short", "stop", 5, 0, 2))
     assert answer.columns == {"summary": "short", "summary_finish": "stop"}
     assert asked.sampling.max_tokens == 128
+
+
+def test_an_answer_space_is_known_without_a_tokenizer() -> None:
+    closed = answers.of(TaskConfig(labels=["good", "bad", "fine"], name="mood", max_tokens=99))
+    assert (closed.labels, closed.scored, closed.max_output_tokens) == (("good", "bad", "fine"), 3, 1)
+    assert not closed.decodes
+    assert [f.name for f in closed.fields()] == ["mood", "mood_probability", "mood_distribution", "mood_mass"]
+    assert closed.sampling([7, 8, 9]) == Sampling(score_ids=(7, 8, 9))
+    free = answers.of(TaskConfig(kind=TaskKind.generate, name="summary", max_tokens=99, stop=["\n"], temperature=0.5))
+    assert (free.labels, free.scored, free.max_output_tokens, free.decodes) == ((), 0, 99, True)
+    assert [f.name for f in free.fields()] == ["summary", "summary_finish"]
+    assert free.sampling([]) == Sampling(max_tokens=99, temperature=0.5, stop=("\n",))
+
+
+def test_answers_are_counted_by_label_and_by_gold() -> None:
+    closed = answers.of(TaskConfig(labels=["good", "bad"]))
+    outcomes = [
+        *(Answer({"label": said, "label_mass": 0.5}, 1, 0, 1) for said in ("good", "bad", "good")),
+        Failure("too_long", "too long"),
+    ]
+    counts = closed.counts(outcomes, ["good", "good", None, "good"])
+    assert counts == answers.AnswerCounts({"good": 2, "bad": 1}, gold=2, correct=1, mass=1.5)
+    free = answers.of(TaskConfig(kind=TaskKind.generate, labels=[], name="said"))
+    assert free.counts([Answer({"said": "yes"}, 1, 0, 1)], ["yes"]) == answers.AnswerCounts(gold=1, correct=1)
