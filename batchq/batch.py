@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from batchq import models, read, write
 from batchq.account import timed
+from batchq.engine import Prompt
 from batchq.errors import InputError, RowError
 from batchq.records import Answer, Failure, Plan, Row, Shard
 from batchq.reuse import Reuse
@@ -35,7 +36,7 @@ class Batch:
     ids: list[str]
     positions: list[int]
     inputs: pa.RecordBatch
-    prompts: list[list[int] | None]  # None: asked, failed, or answered by an earlier attempt
+    prompts: list[Prompt | None]  # None: asked, failed, or answered by an earlier attempt
     keys: list[str | None]
     outcomes: list[Answer | Failure | None]
     raws: list[str | None]
@@ -125,26 +126,26 @@ class Batches:
                         asked.append(i)
                     except RowError as error:
                         outcomes[i] = Failure(error.code, error.message)
-        prompts: list[list[int] | None] = [None] * len(taken)
+        prompts: list[Prompt | None] = [None] * len(taken)
         keys: list[str | None] = [None] * len(taken)
         reused = 0
         copied: set[int] = set()
         with timed(self.cpu, "tokenize"):
             encoded = self.task.encode(messages) if messages else []
-        for i, ids in zip(asked, encoded, strict=True):
-            if len(ids) > self.room:
-                outcomes[i] = too_long(len(ids), self.room)
+        for i, prompt in zip(asked, encoded, strict=True):
+            if len(prompt) > self.room:
+                outcomes[i] = too_long(len(prompt), self.room)
                 continue
-            keys[i] = self.task.key(ids, self.answerer)
+            keys[i] = self.task.key(prompt, self.answerer)
             kept = known.get(taken[i].id)
             if kept is not None and kept[0] == keys[i]:
                 outcomes[i] = kept[1]
                 reused += 1
             else:
-                prompts[i] = ids
+                prompts[i] = prompt
         if self.reuse:
             with timed(self.cpu, "read"):
-                earlier = self.reuse.find([key for key, ids in zip(keys, prompts, strict=True) if key and ids])
+                earlier = self.reuse.find([key for key, prompt in zip(keys, prompts, strict=True) if key and prompt])
             for i, key in enumerate(keys):
                 if prompts[i] and key in earlier:
                     outcomes[i], prompts[i] = earlier[key], None

@@ -117,7 +117,8 @@ def judged(
     if warning := sample.strange(config, chosen.golds):
         show.step(f"gate: {warning}")
     sampling = dataclasses.replace(task.sampling, score_prompt=task.space.decodes)
-    asked = [dataclasses.asdict(sampling), chosen.prompts, config.engine.max_model_len, config.engine.kind.value]
+    prompts = [prompt.token_ids for prompt in chosen.prompts]
+    asked = [dataclasses.asdict(sampling), prompts, config.engine.max_model_len, config.engine.kind.value]
     # Another batchq may compute otherwise: with vLLM's norms instead of torch's 0.734 of the demo's rows became 0.713.
     key = models.digest_of([full.digest, asked, tune.engine_version(), __version__])
     terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]

@@ -192,15 +192,15 @@ async def _answered(worker: Worker, row: Row) -> str:
         if row.error:
             raise RowError(*row.error)
         message = worker.task.render(row.columns)
-        ids = worker.task.encode([message])[0]
-        if len(ids) > (room := worker.batches.room):
-            return _unanswered(head, too_long(len(ids), room))
-        answer: Any = worker.task.answer(await worker.engine.ask(ids, worker.task.sampling))
+        prompt = worker.task.encode([message])[0]
+        if len(prompt) > (room := worker.batches.room):
+            return _unanswered(head, too_long(len(prompt), room))
+        answer: Any = worker.task.answer(await worker.engine.ask(prompt, worker.task.sampling))
     except RowError as error:
         return _unanswered(head, Failure(error.code, error.message))
     shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in answer.columns.items()}
     words = json.dumps(shown, ensure_ascii=False, default=lambda v: v)
-    return f"{head}\n{worker.task.framed(message)}\n── answer ({len(ids)} prompt tokens)\n{words}"
+    return f"{head}\n{worker.task.framed(message)}\n── answer ({len(prompt)} prompt tokens)\n{words}"
 
 
 def _unanswered(head: str, failure: Failure) -> str:

@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from batchq import answers, models, plan, read, write
 from batchq.config import Config
+from batchq.engine import Prompt
 from batchq.errors import InputError, RowError, StorageError
 from batchq.models import digest_of
 from batchq.records import Plan, Row, Shard
@@ -23,9 +24,9 @@ MEASURED = 512  # prompts that lengths are taken from
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What both models are asked: prompts as token ids, and the gold label of each, if it has one."""
+    """What both models are asked: prompts, and the gold label of each, if it has one."""
 
-    prompts: list[list[int]] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
     golds: list[str | None] = field(default_factory=list)
 
 
@@ -36,7 +37,7 @@ class Lengths:
     tokens: tuple[int, ...]
 
     @staticmethod
-    def of(prompts: Iterable[Sequence[int]]) -> Lengths:
+    def of(prompts: Iterable[Prompt]) -> Lengths:
         return Lengths(tuple(sorted(map(len, prompts))))
 
     def at(self, share: float) -> int:
@@ -82,7 +83,7 @@ def calibration(config: Config, draft: Plan, task: Task) -> list[list[int]]:
     settings = config.quantization
     rows = drawn(config, draft, settings.calibration, settings.samples, "calibration")
     messages = [message for message, _ in rendered(task, rows)]
-    return [ids[: settings.max_tokens] for ids in task.encode(messages[: settings.samples])]
+    return [prompt.token_ids[: settings.max_tokens] for prompt in task.encode(messages[: settings.samples])]
 
 
 def judging(config: Config, draft: Plan, task: Task) -> Sample:

@@ -24,7 +24,7 @@ import numpy as np
 
 from batchq import answers
 from batchq.config import TaskConfig
-from batchq.engine import Completion
+from batchq.engine import Completion, Prompt
 from batchq.errors import ConfigError, RowError
 from batchq.records import Answer
 
@@ -147,8 +147,8 @@ class Task:
         """The whole text that the model reads."""
         return f"{self._frame.before}{message}{self._frame.after}"
 
-    def encode(self, messages: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole prompts, tokenised as one batch; shape [messages][tokens]."""
+    def encode(self, messages: Sequence[str]) -> list[Prompt]:
+        """What the model reads for each message: framed, and tokenised as one batch."""
         special = self._special
         suspects = [i for i, m in enumerate(messages) if special is not None and special.search(m)]
         texts = [self.framed(m) for m in messages]
@@ -158,13 +158,13 @@ class Task:
             before = backend.encode(self._frame.before, add_special_tokens=self._frame.add_special_tokens).ids
             after = backend.encode(self._frame.after, add_special_tokens=False).ids
             ids[i] = before + self._literal.encode(messages[i], add_special_tokens=False).ids + after
-        return ids
+        return [Prompt(each) for each in ids]
 
-    def key(self, ids: Sequence[int], served: str) -> str:
+    def key(self, prompt: Prompt, served: str) -> str:
         """batchq_key: equal keys have equal answers. `served` is the digest of the served model."""
         digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(self._salt, digest_size=32).digest())
         digest.update(served.encode())
-        digest.update(np.asarray(ids, dtype=np.int32).tobytes())
+        digest.update(np.asarray(prompt.token_ids, dtype=np.int32).tobytes())
         return digest.hexdigest()
 
     # -- reading the answer ------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any
 from batchq import answers, capacity, findings, models, sample
 from batchq.capacity import GPU_SHARE, OVERHEAD, SEQUENCES, gib
 from batchq.config import Config, EngineKind, KvCache, Scheme
-from batchq.engine import Completion
+from batchq.engine import Completion, Prompt
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
 from batchq.pool import Pool, Question
@@ -364,7 +364,7 @@ def sweep(
     )
 
 
-def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[list[int]]]:
+def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[Prompt]]:
     """Prompts from all over the corpus that the engine takes."""
     task = Task(
         config.task,
@@ -375,7 +375,7 @@ def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[list[int]
     room = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
     messages = [message for message, _ in sample.rendered(task, sample.spread(draft, wanted))]
-    prompts = [ids for ids in task.encode(messages) if len(ids) <= room][:wanted]
+    prompts = [prompt for prompt in task.encode(messages) if len(prompt) <= room][:wanted]
     if len(prompts) <= WARM:
         raise ConfigError(f"tune: only {len(prompts)} rows of this job can be asked, and it takes more than {WARM}")
     return task, prompts

@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchq.engine import Completion, EngineSpec, Sampling
+from batchq.engine import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class VllmEngine:
         print(f"batchq: {took}", file=sys.stderr, flush=True)
         return llm
 
-    async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
+    async def ask(self, prompt: Prompt, sampling: Sampling) -> Completion:
         import vllm.exceptions
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -86,7 +86,7 @@ class VllmEngine:
         final = None
         params = self._sampling_params(sampling)
         try:
-            request = {"prompt_token_ids": prompt}
+            request = {"prompt_token_ids": prompt.token_ids}
             async for output in self.llm.generate(request, params, str(next(self._ids))):  # type: ignore[arg-type]
                 final = output
         except EngineDeadError as error:
@@ -109,7 +109,7 @@ class VllmEngine:
             cached_tokens=final.num_cached_tokens or 0,
             output_tokens=len(answer.token_ids),
             token_ids=tuple(answer.token_ids),
-            prompt_logprob=_prompt_logprob(final.prompt_logprobs, prompt) if sampling.score_prompt else None,
+            prompt_logprob=_prompt_logprob(final.prompt_logprobs, prompt.token_ids) if sampling.score_prompt else None,
         )
 
     def _sampling_params(self, sampling: Sampling) -> Any:
@@ -325,9 +325,9 @@ def _logprobs(positions: Any, ids: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(float(first[i].logprob) for i in ids)
 
 
-def _prompt_logprob(positions: Any, prompt: list[int]) -> float:
+def _prompt_logprob(positions: Any, token_ids: list[int]) -> float:
     """Sum over all prompt tokens but the first, which follows nothing."""
-    return float(sum(at[token].logprob for at, token in zip(positions[1:], prompt[1:], strict=True)))
+    return float(sum(at[token].logprob for at, token in zip(positions[1:], token_ids[1:], strict=True)))
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from batchq.account import PhaseClock, computed_tokens, recalled_tokens, timed
 from batchq.attempt import Attempt, Part
 from batchq.batch import Batch, Batches
 from batchq.config import TaskConfig
-from batchq.engine import Engine, EngineSpec
+from batchq.engine import Engine, EngineSpec, Prompt
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, RowError, Stopped
 from batchq.fake_engine import FakeEngine
 from batchq.hardware import EnergyMeter
@@ -266,12 +266,12 @@ class Worker:
         await self._search(made)
         self._seal(made, part, True)
 
-    def _hand_over(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
+    def _hand_over(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
         batch.prompts[i] = None  # from here on the row is in flight
         self._enter(+1)
         asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
 
-    async def _ask(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
+    async def _ask(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
         try:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer

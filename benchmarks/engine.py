@@ -97,7 +97,7 @@ def prepare(config: Config, request: Path) -> int:
     for shard in draft.shards:
         source = draft.objects[shard.object]
         rows = read.read_rows(source, draft.format, shard.unit, shard.start, shard.stop, columns=list(draft.columns))
-        prompts += task.encode([task.render(row.columns) for row in rows])
+        prompts += [prompt.token_ids for prompt in task.encode([task.render(row.columns) for row in rows])]
     sampling = dataclasses.asdict(task.sampling)
     request.write_text(json.dumps({"spec": dataclasses.asdict(spec), "sampling": sampling, "prompts": prompts}))
     return sum(map(len, prompts))

@@ -188,7 +188,7 @@ def rows(task: Task, wanted: int | None, samples: int, seed: int) -> tuple[Sampl
     encoded = task.encode([task.render({"text": s.text}) for s in rated])
     golds: list[str | None] = ["positive" if s.rating > 0 else "negative" for s in rated]
     stop = len(rated) if wanted is None else samples + wanted
-    return Sample(encoded[samples:stop], golds[samples:stop]), encoded[:samples]
+    return Sample(encoded[samples:stop], golds[samples:stop]), [prompt.token_ids for prompt in encoded[:samples]]
 
 
 def compare(

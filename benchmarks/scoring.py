@@ -56,7 +56,7 @@ def main() -> None:
     )
     llm = start(spec)
     sides = {"scored": scored(task, spec), "decoded": decoded(task)}
-    prompts = [{"prompt_token_ids": ids} for ids in sample.prompts]
+    prompts = [{"prompt_token_ids": prompt.token_ids} for prompt in sample.prompts]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     said: dict[str, list[str | None]] = {}
     tokens: dict[str, int] = {}

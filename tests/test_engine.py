@@ -20,7 +20,7 @@ import pytest
 from batchq import hardware, models, pool
 from batchq.cli import compose, main
 from batchq.config import ClusterConfig
-from batchq.engine import EngineSpec, Sampling
+from batchq.engine import EngineSpec, Prompt, Sampling
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.hardware import Gpu, Hardware
 from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
@@ -50,12 +50,13 @@ def test_scores_are_the_models_own(tiny: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(20 + i)] for i in range(5)]
+    prompts = [Prompt([5 + (7 * i + 3 * j) % 400 for j in range(20 + i)]) for i in range(5)]
     ids = (7, 50, 300)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
     with torch.inference_mode():
         expected = [
-            torch.log_softmax(model(torch.tensor([p])).logits[0, -1].float(), -1)[list(ids)].tolist() for p in prompts
+            torch.log_softmax(model(torch.tensor([p.token_ids])).logits[0, -1].float(), -1)[list(ids)].tolist()
+            for p in prompts
         ]
     here = hardware.detect()
     engine = VllmEngine(
@@ -67,7 +68,7 @@ def test_scores_are_the_models_own(tiny: Path) -> None:
         try:
             answers = await asyncio.gather(*(engine.ask(p, Sampling(score_ids=ids)) for p in prompts))
             with pytest.raises(RowError, match="engine_refused"):
-                await engine.ask([5] * 200, Sampling(score_ids=ids))
+                await engine.ask(Prompt([5] * 200), Sampling(score_ids=ids))
             text = await engine.ask(prompts[0], Sampling(max_tokens=4))
             assert 1 <= text.output_tokens <= 4
             assert all(a.output_tokens == 1 and a.text == "" for a in answers)

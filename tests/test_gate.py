@@ -13,7 +13,7 @@ import pytest
 from batchq import gate
 from batchq.cli import main
 from batchq.config import GateConfig
-from batchq.engine import Completion
+from batchq.engine import Completion, Prompt
 from batchq.gate import Verdict
 from batchq.records import Failure
 from batchq.sample import Sample, side
@@ -34,7 +34,7 @@ def verdict(rows: int, lost: float, config: GateConfig | None = None, gold: bool
     truth = random.integers(0, 2, rows)
     first = np.where(random.random(rows) < 0.8, truth, 1 - truth)
     second = np.where((first == truth) & (random.random(rows) < lost), 1 - first, first)
-    sample = Sample([[1, 2]] * rows, [LABELS[t] if gold else None for t in truth])
+    sample = Sample([Prompt([1, 2])] * rows, [LABELS[t] if gold else None for t in truth])
     return gate.judge("int8", sample, answers(first), answers(second), LABELS, config or GateConfig())
 
 
@@ -61,7 +61,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         truth = np.zeros(400, dtype=int)
         first = (random.random(400) > 0.8).astype(int)
         second = np.where((first == 0) & (random.random(400) < 0.05), 1, first)
-        sample = Sample([[1]] * 400, ["positive"] * 400)
+        sample = Sample([Prompt([1])] * 400, ["positive"] * 400)
         found = gate.judge("x", sample, answers(first), answers(second), LABELS, GateConfig())
         covered += found.low <= 0.95 <= found.high
         assert truth.sum() == 0
@@ -77,7 +77,7 @@ def test_without_gold_the_labels_that_stay_are_judged() -> None:
 
 
 def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
-    sample = Sample([[1]] * 100, ["positive"] * 100)
+    sample = Sample([Prompt([1])] * 100, ["positive"] * 100)
     first, second = answers(np.zeros(100)), answers(np.zeros(100))
     second[3] = Failure("engine_refused", "no")
     second[4] = Completion((math.nan, 0.0), "", "length", 1, 0, 1)
@@ -91,7 +91,7 @@ def test_text_is_judged_by_perplexity_and_by_its_tokens() -> None:
     def texts(loss: float, ids: tuple[int, ...]) -> list[Completion | Failure]:
         return [Completion((), "", "stop", 11, 0, 3, ids, -loss * 10 - i % 3) for i in range(200)]
 
-    sample = Sample([[1] * 11] * 200, [None] * 200)
+    sample = Sample([Prompt([1] * 11)] * 200, [None] * 200)
     found = gate.judge("fp8", sample, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
     assert found.measure == "perplexity" and found.agreement == 0.5 and found.verdict == "fail"
     assert found.recovery == pytest.approx(math.exp(-0.1)) == pytest.approx(found.baseline / found.quantized)

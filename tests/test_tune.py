@@ -15,6 +15,7 @@ import pytest
 from batchq import hardware, models, plan, tune
 from batchq.cli import main
 from batchq.config import Config, EngineConfig, KvCache, QuantizationConfig, TaskConfig, TaskKind
+from batchq.engine import Prompt
 from batchq.hardware import Gpu, Hardware
 from batchq.records import Plan
 from batchq.run import worker_spec
@@ -143,7 +144,7 @@ def served(config: Config, tiny: Path) -> tuple[Plan, Any]:
 
 
 def test_lengths_are_ranks_of_what_was_seen() -> None:
-    found = Lengths.of([[0] * n for n in range(100, 0, -1)])
+    found = Lengths.of([Prompt([0] * n) for n in range(100, 0, -1)])
     assert (found.median, found.at(0.99), found.longest, found.mean) == (50, 99, 100, 50.5)
     assert found.above(90) == 10 and Lengths(()).longest == 0
 

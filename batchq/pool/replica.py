@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchq.account import PhaseClock
-from batchq.engine import Completion, EngineSpec, Sampling
+from batchq.engine import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
@@ -26,7 +26,7 @@ class Question:
     The first `warm` prompts count as the engine's start. What isn't asked within `seconds` after them isn't asked.
     """
 
-    prompts: list[list[int]]  # token ids
+    prompts: list[Prompt]
     sampling: Sampling
     in_flight: int
     warm: int = 0
@@ -60,7 +60,7 @@ class Replica:
         places = asyncio.Semaphore(question.in_flight)
         until = math.inf
 
-        async def one(prompt: list[int]) -> Completion | Failure:
+        async def one(prompt: Prompt) -> Completion | Failure:
             async with places:
                 if time.monotonic() >= until:
                     return Failure("not_asked", "the time was up")
