@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from batchq import models, read, write
 from batchq.account import timed
-from batchq.engine import Prompt
+from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.records import Answer, Failure, Plan, Row, Shard
 from batchq.reuse import Reuse
-from batchq.task import Task
+from batchq.task.task import Task
 
 BATCH = 256  # rows read, rendered and tokenised at a time
 _TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON

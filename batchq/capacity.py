@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchq import answers
 from batchq.config import IGNORE, Config, EngineKind, KvCache, Scheme
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import ModelError
 from batchq.hardware import Hardware
 from batchq.models import Model, read_config, weight_files
 from batchq.scheme import group_size
+from batchq.task import answers
 
 GIB = 1 << 30
 BLOCK_SIDE = 128  # of FP8's blocks

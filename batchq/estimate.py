@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq import answers, findings, forecast, sample, tune
+from batchq import findings, forecast, sample, tune
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme
 from batchq.fit import Fit
@@ -17,6 +17,7 @@ from batchq.hardware import Hardware
 from batchq.progress import duration
 from batchq.records import Plan
 from batchq.sample import Lengths
+from batchq.task import answers
 
 LEAST = 5.0  # seconds of work of a replica that say something about its speed
 ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)

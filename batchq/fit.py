@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import answers
 from batchq.capacity import Memory, Tensor, gib, group_of, matrices, memory_needed, room, shape_of
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
 from batchq.hardware import Hardware
 from batchq.models import Model
 from batchq.scheme import FACTS, LADDER, unserved
+from batchq.task import answers
 
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
 

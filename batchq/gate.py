@@ -18,7 +18,7 @@ import numpy as np
 
 from batchq import __version__, capacity, findings, models, quantize, sample, tune
 from batchq.config import Config, EngineKind, GateConfig, KvCache, ModelConfig, Scheme
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion
 from batchq.errors import ConfigError, GateRefused
 from batchq.fit import Fit
 from batchq.hardware import Hardware
@@ -29,7 +29,7 @@ from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Failure, Plan
 from batchq.sample import Sample
-from batchq.task import Task
+from batchq.task.task import Task
 
 RESAMPLES = 2000
 CHUNK = 100  # resamples drawn at a time: 100 x 20,000 rows of counts take 16 MB

@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import failpoint, read, storage, task, write
+from batchq import failpoint, read, storage, write
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFound, OutputTaken, StorageError
 from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
+from batchq.task import task
 
 NAME = "meta/plan.json"
 TAPERED = 8  # shards at the end of a large plan that are cut smaller

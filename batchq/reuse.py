@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchq import answers, storage, write
+from batchq import storage, write
 from batchq.config import TaskConfig
 from batchq.records import Answer
+from batchq.task import answers
 
 CACHE = 256 * 1024 * 1024  # bytes of answers; 5 million rows of three labels
 AT_ONCE = 8  # key columns on their way

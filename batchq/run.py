@@ -11,7 +11,6 @@ from concurrent.futures import Future, wait
 
 from batchq import (
     account,
-    answers,
     capacity,
     estimate,
     forecast,
@@ -41,7 +40,8 @@ from batchq.progress import Progress
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
 from batchq.scheme import FACTS, LADDER
-from batchq.task import Task
+from batchq.task import answers
+from batchq.task.task import Task
 from batchq.worker import WorkerSpec
 
 MOMENT = 1.0  # seconds in which a model that is there already is found

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from batchq import answers, models, plan, read, write
+from batchq import models, plan, read, write
 from batchq.config import Config
-from batchq.engine import Prompt
+from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError, StorageError
 from batchq.models import digest_of
 from batchq.records import Plan, Row, Shard
-from batchq.task import Task
+from batchq.task import answers
+from batchq.task.task import Task
 
 HEADS = 8  # files whose first rows are counted, of those that only reading would count
 MEASURED = 512  # prompts that lengths are taken from

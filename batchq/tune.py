@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from batchq import answers, capacity, findings, models, sample
+from batchq import capacity, findings, models, sample
 from batchq.capacity import GPU_SHARE, OVERHEAD, SEQUENCES, gib
 from batchq.config import Config, EngineKind, KvCache, Scheme
-from batchq.engine import Completion, Prompt
+from batchq.engine.protocol import Completion, Prompt
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
 from batchq.pool import Pool, Question
@@ -28,7 +28,8 @@ from batchq.quantize import Checkpoint
 from batchq.records import Plan
 from batchq.sample import Lengths
 from batchq.scheme import FACTS
-from batchq.task import Task
+from batchq.task import answers
+from batchq.task.task import Task
 
 STEP, ROWS, SHARE, EAGER = "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "enforce_eager"
 COMPILATION = "compilation_config"

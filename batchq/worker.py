@@ -25,14 +25,14 @@ from batchq.account import PhaseClock, computed_tokens, recalled_tokens, timed
 from batchq.attempt import Attempt, Part
 from batchq.batch import Batch, Batches
 from batchq.config import TaskConfig
-from batchq.engine import Engine, EngineSpec, Prompt
+from batchq.engine.fake import FakeEngine
+from batchq.engine.protocol import Engine, EngineSpec, Prompt
+from batchq.engine.vllm import VllmEngine, import_ahead
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, RowError, Stopped
-from batchq.fake_engine import FakeEngine
 from batchq.hardware import EnergyMeter
 from batchq.records import Failure, Plan, Receipt, Shard
 from batchq.reuse import Reuse
-from batchq.task import Task
-from batchq.vllm_engine import VllmEngine, import_ahead
+from batchq.task.task import Task
 
 SETTLE_SECONDS = 2.0  # that a dead engine's other requests have to fail in, and its last answers to come
 LEFT = "stopped while a shard was under way; its answers so far are kept"

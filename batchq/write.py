@@ -24,10 +24,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import answers, failpoint, storage
+from batchq import failpoint, storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, ConfigError, NotFound, StorageError
 from batchq.records import Answer, Failure, Receipt, Shard, Usage, sealed, unsealed
+from batchq.task import answers
 
 RECEIPT = b"batchq.receipt"
 IDENTITY = [pa.field("batchq_id", pa.string(), nullable=False), pa.field("batchq_key", pa.string())]

@@ -189,6 +189,6 @@ def spoken(transcript: str) -> int:
 
 def open_task(config: Any, model: str) -> Any:
     from batchq import models
-    from batchq.task import Task
+    from batchq.task.task import Task
 
     return Task(config.task, models.open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)

@@ -26,9 +26,9 @@ from pathlib import Path
 from batchq import cli, hardware, models, plan, progress, read
 from batchq.capacity import engine_spec
 from batchq.config import Config
-from batchq.engine import EngineSpec, Sampling
+from batchq.engine.protocol import EngineSpec, Sampling
 from batchq.run import choose, quantized
-from batchq.task import Task
+from batchq.task.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,16 +105,16 @@ def prepare(config: Config, request: Path) -> int:
 
 def generate(request: Path) -> None:
     """The raw side: one engine, one call with all prompts; writes its seconds."""
-    from batchq import vllm_engine
+    from batchq.engine import vllm
 
     asked = json.loads(request.read_text())
     spec = EngineSpec(**{**asked["spec"], "cores": tuple(asked["spec"]["cores"])})
     sampling = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sampling"].items()}
-    vllm_engine._environment(spec)
+    vllm._environment(spec)
     from vllm import LLM, EngineArgs
 
-    llm = LLM(**vllm_engine._arguments(spec, EngineArgs))
-    params = vllm_engine.VllmEngine(spec)._sampling_params(Sampling(**sampling))
+    llm = LLM(**vllm._arguments(spec, EngineArgs))
+    params = vllm.VllmEngine(spec)._sampling_params(Sampling(**sampling))
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
     llm.generate(prompts[:8], params, use_tqdm=False)
     llm.reset_prefix_cache()

@@ -31,13 +31,13 @@ from typing import Any
 
 from batchq import capacity, cli, gate, hardware, models
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion
 from batchq.errors import BatchqError
 from batchq.fit import Fit
 from batchq.pool import Pool, Question
 from batchq.quantize import Checkpoint, quantize
 from batchq.sample import Sample
-from batchq.task import Task
+from batchq.task.task import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jobs.sentiment_transcripts.corpus import rated_sentences

@@ -26,8 +26,8 @@ from typing import Any
 from quality import CHOSEN, rows, worded
 
 from batchq import capacity, cli, hardware, models
-from batchq.engine import EngineSpec
-from batchq.task import Task
+from batchq.engine.protocol import EngineSpec
+from batchq.task.task import Task
 
 
 def main() -> None:
@@ -84,16 +84,16 @@ def main() -> None:
 
 def start(spec: EngineSpec) -> Any:
     """vLLM's own entrance for lists of prompts, with the arguments that batchq starts engines with."""
-    from batchq import vllm_engine
+    from batchq.engine import vllm
 
-    vllm_engine._environment(spec)
+    vllm._environment(spec)
     from vllm import LLM, EngineArgs
 
-    return LLM(**vllm_engine._arguments(spec, EngineArgs))
+    return LLM(**vllm._arguments(spec, EngineArgs))
 
 
 def scored(task: Task, spec: EngineSpec) -> tuple[Any, Any]:
-    from batchq.vllm_engine import VllmEngine
+    from batchq.engine.vllm import VllmEngine
 
     ids = task.sampling.score_ids
     params = VllmEngine(spec)._sampling_params(task.sampling)

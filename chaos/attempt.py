@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from batchq import failpoint, ledger, models, plan, storage, write
 from batchq.config import Config, Scheme
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.models import Model
 from batchq.outcome import finish

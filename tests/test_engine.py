@@ -20,10 +20,10 @@ import pytest
 from batchq import hardware, models, pool
 from batchq.cli import compose, main
 from batchq.config import ClusterConfig
-from batchq.engine import EngineSpec, Prompt, Sampling
+from batchq.engine.protocol import EngineSpec, Prompt, Sampling
+from batchq.engine.vllm import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.hardware import Gpu, Hardware
-from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchq import findings, gate
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion
 from batchq.estimate import Reached
 from batchq.records import Failure
 from batchq.tune import Tuned

@@ -13,7 +13,7 @@ import pytest
 from batchq import gate
 from batchq.cli import main
 from batchq.config import GateConfig
-from batchq.engine import Completion, Prompt
+from batchq.engine.protocol import Completion, Prompt
 from batchq.gate import Verdict
 from batchq.records import Failure
 from batchq.sample import Sample, side

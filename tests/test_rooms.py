@@ -44,12 +44,9 @@ ROOMS = [
         "reuse",
     ),
     *(
-        "vllm_engine",
-        "fake_engine",
         "write",
         "read",
         "task",
-        "answers",
         "engine",
         "findings",
         "models",
@@ -63,7 +60,7 @@ ROOMS = [
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
 ONLY_IN = {
     "ray": {"pool"},
-    "vllm": {"vllm_engine"},
+    "vllm": {"engine"},
     "obstore": {"storage"},
     "llmcompressor": {"compress"},
     "hydra": {"cli"},

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from batchq import answers
 from batchq.config import TaskConfig, TaskKind
-from batchq.engine import Completion, Prompt, Sampling
+from batchq.engine.protocol import Completion, Prompt, Sampling
 from batchq.errors import ConfigError, RowError
 from batchq.models import open_tokenizer
 from batchq.records import Answer, Failure
-from batchq.task import Task
+from batchq.task import answers
+from batchq.task.task import Task
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_one_yes_is_not_enough(
 def test_two_yeses_reach_the_engine(own: Path, compose: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import AsyncEngineArgs
 
-    from batchq.vllm_engine import _arguments
+    from batchq.engine.vllm import _arguments
 
     plain = capacity.engine_spec(compose(engine="vllm"), str(own), 0, hardware.detect())
     assert _arguments(plain, AsyncEngineArgs)["trust_remote_code"] is False

@@ -15,7 +15,7 @@ import pytest
 from batchq import hardware, models, plan, tune
 from batchq.cli import main
 from batchq.config import Config, EngineConfig, KvCache, QuantizationConfig, TaskConfig, TaskKind
-from batchq.engine import Prompt
+from batchq.engine.protocol import Prompt
 from batchq.hardware import Gpu, Hardware
 from batchq.records import Plan
 from batchq.run import worker_spec

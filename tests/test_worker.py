@@ -16,7 +16,7 @@ import pytest
 
 from batchq import models, plan, poison, storage, write
 from batchq.config import Config, Scheme
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
 from batchq.records import Plan, Receipt, Shard
 from batchq.worker import Snapshot, Worker, WorkerSpec

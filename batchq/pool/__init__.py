@@ -21,7 +21,7 @@ from typing import Any
 from batchq import hardware
 from batchq.account import ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
-from batchq.engine import Completion, EngineSpec
+from batchq.engine.protocol import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.hardware import Hardware
 from batchq.pool import cluster

@@ -16,7 +16,7 @@ from typing import Any
 
 from batchq import hardware
 from batchq.config import ClusterConfig
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
 from batchq.pool.replica import Replica

@@ -16,7 +16,7 @@ from typing import Any
 from batchq import poison, write
 from batchq.account import ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.hardware import Hardware
 from batchq.pool import cluster

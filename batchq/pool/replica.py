@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchq.account import PhaseClock
-from batchq.engine import Completion, EngineSpec, Prompt, Sampling
+from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine

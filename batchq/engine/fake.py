@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from batchq.engine import Completion, EngineSpec, Prompt, Sampling
+from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 FAULTS = tuple(f"{fault}_{when}" for fault in ("exit", "die", "hang") for when in ("after", "token"))

@@ -1,6 +1,6 @@
 """The Engine protocol: a prompt in, token ids or label log-probabilities out.
 
-Two things speak it: `vllm_engine` and `fake_engine`. A worker knows only this page.
+`vllm.py` and `fake.py` implement it. A worker knows only this page.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from batchq.config import TaskConfig, TaskKind
-from batchq.engine import Completion, Sampling
+from batchq.engine.protocol import Completion, Sampling
 from batchq.errors import RowError
 from batchq.records import Answer, Failure
 

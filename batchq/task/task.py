@@ -22,11 +22,11 @@ import jinja2.meta
 import jinja2.sandbox
 import numpy as np
 
-from batchq import answers
 from batchq.config import TaskConfig
-from batchq.engine import Completion, Prompt
+from batchq.engine.protocol import Completion, Prompt
 from batchq.errors import ConfigError, RowError
 from batchq.records import Answer
+from batchq.task import answers
 
 # Stands where the row's text will stand, to find out what the chat template puts around it.
 PROBE = "\N{WHITE SQUARE}probe\N{WHITE SQUARE}"

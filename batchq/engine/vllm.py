@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchq.engine import Completion, EngineSpec, Prompt, Sampling
+from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 if TYPE_CHECKING:
