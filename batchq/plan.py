@@ -24,6 +24,7 @@ from batchq.errors import AlreadyExists, Changed, ConfigError, InputError, NotFo
 from batchq.records import InputObject, Plan, Receipt, Shard, sealed, unsealed
 from batchq.scheme import FACTS
 from batchq.task import task
+from batchq.task.prompt import prompt_columns
 
 NAME = "meta/plan.json"
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
@@ -95,7 +96,7 @@ def make(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
     schema = read.infer_schema(objects, format, config.input.columns)
-    task.prompt_columns(config.task, schema.names)
+    prompt_columns(config.task.prompt, schema.names)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
         if name is not None and name not in schema.names:
             raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}")

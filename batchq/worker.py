@@ -27,7 +27,8 @@ from batchq.batch import Batch, Batches
 from batchq.config import TaskConfig
 from batchq.engine.fake import FakeEngine
 from batchq.engine.protocol import Engine, EngineSpec, Prompt
-from batchq.engine.vllm import VllmEngine, import_ahead
+from batchq.engine.vllm import VllmEngine
+from batchq.engine.vllm_process import import_ahead
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, RowError, Stopped
 from batchq.hardware import EnergyMeter
 from batchq.records import Failure, Plan, Receipt, Shard

@@ -105,16 +105,16 @@ def prepare(config: Config, request: Path) -> int:
 
 def generate(request: Path) -> None:
     """The raw side: one engine, one call with all prompts; writes its seconds."""
-    from batchq.engine import vllm
+    from batchq.engine import vllm, vllm_process
 
     asked = json.loads(request.read_text())
     spec = EngineSpec(**{**asked["spec"], "cores": tuple(asked["spec"]["cores"])})
     sampling = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sampling"].items()}
-    vllm._environment(spec)
+    vllm_process.set_environment(spec)
     from vllm import LLM, EngineArgs
 
-    llm = LLM(**vllm._arguments(spec, EngineArgs))
-    params = vllm.VllmEngine(spec)._sampling_params(Sampling(**sampling))
+    llm = LLM(**vllm.engine_arguments(spec, EngineArgs))
+    params = vllm.VllmEngine(spec).sampling_params(Sampling(**sampling))
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
     llm.generate(prompts[:8], params, use_tqdm=False)
     llm.reset_prefix_cache()

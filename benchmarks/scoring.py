@@ -84,19 +84,19 @@ def main() -> None:
 
 def start(spec: EngineSpec) -> Any:
     """vLLM's own entrance for lists of prompts, with the arguments that batchq starts engines with."""
-    from batchq.engine import vllm
+    from batchq.engine import vllm, vllm_process
 
-    vllm._environment(spec)
+    vllm_process.set_environment(spec)
     from vllm import LLM, EngineArgs
 
-    return LLM(**vllm._arguments(spec, EngineArgs))
+    return LLM(**vllm.engine_arguments(spec, EngineArgs))
 
 
 def scored(task: Task, spec: EngineSpec) -> tuple[Any, Any]:
     from batchq.engine.vllm import VllmEngine
 
     ids = task.sampling.score_ids
-    params = VllmEngine(spec)._sampling_params(task.sampling)
+    params = VllmEngine(spec).sampling_params(task.sampling)
 
     def read(answer: Any) -> str | None:
         found = answer.logprobs[0]
@@ -113,7 +113,7 @@ def decoded(task: Task) -> tuple[Any, Any]:
     # As they follow the beginning of the answer, which is what is scored too.
     prefix = task.config.answer_prefix
     space = " " if prefix and not prefix[-1].isspace() else ""
-    texts = {f"{space}{text}": label for text, label in zip(task.asked, task.config.labels, strict=True)}
+    texts = {f"{space}{text}": label for text, label in zip(task.label_texts, task.config.labels, strict=True)}
     longest = max(len(task.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
     params = SamplingParams(
         max_tokens=2 * longest + 1,  # a text may come in more tokens than the tokenizer would make of it; and its end

@@ -20,8 +20,9 @@ import pytest
 from batchq import hardware, models, pool
 from batchq.cli import compose, main
 from batchq.config import ClusterConfig
+from batchq.engine import vllm_norms
 from batchq.engine.protocol import EngineSpec, Prompt, Sampling
-from batchq.engine.vllm import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
+from batchq.engine.vllm import VllmEngine, _logprobs, _out_of_memory, _refusals, engine_arguments
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.hardware import Gpu, Hardware
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
@@ -86,7 +87,7 @@ def test_norms_by_the_kernel_are_those_by_torch() -> None:
     import torch
     from vllm import ir
 
-    priority = _norms()
+    priority = vllm_norms.register()
     assert {names[0] for names in priority.values()} == {"batchq"}
     x, rest, weight = (torch.randn(*shape, dtype=torch.bfloat16) for shape in ((64, 96), (64, 96), (96,)))
     norm, added = ir.ops.rms_norm, ir.ops.fused_add_rms_norm
@@ -106,16 +107,16 @@ def test_an_option_that_vllm_lacks_is_named() -> None:
 
     spec = EngineSpec("vllm", "m", 8, 8, 1, options={"gpu_memory_utilisation": 1})
     with pytest.raises(EngineError, match=r"engine\.options\.gpu_memory_utilisation"):
-        _arguments(spec, AsyncEngineArgs)
+        engine_arguments(spec, AsyncEngineArgs)
 
 
 def test_tensor_and_pipeline_parallel_reach_vllm() -> None:
     from vllm import AsyncEngineArgs
 
-    alone = _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)
+    alone = engine_arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)
     assert (alone["tensor_parallel_size"], alone["pipeline_parallel_size"]) == (1, 1)
     spec = EngineSpec("vllm", "m", 8, 8, 1, device="cuda", tensor_parallel_size=2, pipeline_parallel_size=3)
-    six = _arguments(spec, AsyncEngineArgs)
+    six = engine_arguments(spec, AsyncEngineArgs)
     assert (six["tensor_parallel_size"], six["pipeline_parallel_size"]) == (2, 3)
     assert six["distributed_executor_backend"] == "mp" and spec.devices == 6
 
@@ -140,8 +141,8 @@ def test_a_replica_holds_as_many_gpus_as_its_engine_spans(
 def test_more_labels_than_vllm_scores_by_default_are_allowed_for() -> None:
     from vllm import AsyncEngineArgs
 
-    assert _arguments(EngineSpec("vllm", "m", 8, 8, 1, scored=26), AsyncEngineArgs)["max_logprobs"] == 26
-    assert _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)["max_logprobs"] == 20
+    assert engine_arguments(EngineSpec("vllm", "m", 8, 8, 1, scored=26), AsyncEngineArgs)["max_logprobs"] == 26
+    assert engine_arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)["max_logprobs"] == 20
 
 
 def test_a_refused_prompt_is_told_from_a_dead_engine_by_both_versions_of_vllm() -> None:

@@ -103,7 +103,7 @@ def test_the_prompt_is_sandboxed(tokenizer: Any) -> None:
 def test_labels_that_begin_alike_are_answered_by_letter(tokenizer: Any) -> None:
     labels = ["very good", "very bad"]
     coded = task(tokenizer, labels=labels)
-    assert coded.asked == ["A", "B"]
+    assert coded.label_texts == ("A", "B")
     assert "A: very good\nB: very bad" in coded.render({"text": "a"})
     assert coded.answer(scored(math.log(0.1), math.log(0.7))).columns["label"] == "very bad"
     with pytest.raises(ConfigError, match=r"put \{\{ choices \}\} in it"):

@@ -1,4 +1,4 @@
-"""The Engine protocol on vLLM's AsyncLLM. The only module that imports vllm.
+"""The Engine protocol on vLLM's AsyncLLM.
 
 What differs between the vLLM versions that batchq runs on (0.26 and 0.32) stands at the end of this
 page, and nowhere else.
@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib
-import importlib.util
 import os
 import re
-import select
-import signal
 import stat
 import sys
-import threading
 import time
-from contextlib import suppress
 from itertools import count
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, ForkServerProcess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchq.engine import vllm_norms
 from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
+from batchq.engine.vllm_process import Extension, fork_engines, is_forked, set_environment
 from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
-
-
-HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1"
 
 
 class VllmEngine:
@@ -46,7 +36,7 @@ class VllmEngine:
     async def start(self) -> dict[str, float]:
         if self.llm is not None:
             return {}
-        _environment(self.spec)
+        set_environment(self.spec)
         began = time.monotonic()
         self._log_began = _log_size()
         # In a thread: the constructor blocks until the weights are loaded and warmed up, and the
@@ -66,12 +56,11 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = _arguments(self.spec, AsyncEngineArgs)
+        arguments = engine_arguments(self.spec, AsyncEngineArgs)
         if arguments.get("enforce_eager") and self.spec.device == "cpu" and self.spec.devices == 1:
-            arguments.setdefault("ir_op_priority", _norms())
-        if _forked(self.spec):
-            utils: Any = importlib.import_module("vllm.v1.engine.utils")
-            utils.get_mp_context = _EarlyContext
+            arguments.setdefault("ir_op_priority", vllm_norms.register())
+        if is_forked(self.spec):
+            fork_engines()
         imported = time.monotonic()
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         took = f"vLLM imported in {imported - began:.1f} s, engine up in {time.monotonic() - imported:.1f} s"
@@ -84,7 +73,7 @@ class VllmEngine:
 
         assert self.llm is not None, "start() comes first"
         final = None
-        params = self._sampling_params(sampling)
+        params = self.sampling_params(sampling)
         try:
             request = {"prompt_token_ids": prompt.token_ids}
             async for output in self.llm.generate(request, params, str(next(self._ids))):  # type: ignore[arg-type]
@@ -112,7 +101,7 @@ class VllmEngine:
             prompt_logprob=_prompt_logprob(final.prompt_logprobs, prompt.token_ids) if sampling.score_prompt else None,
         )
 
-    def _sampling_params(self, sampling: Sampling) -> Any:
+    def sampling_params(self, sampling: Sampling) -> Any:
         if sampling not in self._params:
             from vllm import SamplingParams
             from vllm.sampling_params import RequestOutputKind
@@ -138,105 +127,7 @@ class VllmEngine:
             await asyncio.to_thread(llm.shutdown)
 
 
-class Extension:
-    """What vLLM's worker classes are given besides their own methods."""
-
-    compilation_config: Any
-
-    def batchq_compile_seconds(self) -> float:
-        return float(self.compilation_config.compilation_time or 0.0)
-
-    def batchq_end_with(self, process: int) -> None:
-        """End when that process does. vLLM's engine outlives a killed parent, and would hold its device for good."""
-        try:
-            alive = os.pidfd_open(process)
-        except OSError as error:  # a container that forbids it
-            print(f"batchq: vLLM's processes may outlive a killed replica: {error}", file=sys.stderr, flush=True)
-            return
-
-        def watch() -> None:
-            select.select([alive], [], [])
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        threading.Thread(target=watch, name="batchq-end-with", daemon=True).start()
-
-
-class _EngineProcess(ForkServerProcess):
-    """vLLM's engine process, forked from one that has imported vLLM, with this process's environment."""
-
-    def start(self) -> None:
-        self._environment = dict(os.environ)
-        super().start()
-
-    def run(self) -> None:
-        with suppress(ImportError):  # vLLM names its process if it can; that needs the environment where it lies now
-            importlib.import_module("setproctitle").getproctitle()
-        os.environ.update(self._environment)
-        if "batchq" in self._kwargs["vllm_config"].kernel_config.ir_op_priority.rms_norm:  # type: ignore[attr-defined]
-            _norms()  # has to be known in this process too
-        super().run()
-
-
-class _EarlyContext(ForkServerContext):
-    Process = _EngineProcess
-
-
-def _forked(spec: EngineSpec) -> bool:
-    """Whether the engine's process is forked. One of several GPUs starts a process for each by itself, and on one GPU
-    VLLM_WORKER_MULTIPROC_METHOD=spawn, vLLM's own word, says no."""
-    if spec.device == "cpu":
-        return True
-    return spec.devices == 1 and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") != "spawn"
-
-
-def import_ahead(spec: EngineSpec) -> None:
-    """Begin to import vLLM in a process of its own, from which the engine's will be forked.
-
-    vLLM would spawn its engine when this process's own imports are done, and that would import everything again.
-    On a GPU nothing that is imported may touch CUDA, which a forked process can't use; nothing of vLLM's does.
-    """
-    if not _forked(spec):
-        return
-    _environment(spec)
-    before = dict(os.environ)
-    if spec.device == "cpu" and (torch := importlib.util.find_spec("torch")) and torch.origin:
-        # vLLM's kernels and torch have to share one OpenMP, or their threads wait for each other; vLLM sees to that
-        # when it spawns, which is too late here.
-        library = Path(torch.origin).parent / "lib/libgomp.so.1"
-        if library.exists():
-            os.environ["LD_PRELOAD"] = ":".join(filter(None, [str(library), before.get("LD_PRELOAD")]))
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, spec.cores or cores)  # of this thread, and so of what it starts
-    worker = "cpu_worker" if spec.device == "cpu" else "gpu_worker"
-    forkserver.set_forkserver_preload(["vllm.v1.engine.core", f"vllm.v1.worker.{worker}"])
-    forkserver.ensure_running()
-    os.sched_setaffinity(0, cores)
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def _environment(spec: EngineSpec) -> None:
-    """What vLLM reads from the environment; set before its first import, inherited by its processes."""
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a local folder by now
-    if importlib.util.find_spec("flashinfer") is None:  # vLLM would sample with it all the same
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    if spec.device == "cpu" and spec.cores and os.environ.get("VLLM_CPU_OMP_THREADS_BIND") != "auto":
-        # "auto" left one of two cores idle: 1,115 against 2,651 prompt tokens/s (BF16, 135M).
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, spec.cores))
-        os.environ["OMP_NUM_THREADS"] = str(len(spec.cores))  # Ray sets it to the actor's num_cpus
-    if spec.device == "cpu":
-        # glibc may hand the tensors of each step back to the kernel and fetch them anew: 230,000 page faults a second,
-        # or none, as the heap happens to lie. Memory that is kept, in huge pages: 114 s instead of 146 (2,000 calls).
-        os.environ.setdefault("GLIBC_TUNABLES", HEAP)
-        if spec.options.get("enforce_eager", True):
-            # vLLM has torch compile one function all the same, the tokens' ranks, when the first rows are asked: 9 s of
-            # a cold start and 2.5 of a warm one, for work that takes no time.
-            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-
-
-def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
+def engine_arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
     """vLLM's engine arguments. Raises EngineError for an option that this vLLM doesn't have."""
     arguments: dict[str, Any] = {
         "model": spec.model,
@@ -249,7 +140,7 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "max_logprobs": max(20, spec.scored),  # vLLM refuses every request that asks for more than its 20
-        "worker_extension_cls": f"{__name__}.{Extension.__name__}",
+        "worker_extension_cls": f"{Extension.__module__}.{Extension.__name__}",
         "trust_remote_code": spec.trust_remote_code,
         "generation_config": "vllm",  # the job's sampling alone counts, not the model's own defaults
     }
@@ -265,51 +156,6 @@ def _arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
     if unknown := sorted(set(arguments) - fields):
         raise EngineError(f"engine.options.{unknown[0]}: this vLLM has no such engine argument")
     return arguments
-
-
-def _norms() -> dict[str, list[str]]:
-    """Have vLLM compute norms on a CPU by its own kernel, which it keeps for GPUs; returns what says so to the engine.
-
-    By torch, operation by operation, they were an eighth of INT8's time: 5.2 ms for 2,048 tokens of 576 numbers where
-    the kernel takes 0.14. Not where torch compiles the model, which fuses them itself.
-    """
-    import torch
-    from vllm import ir
-    from vllm.platforms import current_platform
-
-    current_platform.import_kernels()
-    kernels: Any = torch.ops._C
-    norm: Any = ir.ops.rms_norm
-    added: Any = ir.ops.fused_add_rms_norm
-    if not hasattr(kernels, "rms_norm") or not hasattr(kernels, "fused_add_rms_norm"):
-        return {}
-
-    def plain(x: Any, weight: Any, variance_size: int | None) -> bool:
-        return variance_size is None and weight is not None and weight.dtype == x.dtype and bool(x.is_contiguous())
-
-    def takes(x: Any, weight: Any, epsilon: float, variance_size: int | None = None) -> bool:
-        return plain(x, weight, variance_size)
-
-    def takes_both(x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: int | None = None) -> bool:
-        return plain(x, weight, variance_size) and bool(x_residual.is_contiguous())
-
-    def rms_norm(x: Any, weight: Any, epsilon: float, variance_size: int | None = None) -> Any:
-        out = torch.empty_like(x)
-        kernels.rms_norm(out, x, weight, epsilon)
-        return out
-
-    def fused_add_rms_norm(
-        x: Any, x_residual: Any, weight: Any, epsilon: float, variance_size: int | None = None
-    ) -> Any:
-        kernels.fused_add_rms_norm(x, x_residual, weight, epsilon)
-        return x, x_residual
-
-    if "batchq" not in norm.impls:
-        for op, ours in ((norm, rms_norm), (added, fused_add_rms_norm)):  # vLLM wants its own signature, types and all
-            ours.__annotations__ = dict(op.impls["native"].impl_fn.__annotations__)
-        norm.register_impl("batchq", supports_args=takes)(rms_norm)
-        added.register_impl("batchq", supports_args=takes_both, inplace=True)(fused_add_rms_norm)
-    return {"rms_norm": ["batchq", "native"], "fused_add_rms_norm": ["batchq", "native"]}
 
 
 def _logprobs(positions: Any, ids: tuple[int, ...]) -> tuple[float, ...]:
