@@ -13,7 +13,7 @@ from batchq.engine.protocol import Completion, Prompt, Sampling
 from batchq.errors import ConfigError, RowError
 from batchq.models import open_tokenizer
 from batchq.records import Answer, Failure
-from batchq.task import answers
+from batchq.task import answers, labels
 from batchq.task.task import Task
 
 
@@ -110,6 +110,22 @@ def test_labels_that_begin_alike_are_answered_by_letter(tokenizer: Any) -> None:
         task(tokenizer, labels=labels, prompt="{{ text }}")
     with pytest.raises(ConfigError, match=r"task\.codes=false"):
         task(tokenizer, labels=labels, codes=False)
+
+
+def test_more_labels_than_letters_are_refused_only_where_they_collide() -> None:
+    many = [f"label {i}" for i in range(27)]
+
+    def first_letter(text: str) -> list[int]:
+        return [ord(text[0])]
+
+    def last_number(text: str) -> list[int]:
+        return [int(text.split()[1])]
+
+    assert labels.tokens_of(many, None, False, last_number).token_ids == tuple(range(27))
+    with pytest.raises(ConfigError, match="27 labels that collide; at most 26"):
+        labels.tokens_of(many, None, True, first_letter)
+    coded = labels.tokens_of(many[:26], None, True, first_letter)
+    assert coded.texts[-1] == "Z" and len(set(coded.token_ids)) == 26
 
 
 def test_keys_are_equal_where_answers_are(tokenizer: Any) -> None:

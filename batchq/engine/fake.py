@@ -1,7 +1,7 @@
 """The Engine protocol without a model: deterministic answers, and faults that a test can order.
 
-Options (all off by default): `latency_s` a request; `tokens_per_s` for a whole engine, one number or
-one for each max_num_batched_tokens, none at all for an engine that can't start with it;
+Options (all off by default): `latency_s`, seconds per request; `tokens_per_s` of a whole engine, one number or
+one for each max_num_batched_tokens (an engine doesn't start with one that has none);
 `refuse_token` refuses the row whose prompt holds this id; `nan_token` scores it NaN.
 
 Deaths: `exit_...` kills the process, `die_...` raises EngineError, `hang_...` never answers again;
@@ -32,6 +32,8 @@ OPTIONS = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "once", *RA
 
 
 class FakeEngine:
+    """The Engine protocol without a model. Raises EngineError for an option that it doesn't know."""
+
     def __init__(self, spec: EngineSpec) -> None:
         unknown = sorted(set(spec.options) - set(OPTIONS))
         if unknown:

@@ -1,6 +1,6 @@
 """The Engine protocol: a prompt in, token ids or label log-probabilities out.
 
-`vllm.py` and `fake.py` implement it. A worker knows only this page.
+`vllm.py` and `fake.py` implement it. A worker knows only this module.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`logprobs` stand in the order of `Sampling.score_ids` (natural log, over the whole
+    """`logprobs` are in the order of `Sampling.score_ids` (natural log, over the whole
     vocabulary); `text` is empty when scoring. `prompt_logprob` sums over the prompt's tokens but the first."""
 
     logprobs: tuple[float, ...]

@@ -1,7 +1,7 @@
 """The Engine protocol on vLLM's AsyncLLM.
 
-What differs between the vLLM versions that batchq runs on (0.26 and 0.32) stands at the end of this
-page, and nowhere else.
+What differs between the vLLM versions that batchq runs on (0.26 and 0.32) is at the end of this
+module, and nowhere else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 class VllmEngine:
+    """The Engine protocol: vLLM's AsyncLLM, which computes in processes of its own."""
+
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.llm: AsyncLLM | None = None
@@ -195,8 +197,8 @@ def _out_of_memory(words: str) -> bool:
 
 def _log_size() -> int:
     """Bytes that this process and its children have written so far, where that is a file."""
-    found = os.fstat(2)
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    status = os.fstat(2)
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _log_since(began: int) -> str:

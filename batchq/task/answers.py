@@ -1,6 +1,6 @@
 """Answer spaces: what an answer to the task can be, which columns it fills, and how it is read from a completion.
 
-What differs between a label that is scored and a text that is written stands here, and nowhere else.
+What differs between a label that is scored and a text that is generated is in this module, and nowhere else.
 """
 
 from __future__ import annotations
