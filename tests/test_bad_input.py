@@ -21,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import plan, storage
+from batchq import storage
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
-from batchq.models import Model
 from batchq.outcome import finish
+from batchq.plan.committed import read_committed
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import check_inputs
 from batchq.records import Plan
 from tests.conftest import rows_of
 from tests.test_worker import planned, worker
@@ -133,8 +135,8 @@ def labelled(config: Config, fixed: Plan | None = None) -> tuple[dict[str, Any],
             await made.close()
 
     asyncio.run(all_shards())
-    assert not plan.standing(fixed, output).remaining
-    result = finish(config, fixed, Model("", "tiny", "model", None), "complete", output, [])
+    assert not read_committed(fixed, output).remaining
+    result = finish(config, fixed, read_committed(fixed, output), "tiny", [])
     rows = [r for p in sorted(Path(output, "data").iterdir()) for r in pq.read_table(p).to_pylist()]
     return json.loads(Path(output, "meta/manifest.json").read_text()), rows, result.exit_code
 
@@ -208,9 +210,9 @@ def test_a_plan_leaves_unreadable_files_out_and_a_resume_agrees(compose: Callabl
     (project / "in/a.jsonl.gz").write_bytes(b"none")
     (project / "in/b.jsonl").write_bytes(jsonl(*GOOD))
     config = compose("input.path=in", "input.unreadable=quarantine")
-    made = plan.make(config, "m", Scheme.none, "m")
+    made = make_plan(config, "m", Scheme.none, "m")
     assert [o.name for o in made.objects] == ["b.jsonl"] and list(made.unreadable) == ["a.jsonl.gz"]
-    assert plan.check_inputs(made, config) == []
+    assert check_inputs(made, config) == []
     (project / "in/b.jsonl").unlink()
     with pytest.raises(InputError, match="not one input file can be read"):
-        plan.make(config, "m", Scheme.none, "m")
+        make_plan(config, "m", Scheme.none, "m")
