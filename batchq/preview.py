@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from batchq import input
 from batchq.config import Config, Scheme
-from batchq.engine import Completion, EngineSpec
+from batchq.engine.protocol import Completion, EngineSpec, Prompt
 from batchq.errors import RowError
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import serve
@@ -19,7 +19,7 @@ from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
 from batchq.pool import SampleRequest
 from batchq.records import Failure, Row
-from batchq.task import Task
+from batchq.task.task import Task
 from batchq.worker.batch import too_long
 
 ROWS = 5  # previewed unless input.limit says otherwise
@@ -32,7 +32,7 @@ class Shown:
 
     row: Row
     message: str
-    prompt: list[int]
+    prompt: Prompt
     failure: Failure | None
 
 
@@ -75,7 +75,7 @@ def _shown(task: Task, row: Row, max_model_len: int) -> Shown:
             raise RowError(*row.error)
         message = task.render(row.columns)
     except RowError as error:
-        return Shown(row, "", [], Failure(error.code, error.message))
+        return Shown(row, "", Prompt([]), Failure(error.code, error.message))
     prompt = task.encode([message])[0]
     longest = max_model_len - task.sampling.max_tokens
     return Shown(row, message, prompt, too_long(len(prompt), longest) if len(prompt) > longest else None)

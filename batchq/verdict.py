@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from batchq.config import GateConfig
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion
 from batchq.plan.sample import Sample
 from batchq.records import Failure
 

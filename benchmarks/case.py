@@ -155,7 +155,7 @@ def compose_rows(config: Any, model: str, rows: int, tokens: int, corpus: Path) 
     calls = (compose(0, index)["transcript"] for index in itertools.count())
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return task.encode([task.render({"transcript": text}) for text in texts])
+        return [prompt.token_ids for prompt in task.encode([task.render({"transcript": text}) for text in texts])]
 
     sample = [compose(1, index)["transcript"] for index in range(64)]
     frame = len(encode(["Customer: "])[0])
@@ -186,15 +186,15 @@ def write_prompts(config: Any, model: str, corpus: Path, prompts: Path) -> None:
     users = [task.render(row) for row in found]
     partial = prompts.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
-        for row, user, ids in zip(found, users, task.encode(users), strict=True):
-            prompt = {
+        for row, user, prompt in zip(found, users, task.encode(users), strict=True):
+            asked = {
                 "id": row["call_id"],
-                "ids": ids,
+                "ids": prompt.token_ids,
                 "text": task.framed(user),
                 "system": config.task.system,
                 "user": user,
             }
-            file.write(json.dumps(prompt) + "\n")
+            file.write(json.dumps(asked) + "\n")
     partial.rename(prompts)
 
 
@@ -205,6 +205,6 @@ def spoken(transcript: str) -> int:
 
 def open_task(config: Any, model: str) -> Any:
     from batchq.model.folder import open_tokenizer
-    from batchq.task import Task
+    from batchq.task.task import Task
 
     return Task(config.task, open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from batchq import cli, input
 from batchq.config import Config
-from batchq.engine import EngineSpec, Sampling
+from batchq.engine.protocol import EngineSpec, Sampling
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import open_session
@@ -34,7 +34,7 @@ from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
 from batchq.sizing.settings import Weights, engine_spec
-from batchq.task import Task
+from batchq.task.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,7 +102,8 @@ def prepare(config: Config, request: Path) -> int:
     task = Task(config.task, open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []
     for shard in draft.shards:
-        prompts += task.encode([task.render(row.columns) for row in input.rows_of(draft, shard, draft.columns)])
+        asked = task.encode([task.render(row.columns) for row in input.rows_of(draft, shard, draft.columns)])
+        prompts += [prompt.token_ids for prompt in asked]
     sampling = dataclasses.asdict(task.sampling)
     request.write_text(json.dumps({"spec": dataclasses.asdict(spec), "sampling": sampling, "prompts": prompts}))
     return sum(map(len, prompts))
@@ -110,16 +111,16 @@ def prepare(config: Config, request: Path) -> int:
 
 def generate(request: Path) -> None:
     """The raw side: one engine, one call with all prompts; writes its seconds."""
-    from batchq import vllm_engine
+    from batchq.engine import vllm, vllm_process
 
     asked = json.loads(request.read_text())
     spec = EngineSpec(**{**asked["spec"], "cores": tuple(asked["spec"]["cores"])})
     sampling = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sampling"].items()}
-    vllm_engine._environment(spec)
+    vllm_process.set_environment(spec)
     from vllm import LLM, EngineArgs
 
-    llm = LLM(**vllm_engine._arguments(spec, EngineArgs))
-    params = vllm_engine.VllmEngine(spec)._sampling_params(Sampling(**sampling))
+    llm = LLM(**vllm.engine_arguments(spec, EngineArgs))
+    params = vllm.VllmEngine(spec).sampling_params(Sampling(**sampling))
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
     llm.generate(prompts[:8], params, use_tqdm=False)
     llm.reset_prefix_cache()

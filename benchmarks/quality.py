@@ -31,7 +31,7 @@ from typing import Any
 
 from batchq import cli, verdict
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion
 from batchq.errors import BatchqError
 from batchq.machine import hardware
 from batchq.model.folder import open_tokenizer
@@ -43,7 +43,7 @@ from batchq.quantize.checkpoint import Checkpoint, make_checkpoint
 from batchq.sizing import settings
 from batchq.sizing.fit import Fit
 from batchq.sizing.settings import Weights
-from batchq.task import Task
+from batchq.task.task import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jobs.sentiment_transcripts.corpus import rated_sentences
@@ -195,7 +195,7 @@ def rows(task: Task, wanted: int | None, samples: int, seed: int) -> tuple[Sampl
     encoded = task.encode([task.render({"text": s.text}) for s in rated])
     golds: list[str | None] = ["positive" if s.rating > 0 else "negative" for s in rated]
     stop = len(rated) if wanted is None else samples + wanted
-    return Sample(encoded[samples:stop], golds[samples:stop]), encoded[:samples]
+    return Sample(encoded[samples:stop], golds[samples:stop]), [prompt.token_ids for prompt in encoded[:samples]]
 
 
 def compare(
@@ -212,18 +212,18 @@ def compare(
     here = hardware.detect()
     fit = Fit(model, here, config)
     made: dict[str, Future[Checkpoint]] = {}
-    settings = {}
+    configs = {}
     for name in names:
         word, _, group = name.partition("@")
         scheme = Scheme(word)
-        settings[name] = dataclasses.replace(
+        configs[name] = dataclasses.replace(
             config.quantization, scheme=scheme, group_size=int(group) if group else None
         )
         if reason := fit.unserved(scheme):
             print(f"{name:<13} not served here: {reason}", flush=True)
             continue
         made[name] = ahead.submit(
-            make_checkpoint, model, scheme, settings[name], lambda: calibration, logs / f"{name}.log", lambda _: None
+            make_checkpoint, model, scheme, configs[name], lambda: calibration, logs / f"{name}.log", lambda _: None
         )
     wait(made.values())  # an engine sizes its memory by what it finds free
     before: Any = None

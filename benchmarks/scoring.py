@@ -26,14 +26,14 @@ from typing import Any
 from quality import CHOSEN, rows, worded
 
 from batchq import cli
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.machine import hardware
 from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.sizing import settings
 from batchq.sizing.settings import Weights
-from batchq.task import Task
+from batchq.task.task import Task
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     )
     llm = start(spec)
     sides = {"scored": scored(task, spec), "decoded": decoded(task)}
-    prompts = [{"prompt_token_ids": ids} for ids in sample.prompts]
+    prompts = [{"prompt_token_ids": prompt.token_ids} for prompt in sample.prompts]
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     said: dict[str, list[str | None]] = {}
     tokens: dict[str, int] = {}
@@ -90,19 +90,19 @@ def main() -> None:
 
 def start(spec: EngineSpec) -> Any:
     """vLLM's own entrance for lists of prompts, with the arguments that batchq starts engines with."""
-    from batchq import vllm_engine
+    from batchq.engine import vllm, vllm_process
 
-    vllm_engine._environment(spec)
+    vllm_process.set_environment(spec)
     from vllm import LLM, EngineArgs
 
-    return LLM(**vllm_engine._arguments(spec, EngineArgs))
+    return LLM(**vllm.engine_arguments(spec, EngineArgs))
 
 
 def scored(task: Task, spec: EngineSpec) -> tuple[Any, Any]:
-    from batchq.vllm_engine import VllmEngine
+    from batchq.engine.vllm import VllmEngine
 
     ids = task.sampling.score_ids
-    params = VllmEngine(spec)._sampling_params(task.sampling)
+    params = VllmEngine(spec).sampling_params(task.sampling)
 
     def read(answer: Any) -> str | None:
         found = answer.logprobs[0]
@@ -119,7 +119,7 @@ def decoded(task: Task) -> tuple[Any, Any]:
     # As they follow the beginning of the answer, which is what is scored too.
     prefix = task.config.answer_prefix
     space = " " if prefix and not prefix[-1].isspace() else ""
-    texts = {f"{space}{text}": label for text, label in zip(task.asked, task.config.labels, strict=True)}
+    texts = {f"{space}{text}": label for text, label in zip(task.label_texts, task.config.labels, strict=True)}
     longest = max(len(task.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
     params = SamplingParams(
         max_tokens=2 * longest + 1,  # a text may come in more tokens than the tokenizer would make of it; and its end

@@ -226,7 +226,7 @@ def batchq(case: Case, side: str, log: Path, limit: float) -> list[Work]:
 
 def environment(case: Case, side: str) -> dict[str, str]:
     """What batchq sets for its engines, for everybody; cores and a heap that is kept only for those that are tuned."""
-    from batchq.vllm_engine import HEAP
+    from batchq.engine.vllm_process import HEAP
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     chosen = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}

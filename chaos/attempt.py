@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from batchq import failpoint, ledger, storage
 from batchq.config import Config, Scheme
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.job.run import check_resume
 from batchq.model import folder

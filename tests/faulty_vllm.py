@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from batchq.vllm_engine import Extension
+from batchq.engine.vllm_process import Extension
 
 _execute = Worker.execute_model
 

@@ -20,12 +20,13 @@ import pytest
 from batchq import pool
 from batchq.cli import compose, main
 from batchq.config import ClusterConfig
-from batchq.engine import EngineSpec, Sampling
+from batchq.engine import vllm_norms
+from batchq.engine.protocol import EngineSpec, Prompt, Sampling
+from batchq.engine.vllm import VllmEngine, _logprobs, _out_of_memory, _refusals, engine_arguments
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.machine import hardware
 from batchq.machine.hardware import Gpu, Hardware
 from batchq.model.folder import open_tokenizer
-from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
 from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -52,12 +53,13 @@ def test_scores_are_the_models_own(tiny: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts = [[5 + (7 * i + 3 * j) % 400 for j in range(20 + i)] for i in range(5)]
+    prompts = [Prompt([5 + (7 * i + 3 * j) % 400 for j in range(20 + i)]) for i in range(5)]
     ids = (7, 50, 300)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
     with torch.inference_mode():
         expected = [
-            torch.log_softmax(model(torch.tensor([p])).logits[0, -1].float(), -1)[list(ids)].tolist() for p in prompts
+            torch.log_softmax(model(torch.tensor([p.token_ids])).logits[0, -1].float(), -1)[list(ids)].tolist()
+            for p in prompts
         ]
     here = hardware.detect()
     engine = VllmEngine(
@@ -69,7 +71,7 @@ def test_scores_are_the_models_own(tiny: Path) -> None:
         try:
             answers = await asyncio.gather(*(engine.ask(p, Sampling(score_ids=ids)) for p in prompts))
             with pytest.raises(RowError, match="engine_refused"):
-                await engine.ask([5] * 200, Sampling(score_ids=ids))
+                await engine.ask(Prompt([5] * 200), Sampling(score_ids=ids))
             text = await engine.ask(prompts[0], Sampling(max_tokens=4))
             assert 1 <= text.output_tokens <= 4
             assert all(a.output_tokens == 1 and a.text == "" for a in answers)
@@ -87,7 +89,7 @@ def test_norms_by_the_kernel_are_those_by_torch() -> None:
     import torch
     from vllm import ir
 
-    priority = _norms()
+    priority = vllm_norms.register()
     assert {names[0] for names in priority.values()} == {"batchq"}
     x, rest, weight = (torch.randn(*shape, dtype=torch.bfloat16) for shape in ((64, 96), (64, 96), (96,)))
     norm, added = ir.ops.rms_norm, ir.ops.fused_add_rms_norm
@@ -107,16 +109,16 @@ def test_an_option_that_vllm_lacks_is_named() -> None:
 
     spec = EngineSpec("vllm", "m", 8, 8, 1, options={"gpu_memory_utilisation": 1})
     with pytest.raises(EngineError, match=r"engine\.options\.gpu_memory_utilisation"):
-        _arguments(spec, AsyncEngineArgs)
+        engine_arguments(spec, AsyncEngineArgs)
 
 
 def test_tensor_and_pipeline_parallel_reach_vllm() -> None:
     from vllm import AsyncEngineArgs
 
-    alone = _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)
+    alone = engine_arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)
     assert (alone["tensor_parallel_size"], alone["pipeline_parallel_size"]) == (1, 1)
     spec = EngineSpec("vllm", "m", 8, 8, 1, device="cuda", tensor_parallel_size=2, pipeline_parallel_size=3)
-    six = _arguments(spec, AsyncEngineArgs)
+    six = engine_arguments(spec, AsyncEngineArgs)
     assert (six["tensor_parallel_size"], six["pipeline_parallel_size"]) == (2, 3)
     assert six["distributed_executor_backend"] == "mp" and spec.devices == 6
 
@@ -141,8 +143,8 @@ def test_a_replica_holds_as_many_gpus_as_its_engine_spans(
 def test_more_labels_than_vllm_scores_by_default_are_allowed_for() -> None:
     from vllm import AsyncEngineArgs
 
-    assert _arguments(EngineSpec("vllm", "m", 8, 8, 1, scored=26), AsyncEngineArgs)["max_logprobs"] == 26
-    assert _arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)["max_logprobs"] == 20
+    assert engine_arguments(EngineSpec("vllm", "m", 8, 8, 1, scored=26), AsyncEngineArgs)["max_logprobs"] == 26
+    assert engine_arguments(EngineSpec("vllm", "m", 8, 8, 1), AsyncEngineArgs)["max_logprobs"] == 20
 
 
 def test_a_refused_prompt_is_told_from_a_dead_engine_by_both_versions_of_vllm() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion
 from batchq.job import gate
 from batchq.machine import local_cache
 from batchq.records import Failure

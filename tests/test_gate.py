@@ -14,7 +14,7 @@ import pytest
 
 from batchq.cli import main
 from batchq.config import Config, GateConfig, Scheme
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion, Prompt
 from batchq.errors import ConfigError
 from batchq.job import gate
 from batchq.model.folder import open_tokenizer
@@ -23,7 +23,7 @@ from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Sample
 from batchq.records import Failure
-from batchq.task import Task
+from batchq.task.task import Task
 from batchq.verdict import Verdict, judge
 from tests.conftest import rows_of, write_jsonl
 
@@ -42,7 +42,7 @@ def verdict(rows: int, lost: float, config: GateConfig | None = None, gold: bool
     truth = random.integers(0, 2, rows)
     first = np.where(random.random(rows) < 0.8, truth, 1 - truth)
     second = np.where((first == truth) & (random.random(rows) < lost), 1 - first, first)
-    asked = Sample([[1, 2]] * rows, [LABELS[t] if gold else None for t in truth])
+    asked = Sample([Prompt([1, 2])] * rows, [LABELS[t] if gold else None for t in truth])
     return judge("int8", asked, answers(first), answers(second), LABELS, config or GateConfig())
 
 
@@ -69,7 +69,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
         truth = np.zeros(400, dtype=int)
         first = (random.random(400) > 0.8).astype(int)
         second = np.where((first == 0) & (random.random(400) < 0.05), 1, first)
-        asked = Sample([[1]] * 400, ["positive"] * 400)
+        asked = Sample([Prompt([1])] * 400, ["positive"] * 400)
         found = judge("x", asked, answers(first), answers(second), LABELS, GateConfig())
         covered += found.low <= 0.95 <= found.high
         assert truth.sum() == 0
@@ -85,7 +85,7 @@ def test_without_gold_the_labels_that_stay_are_judged() -> None:
 
 
 def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
-    asked = Sample([[1]] * 100, ["positive"] * 100)
+    asked = Sample([Prompt([1])] * 100, ["positive"] * 100)
     first, second = answers(np.zeros(100)), answers(np.zeros(100))
     second[3] = Failure("engine_refused", "no")
     second[4] = Completion((math.nan, 0.0), "", "length", 1, 0, 1)
@@ -98,7 +98,7 @@ def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
 def test_a_baseline_that_is_never_right_leaves_the_upper_bound_open() -> None:
     """Infinity is no number that a report in JSON could hold: such a run ended in a traceback."""
     wrong = answers(np.ones(100))
-    found = judge("int8", Sample([[1]] * 100, ["positive"] * 100), wrong, wrong, LABELS, GateConfig())
+    found = judge("int8", Sample([Prompt([1])] * 100, ["positive"] * 100), wrong, wrong, LABELS, GateConfig())
     assert (found.verdict, found.high, found.needs) == ("undecided", None, None)
     assert "[0.0%, ?]" in found.words() and json.dumps(dataclasses.asdict(found), allow_nan=False)
 
@@ -107,7 +107,7 @@ def test_text_is_judged_by_perplexity_and_by_its_tokens() -> None:
     def texts(loss: float, ids: tuple[int, ...]) -> list[Completion | Failure]:
         return [Completion((), "", "stop", 11, 0, 3, ids, -loss * 10 - i % 3) for i in range(200)]
 
-    asked = Sample([[1] * 11] * 200, [None] * 200)
+    asked = Sample([Prompt([1] * 11)] * 200, [None] * 200)
     found = judge("fp8", asked, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
     assert found.measure == "perplexity" and found.agreement == 0.5 and found.verdict == "fail"
     assert found.recovery == pytest.approx(math.exp(-0.1)) == pytest.approx(found.baseline / found.quantized)
@@ -136,7 +136,7 @@ def test_no_row_is_judged_by_that_was_calibrated_on(
     draft = make_plan(config, model.digest, Scheme.int8, "")
     task = Task(config.task, open_tokenizer(model.path), draft.columns)
     calibrated = {tuple(ids) for ids in sample.calibration(config, draft, task)}
-    judged = {tuple(ids) for ids in sample.judging(config, draft, task).prompts}
+    judged = {tuple(prompt.token_ids) for prompt in sample.judging(config, draft, task).prompts}
     assert len(calibrated) >= 30 and len(judged) >= 30
     assert not calibrated & judged
 

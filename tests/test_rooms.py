@@ -15,14 +15,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = [
     *("__main__", "cli", "doctor", "describe", "preview", "verify", "job", "outcome", "report", "budget"),
-    *("pool", "worker", "vllm_engine", "fake_engine", "sizing", "ledger", "verdict", "quantize", "plan"),
+    *("pool", "worker", "sizing", "ledger", "verdict", "quantize", "plan"),
     *("output", "input", "task", "engine", "model", "machine", "account", "progress"),
     *("storage", "config", "records", "failpoint", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
 ONLY_IN = {
     "ray": {"pool"},
-    "vllm": {"vllm_engine"},
+    "vllm": {"engine"},
     "obstore": {"storage"},
     "llmcompressor": {"quantize"},
     "hydra": {"cli"},

@@ -81,14 +81,14 @@ def test_one_yes_is_not_enough(
 def test_two_yeses_reach_the_engine(own: Path, compose: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import AsyncEngineArgs
 
-    from batchq.vllm_engine import _arguments
+    from batchq.engine.vllm import engine_arguments
 
     plain = engine_spec(compose(engine="vllm"), Weights(str(own), 0), hardware.detect())
-    assert _arguments(plain, AsyncEngineArgs)["trust_remote_code"] is False
+    assert engine_arguments(plain, AsyncEngineArgs)["trust_remote_code"] is False
     monkeypatch.setenv(TRUST, str(own))
     config = compose(f"model.path={own}", "model.trust_remote_code=true", engine="vllm")
     spec = engine_spec(config, Weights(str(own), 0), hardware.detect())
-    assert _arguments(spec, AsyncEngineArgs)["trust_remote_code"] is True
+    assert engine_arguments(spec, AsyncEngineArgs)["trust_remote_code"] is True
     monkeypatch.setenv(TRUST, f"hf://a/b@{COMMIT}")
     config.model = ModelConfig("hf://a/b", COMMIT, trust_remote_code=True)
     assert check(config) is config

@@ -17,7 +17,7 @@ import pytest
 
 from batchq import storage
 from batchq.config import Config, Scheme
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
 from batchq.model.folder import open_tokenizer
 from batchq.output import marks, receipts

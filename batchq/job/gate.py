@@ -8,7 +8,7 @@ from typing import Any
 
 from batchq import __version__
 from batchq.config import Config, EngineKind, KvCache, ModelConfig, Scheme
-from batchq.engine import Completion, EngineSpec
+from batchq.engine.protocol import Completion, EngineSpec
 from batchq.errors import ConfigError, GateRefused
 from batchq.job.served import Served
 from batchq.job.session import Session
@@ -24,7 +24,7 @@ from batchq.records import Failure, Plan
 from batchq.sizing.fit import Fit
 from batchq.sizing.settings import Weights, engine_spec, in_flight
 from batchq.sizing.tuned import engine_version
-from batchq.task import Task
+from batchq.task.task import Task
 from batchq.verdict import Verdict, judge, verdict_from_json
 
 
@@ -53,8 +53,9 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
     asked = sample.judging(config, draft, task)
     if warning := sample.unknown_gold_warning(config, asked.golds):
         session.progress.step(f"gate: {warning}")
-    sampling = task.sampling if config.task.labels else dataclasses.replace(task.sampling, score_prompt=True)
-    request = [dataclasses.asdict(sampling), asked.prompts, config.engine.max_model_len, config.engine.kind.value]
+    sampling = dataclasses.replace(task.sampling, score_prompt=task.space.decodes)
+    prompts = [prompt.token_ids for prompt in asked.prompts]
+    request = [dataclasses.asdict(sampling), prompts, config.engine.max_model_len, config.engine.kind.value]
     # Another batchq may compute otherwise: with vLLM's norms instead of torch's 0.734 of the demo's rows became 0.713.
     key = digest_of([baseline.digest, request, engine_version(), __version__])
     terms = [settings.recovery, settings.confidence, settings.min_gold, settings.seed]
@@ -73,7 +74,7 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
         before = ask("baseline", engine_spec(unquantized, weights, session.hardware), keep=False)
         remember_answers(key, before)
     after = ask(scheme.value, served.settings.engine, keep=True)  # it may go on to label
-    verdict = judge(scheme.value, asked, before, after, config.task.labels, settings)
+    verdict = judge(scheme.value, asked, before, after, task.space.labels, settings)
     write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
 

@@ -7,7 +7,7 @@ import time
 
 from batchq import progress
 from batchq.budget import Budget
-from batchq.config import Config, EngineKind, TaskKind, Unreadable
+from batchq.config import Config, EngineKind, Unreadable
 from batchq.errors import BatchqError, Stopped
 from batchq.job.served import Served
 from batchq.job.session import Session
@@ -24,6 +24,7 @@ from batchq.records import Plan
 from batchq.sizing import estimate
 from batchq.sizing.fit import Fit
 from batchq.sizing.peaks import bandwidth, peak
+from batchq.task import answers
 from batchq.worker.spec import WorkerSpec
 
 
@@ -139,7 +140,7 @@ def work_of(config: Config, there: Hardware, served: Served) -> Work:
         flop_per_token=2.0 * linear_parameters(fit.shape),
         peak_flops=peak(there.accelerator, scheme),
     )
-    if config.task.kind is TaskKind.generate and "speculative_config" not in engine.options:
+    if answers.of(config.task).decodes and "speculative_config" not in engine.options:
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
         weights = linear_bytes(fit.shape, fit.quantization(scheme))
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1

@@ -17,7 +17,7 @@ from batchq.plan import sample
 from batchq.quantize.checkpoint import Checkpoint, find_checkpoint, make_checkpoint
 from batchq.records import Plan
 from batchq.sizing.settings import Settings, Weights, resolve_settings
-from batchq.task import Task
+from batchq.task.task import Task
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from batchq.config import Config, EngineKind
-from batchq.engine import Completion
+from batchq.engine.protocol import Completion, Prompt
 from batchq.errors import ConfigError, EngineError
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
@@ -29,7 +29,7 @@ from batchq.records import Plan
 from batchq.sizing import settings, tuned
 from batchq.sizing.settings import EAGER, FIELDS, ROWS, SHARE, STEP, TIGHT_SHARE, Weights, configured, free_share
 from batchq.sizing.tuned import Arguments, Tuned
-from batchq.task import Task
+from batchq.task.task import Task
 
 WARM = 8  # rows that an engine answers before it is measured
 MARGIN = 0.02  # by which a setting has to be faster to be kept
@@ -53,7 +53,7 @@ class Slice:
     """The rows that every engine is asked."""
 
     task: Task
-    prompts: list[list[int]]
+    prompts: list[Prompt]
 
 
 def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
@@ -147,7 +147,7 @@ def _slice(config: Config, drafted: Plan, path: str) -> Slice:
     longest = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
     asked = sample.spread(drafted, wanted, lambda rows: sample.rendered(task, rows))
-    prompts = [ids for ids in task.encode([message for message, _ in asked]) if len(ids) <= longest][:wanted]
+    prompts = [p for p in task.encode([message for message, _ in asked]) if len(p) <= longest][:wanted]
     if len(prompts) <= WARM:
         raise ConfigError(f"tune: only {len(prompts)} rows of this job can be asked, and it takes more than {WARM}")
     return Slice(task, prompts)

@@ -19,7 +19,7 @@ from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, StorageError
 from batchq.output import layout, receipts
 from batchq.records import Answer, Failure, Receipt, Shard, Usage
-from batchq.task import answer_fields
+from batchq.task import answers
 
 Outcome = Answer | Failure
 
@@ -32,17 +32,17 @@ def outcome_columns(
     raws: Sequence[str | None],
 ) -> dict[str, pa.Array]:
     """The columns that batchq adds, one row per outcome."""
-    answers = [o if isinstance(o, Answer) else None for o in outcomes]
+    answered = [o if isinstance(o, Answer) else None for o in outcomes]
     failures = [o if isinstance(o, Failure) else None for o in outcomes]
     columns: dict[str, pa.Array] = {
         "batchq_id": pa.array(ids, pa.string()),
-        "batchq_key": pa.array([k if a else None for k, a in zip(keys, answers, strict=True)], pa.string()),
+        "batchq_key": pa.array([k if a else None for k, a in zip(keys, answered, strict=True)], pa.string()),
     }
-    for field in answer_fields(task):
-        columns[field.name] = pa.array([a.columns[field.name] if a else None for a in answers], field.type)
-    columns["batchq_prompt_tokens"] = pa.array([a.prompt_tokens if a else None for a in answers], pa.int32())
-    columns["batchq_cached_tokens"] = pa.array([a.cached_tokens if a else None for a in answers], pa.int32())
-    columns["batchq_output_tokens"] = pa.array([a.output_tokens if a else None for a in answers], pa.int32())
+    for field in answers.of(task).fields():
+        columns[field.name] = pa.array([a.columns[field.name] if a else None for a in answered], field.type)
+    columns["batchq_prompt_tokens"] = pa.array([a.prompt_tokens if a else None for a in answered], pa.int32())
+    columns["batchq_cached_tokens"] = pa.array([a.cached_tokens if a else None for a in answered], pa.int32())
+    columns["batchq_output_tokens"] = pa.array([a.output_tokens if a else None for a in answered], pa.int32())
     columns["batchq_error"] = pa.array([f.code if f else None for f in failures], pa.string())
     columns["batchq_message"] = pa.array([f.message if f else None for f in failures], pa.string())
     columns["batchq_raw"] = pa.array([r if f else None for f, r in zip(failures, raws, strict=True)], pa.string())
@@ -60,20 +60,20 @@ def usage_of(
     outcomes: Sequence[Outcome], golds: Sequence[str | None], task: TaskConfig
 ) -> tuple[Usage, dict[str, int], dict[str, int]]:
     """(usage, answers by label, failures by code) of one part."""
-    answers = [(o, g) for o, g in zip(outcomes, golds, strict=True) if isinstance(o, Answer)]
-    labels: Counter[str] = Counter(o.columns[task.name] for o, _ in answers) if task.labels else Counter()
+    answered = [o for o in outcomes if isinstance(o, Answer)]
+    counts = answers.of(task).counts(outcomes, golds)
     usage = Usage(
         rows=len(outcomes),
-        answers=len(answers),
-        failures=len(outcomes) - len(answers),
-        prompt_tokens=sum(o.prompt_tokens for o, _ in answers),
-        cached_tokens=sum(o.cached_tokens for o, _ in answers),
-        output_tokens=sum(o.output_tokens for o, _ in answers),
-        correct=sum(o.columns[task.name] == g for o, g in answers if g is not None),
-        gold=sum(g is not None for _, g in answers),
-        mass=float(sum(o.columns[f"{task.name}_mass"] for o, _ in answers)) if task.labels else 0.0,
+        answers=len(answered),
+        failures=len(outcomes) - len(answered),
+        prompt_tokens=sum(o.prompt_tokens for o in answered),
+        cached_tokens=sum(o.cached_tokens for o in answered),
+        output_tokens=sum(o.output_tokens for o in answered),
+        correct=counts.correct,
+        gold=counts.gold,
+        mass=counts.mass,
     )
-    return usage, dict(labels), dict(Counter(o.code for o in outcomes if isinstance(o, Failure)))
+    return usage, counts.labels, dict(Counter(o.code for o in outcomes if isinstance(o, Failure)))
 
 
 def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from batchq.config import TaskConfig
 from batchq.errors import ConfigError
-from batchq.task import answer_fields
+from batchq.task import answers
 
 IDENTITY = [pa.field("batchq_id", pa.string(), nullable=False), pa.field("batchq_key", pa.string())]
 COUNTS = [pa.field(f"batchq_{kind}_tokens", pa.int32()) for kind in ("prompt", "cached", "output")]
@@ -25,7 +25,7 @@ def output_schema(columns: pa.Schema, task: TaskConfig, extra: bool) -> pa.Schem
 
     Raises ConfigError if an input column has the name of one of ours.
     """
-    ours = [*IDENTITY, *answer_fields(task), *COUNTS, *FAILURE, *([EXTRA] if extra else [])]
+    ours = [*IDENTITY, *answers.of(task).fields(), *COUNTS, *FAILURE, *([EXTRA] if extra else [])]
     taken = sorted(set(columns.names) & {f.name for f in ours})
     if taken:
         raise ConfigError(
@@ -46,5 +46,5 @@ def schema_from_text(text: str) -> pa.Schema:
 
 def input_columns(schema: pa.Schema, task: TaskConfig) -> pa.Schema:
     """The input columns of an output schema."""
-    ours = {f.name for f in [*IDENTITY, *answer_fields(task), *COUNTS, *FAILURE, EXTRA]}
+    ours = {f.name for f in [*IDENTITY, *answers.of(task).fields(), *COUNTS, *FAILURE, EXTRA]}
     return pa.schema([f for f in schema if f.name not in ours])

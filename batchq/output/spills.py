@@ -15,7 +15,7 @@ from batchq.errors import AlreadyExists, NotFound
 from batchq.output import layout
 from batchq.output.parts import serialize
 from batchq.records import Answer, Shard
-from batchq.task import answer_fields
+from batchq.task import answers
 
 
 def save(output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]) -> None:
@@ -32,7 +32,7 @@ def save(output: str, shard: Shard, attempt: str, number: int, fingerprint: str,
 def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[str, tuple[str | None, Answer]]:
     """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again."""
     failpoint.reach("write.read_spills.before")
-    names = [f.name for f in answer_fields(task)]
+    names = [f.name for f in answers.of(task).fields()]
     found: dict[str, tuple[str | None, Answer]] = {}
     for stat in storage.list_objects(layout.spills(output, shard.index)):
         try:

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from batchq import input, storage, task
+from batchq import input, storage
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import InputError
 from batchq.model.scheme import SCHEMES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.records import InputObject, Plan, Range, Shard
+from batchq.task import task
+from batchq.task.prompt import prompt_columns
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -70,7 +72,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
     schema = input.infer_schema(objects, format, config.input.columns)
-    task.prompt_columns(config.task, schema.names)
+    prompt_columns(config.task.prompt, schema.names)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
         if name is not None and name not in schema.names:
             raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}")

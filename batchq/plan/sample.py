@@ -6,19 +6,21 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from batchq import input
 from batchq.config import Config, Scheme
+from batchq.engine.protocol import Prompt
 from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.machine.digests import digest_of
 from batchq.model.folder import open_tokenizer
 from batchq.model.scheme import SCHEMES
 from batchq.output.parts import as_gold
 from batchq.records import Plan, Range, Row
-from batchq.task import Task
+from batchq.task import answers
+from batchq.task.task import Task
 
 Taken = TypeVar("Taken")
 
@@ -28,9 +30,9 @@ MEASURED = 512  # prompts that lengths are taken from
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What both models are asked: prompts as token ids, and the gold label of each, if it has one."""
+    """What both models are asked: prompts, and the gold label of each, if it has one."""
 
-    prompts: list[list[int]] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
     golds: list[str | None] = field(default_factory=list)
 
 
@@ -41,7 +43,7 @@ class Lengths:
     tokens: tuple[int, ...]
 
     @staticmethod
-    def of(prompts: Iterable[Sequence[int]]) -> Lengths:
+    def of(prompts: Iterable[Prompt]) -> Lengths:
         return Lengths(tuple(sorted(map(len, prompts))))
 
     def percentile(self, q: float) -> int:
@@ -87,7 +89,7 @@ def calibration(config: Config, draft: Plan, task: Task) -> list[list[int]]:
     """Prompts to calibrate on, tokenised and cut: rows of quantization.calibration, or of the corpus that the gate
     never judges by."""
     limit = config.quantization.max_tokens
-    return [ids[:limit] for ids in task.encode(_calibration_messages(config, draft, task))]
+    return [prompt.token_ids[:limit] for prompt in task.encode(_calibration_messages(config, draft, task))]
 
 
 def judging(config: Config, draft: Plan, task: Task) -> Sample:
@@ -130,7 +132,7 @@ def sample_golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str 
 
 def unknown_gold_warning(config: Config, golds: Iterable[str | None]) -> str:
     """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
-    known, there = set(config.task.labels), [gold for gold in golds if gold is not None]
+    known, there = set(answers.of(config.task).labels), [gold for gold in golds if gold is not None]
     others = [gold for gold in there if gold not in known]
     if not known or not others:
         return ""

@@ -22,7 +22,7 @@ from typing import Any
 
 from batchq.account import ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
-from batchq.engine import Completion, EngineSpec
+from batchq.engine.protocol import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware

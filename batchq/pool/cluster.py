@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from batchq.config import ClusterConfig
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.errors import ConfigError, EngineError
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware, Node

@@ -9,7 +9,7 @@ from typing import Any
 
 from batchq.account import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
-from batchq.engine import EngineSpec
+from batchq.engine.protocol import EngineSpec
 from batchq.machine.hardware import Hardware
 from batchq.records import Shard
 from batchq.sizing.replicas import Slot

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchq.account import PhaseClock
-from batchq.engine import Completion, EngineSpec, Sampling
+from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker.counters import Snapshot
@@ -25,7 +25,7 @@ from batchq.worker.worker import Worker
 class SampleRequest:
     """What one engine is asked apart from any labelling: by the gate, or to try settings."""
 
-    prompts: list[list[int]]  # token ids
+    prompts: list[Prompt]
     sampling: Sampling
     in_flight: int
     log: str  # name of the file that the engine's output goes to
@@ -61,7 +61,7 @@ class Replica:
         slots = asyncio.Semaphore(request.in_flight)
         until = math.inf
 
-        async def one(prompt: list[int]) -> Completion | Failure:
+        async def one(prompt: Prompt) -> Completion | Failure:
             async with slots:
                 if time.monotonic() >= until:
                     return Failure("not_asked", "the time was up")

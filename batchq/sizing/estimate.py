@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from batchq.account import ReplicaAccount, price
-from batchq.config import Config, Scheme, TaskKind
+from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
 from batchq.machine import local_cache
 from batchq.machine.hardware import Hardware
@@ -20,6 +20,7 @@ from batchq.progress import duration
 from batchq.records import Plan
 from batchq.sizing import forecast, replicas, tuned
 from batchq.sizing.fit import Fit
+from batchq.task import answers
 
 LEAST = 5.0  # seconds of work of a replica that say something about its speed
 ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
@@ -75,10 +76,9 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
 def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths) -> Speed | None:
     """The best that is known of one replica; None if nothing is."""
     hardware = fit.hardware
-    scored = config.task.kind is TaskKind.classify
     if last := recall(config, draft, hardware):
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
-    if not scored:
+    if answers.of(config.task).decodes:
         return None  # it hangs on how long the answers are
     if config.tune.use and (found := tuned.recall(config, draft, hardware)):
         return Speed(found.rate, 1.0, f"as `tune` found on {found.date}")

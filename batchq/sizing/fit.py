@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchq.config import Config, Scheme, TaskKind
+from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
 from batchq.machine.hardware import Hardware
 from batchq.machine.words import gib
@@ -14,6 +14,7 @@ from batchq.model.tensors import Shape, matrices, read_shape
 from batchq.quantize.sizes import Quantization
 from batchq.sizing.memory import Memory, memory_needed, usable_bytes
 from batchq.sizing.replicas import arrange
+from batchq.task import answers
 
 INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a CPU is slower than BF16
 
@@ -103,7 +104,7 @@ class Fit:
         device = _named(hardware) if hardware.gpus else "this machine"
         for scheme in (Scheme.nvfp4, Scheme.w4a8_fp8, Scheme.w4a16):
             if not self.unserved(scheme) and self.fits(scheme):
-                heavy = self.config.task.kind is TaskKind.classify
+                heavy = not answers.of(self.config.task).decodes
                 price = "prefill is slower for it" if heavy else "decoding reads fewer bytes for it"
                 return scheme, (
                     f"{best.value} weights take {gib(self.memory(best).weights)} on each device and don't fit in "
@@ -115,7 +116,7 @@ class Fit:
     def _native(self) -> tuple[Scheme, str]:
         hardware = self.hardware
         work = "this job is all prefill, which is bound by arithmetic"
-        if self.config.task.kind is TaskKind.generate:
+        if answers.of(self.config.task).decodes:
             work = "in large batches decoding is bound by arithmetic too"
         if not hardware.gpus:
             if fast := sorted(INT8_FLAGS & hardware.flags):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from batchq.config import Config, TaskKind
+from batchq.config import Config
 from batchq.model.folder import read_config, text_config
 from batchq.plan.sample import Lengths
+from batchq.task import answers
 
 
 def answer_tokens(config: Config) -> int:
     """What an answer takes of engine.max_model_len."""
-    return config.task.max_tokens if config.task.kind is TaskKind.generate else 1
+    return answers.of(config.task).max_output_tokens
 
 
 def tokens_read(path: str) -> int | None:

@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
-from batchq.engine import EngineSpec
+from batchq.config import Config, EngineKind, KvCache, Scheme
+from batchq.engine.protocol import EngineSpec
 from batchq.machine.hardware import Hardware
 from batchq.machine.words import gib
 from batchq.model import kv_cache
@@ -24,6 +24,7 @@ from batchq.sizing import replicas, tuned
 from batchq.sizing.lengths import answer_tokens, tokens_read
 from batchq.sizing.memory import GPU_SHARE, OVERHEAD, kv_cache_bytes
 from batchq.sizing.tuned import Arguments, Tuned
+from batchq.task import answers
 
 STEP, ROWS, SHARE, EAGER = "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "enforce_eager"
 COMPILATION = "compilation_config"
@@ -98,7 +99,7 @@ def engine_spec(config: Config, weights: Weights, hardware: Hardware) -> EngineS
         device=hardware.device,
         tensor_parallel_size=config.cluster.tensor_parallel_size,
         pipeline_parallel_size=config.cluster.pipeline_parallel_size,
-        scored=len(config.task.labels),
+        scored=answers.of(config.task).scored,
         options={**options, **engine.options},
         trust_remote_code=config.model.trust_remote_code,
     )
@@ -147,7 +148,7 @@ def choose_settings(
     """The configuration with its engine's settings filled in, and the reason of each."""
     engine, cuda = config.engine, hardware.device == "cuda"
     choices = _Choices(config, tuned.recall(config, draft, hardware) if config.tune.use else None, lengths)
-    generates = config.task.kind is TaskKind.generate and engine.kind is EngineKind.vllm and cuda
+    generates = answers.of(config.task).decodes and engine.kind is EngineKind.vllm and cuda
     if lengths is None and generates and choices.decided(ROWS) is None:
         choices.lengths = sample.lengths(config, draft, weights.path)
     choices.reasons.append(_length(config, weights.path, choices.lengths))
@@ -183,11 +184,11 @@ def _choose_step(choices: _Choices, config: Config, hardware: Hardware) -> int:
 
 def _choose_on_gpu(choices: _Choices, config: Config, weights: Weights, hardware: Hardware, step: int) -> None:
     """Scoring holds the prompts of the step that is computed and of the next; generating, rows to their ends."""
-    generates, lengths = config.task.kind is TaskKind.generate, choices.lengths
+    generates, lengths = answers.of(config.task).decodes, choices.lengths
     row, wanted = 0.0, 2.0 * step
     if generates:
         prompt = lengths.mean if lengths and lengths.tokens else config.engine.max_model_len / 2
-        row = prompt + config.task.max_tokens
+        row = prompt + answers.of(config.task).max_output_tokens
         wanted = row * (choices.decided(ROWS) or SEQUENCES["cuda"])
     share = GPU_SHARE
     if kv_tokens(config, weights, hardware, share) < wanted and free_share(hardware) > TIGHT_SHARE:

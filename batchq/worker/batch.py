@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from batchq import input
 from batchq.account import timed
+from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.machine.digests import digest_of
 from batchq.output.parts import as_gold
 from batchq.output.schema import EXTRA, input_columns, schema_from_text
 from batchq.records import Answer, Failure, Plan, Row, Shard
-from batchq.task import Task
+from batchq.task.task import Task
 from batchq.worker.reuse import Reuse
 
 BATCH = 256  # rows read, rendered and tokenised at a time
@@ -38,7 +39,7 @@ class Batch:
     ids: list[str]
     positions: list[int]
     inputs: pa.RecordBatch
-    prompts: list[list[int] | None]  # None: asked, failed, or answered by an earlier attempt
+    prompts: list[Prompt | None]  # None: asked, failed, or answered by an earlier attempt
     keys: list[str | None]
     outcomes: list[Answer | Failure | None]
     raws: list[str | None]
@@ -123,26 +124,26 @@ class Batches:
                         asked.append(i)
                     except RowError as error:
                         outcomes[i] = Failure(error.code, error.message)
-        prompts: list[list[int] | None] = [None] * len(taken)
+        prompts: list[Prompt | None] = [None] * len(taken)
         keys: list[str | None] = [None] * len(taken)
         from_spill = 0
         from_reuse: set[int] = set()
         with timed(self.cpu, "tokenize"):
             encoded = self.task.encode(messages) if messages else []
-        for i, ids in zip(asked, encoded, strict=True):
-            if len(ids) > self.max_prompt_tokens:
-                outcomes[i] = too_long(len(ids), self.max_prompt_tokens)
+        for i, prompt in zip(asked, encoded, strict=True):
+            if len(prompt) > self.max_prompt_tokens:
+                outcomes[i] = too_long(len(prompt), self.max_prompt_tokens)
                 continue
-            keys[i] = self.task.key(ids, self.answerer)
+            keys[i] = self.task.key(prompt, self.answerer)
             spilled = known.get(taken[i].id)
             if spilled is not None and spilled[0] == keys[i]:
                 outcomes[i] = spilled[1]
                 from_spill += 1
             else:
-                prompts[i] = ids
+                prompts[i] = prompt
         if self.reuse:
             with timed(self.cpu, "read"):
-                earlier = self.reuse.find([key for key, ids in zip(keys, prompts, strict=True) if key and ids])
+                earlier = self.reuse.find([key for key, prompt in zip(keys, prompts, strict=True) if key and prompt])
             for i, key in enumerate(keys):
                 if prompts[i] and key in earlier:
                     outcomes[i], prompts[i] = earlier[key], None

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 from batchq.account import PhaseClock
-from batchq.engine import Engine
+from batchq.engine.protocol import Engine, Prompt
 from batchq.errors import EngineError, RowError, Stopped
 from batchq.records import Failure
-from batchq.task import Task
+from batchq.task.task import Task
 from batchq.worker.attempt import Part
 from batchq.worker.batch import Batch
 from batchq.worker.counters import Tally
@@ -39,7 +39,7 @@ class InFlight:
         while self.count >= self.limit and not (part.error or self.stopping):
             await self._next_freed()
 
-    def hand_over(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
+    def hand_over(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
         batch.prompts[i] = None  # from here on the row is in flight
         self._enter(+1)
         asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
@@ -90,7 +90,7 @@ class InFlight:
 
     # -- one row -------------------------------------------------------------------------------
 
-    async def _ask(self, part: Part, batch: Batch, i: int, prompt: list[int]) -> None:
+    async def _ask(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
         try:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer

@@ -23,7 +23,7 @@ from batchq.config import TaskConfig
 from batchq.output import layout, parts
 from batchq.output.schema import COUNTS
 from batchq.records import Answer
-from batchq.task import answer_fields
+from batchq.task import answers
 
 CACHE = 256 * 1024 * 1024  # bytes of answers; 5 million rows of three labels
 AT_ONCE = 8  # key columns on their way
@@ -38,7 +38,7 @@ class Reuse:
         Raises NotFound if no run is there (any more: all rows would be asked), StorageError for a part that is damaged.
         """
         storage.stat(layout.plan(output))
-        self._columns = [f.name for f in answer_fields(task)]
+        self._columns = [f.name for f in answers.of(task).fields()]
         self._tokens = [field.name for field in COUNTS]
         self._parts = [s.uri for s in storage.list_objects(layout.data(output)) if layout.parse_part(s.uri)]
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq.config import TaskConfig
-from batchq.engine import Engine, EngineSpec
-from batchq.fake_engine import FakeEngine
+from batchq.engine.fake import FakeEngine
+from batchq.engine.protocol import Engine, EngineSpec
+from batchq.engine.vllm import VllmEngine
+from batchq.engine.vllm_process import import_ahead
 from batchq.records import Plan
-from batchq.vllm_engine import VllmEngine, import_ahead
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from batchq.account import PhaseClock, timed
-from batchq.engine import Engine
+from batchq.engine.protocol import Engine
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine.hardware import EnergyMeter
 from batchq.model.folder import open_tokenizer
 from batchq.output import spills
 from batchq.records import Failure, Receipt, Shard
-from batchq.task import Task
+from batchq.task.task import Task
 from batchq.worker import poison
 from batchq.worker.attempt import Attempt, Part
 from batchq.worker.batch import Batches

@@ -1,12 +1,22 @@
-"""The Engine protocol: token ids in, token ids or label log-probabilities out.
+"""The Engine protocol: a prompt in, token ids or label log-probabilities out.
 
-Two things speak it: `vllm_engine` and `fake_engine`. A worker knows only this page.
+`vllm.py` and `fake.py` implement it. A worker knows only this module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """All that the model reads for one request. Its length is counted in tokens."""
+
+    token_ids: list[int]  # the chat template's among them
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +35,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`logprobs` stand in the order of `Sampling.score_ids` (natural log, over the whole
+    """`logprobs` are in the order of `Sampling.score_ids` (natural log, over the whole
     vocabulary); `text` is empty when scoring. `prompt_logprob` sums over the prompt's tokens but the first."""
 
     logprobs: tuple[float, ...]
@@ -75,7 +85,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
+    async def ask(self, prompt: Prompt, sampling: Sampling) -> Completion:
         """Answer one prompt; any number may be under way at once.
 
         Raises RowError when this prompt can't be answered and EngineError when the engine died.

@@ -1,7 +1,7 @@
 """The Engine protocol without a model: deterministic answers, and faults that a test can order.
 
-Options (all off by default): `latency_s` a request; `tokens_per_s` for a whole engine, one number or
-one for each max_num_batched_tokens, none at all for an engine that can't start with it;
+Options (all off by default): `latency_s`, seconds per request; `tokens_per_s` of a whole engine, one number or
+one for each max_num_batched_tokens (an engine doesn't start with one that has none);
 `refuse_token` refuses the row whose prompt holds this id; `nan_token` scores it NaN.
 
 Deaths: `exit_...` kills the process, `die_...` raises EngineError, `hang_...` never answers again;
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from batchq.engine import Completion, EngineSpec, Sampling
+from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 FAULTS = tuple(f"{fault}_{when}" for fault in ("exit", "die", "hang") for when in ("after", "token"))
@@ -32,6 +32,8 @@ OPTIONS = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "once", *RA
 
 
 class FakeEngine:
+    """The Engine protocol without a model. Raises EngineError for an option that it doesn't know."""
+
     def __init__(self, spec: EngineSpec) -> None:
         unknown = sorted(set(spec.options) - set(OPTIONS))
         if unknown:
@@ -54,11 +56,11 @@ class FakeEngine:
             raise EngineError("the fake engine doesn't start with so many tokens a step, as ordered")
         return {"load": 0.0, "compile": 0.0}
 
-    async def ask(self, prompt: list[int], sampling: Sampling) -> Completion:
+    async def ask(self, prompt: Prompt, sampling: Sampling) -> Completion:
         if self.faulty:
             await self._strike(prompt)
         option = self.options.get
-        if (token := option("refuse_token")) is not None and token in prompt:
+        if (token := option("refuse_token")) is not None and token in prompt.token_ids:
             raise RowError("engine_refused", "the engine refused this prompt")
         loop = asyncio.get_running_loop()
         if self.rate:
@@ -69,22 +71,22 @@ class FakeEngine:
         if self.dead:
             raise EngineError("the fake engine is dead, as ordered")
         self.answered += 1
-        seed = zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes())
+        seed = zlib.crc32(np.asarray(prompt.token_ids, dtype=np.int32).tobytes())
         if sampling.score_ids:
             weights = [1 + (seed >> (3 * i)) % 97 for i in range(len(sampling.score_ids))]
             scores = [math.log(0.9 * w / sum(weights)) for w in weights]
-            if (token := option("nan_token")) is not None and token in prompt:
+            if (token := option("nan_token")) is not None and token in prompt.token_ids:
                 scores[0] = math.nan
             return Completion(tuple(scores), "", "length", len(prompt), 0, 1)
-        ids = tuple(prompt[-min(3, sampling.max_tokens) :])
+        ids = tuple(prompt.token_ids[-min(3, sampling.max_tokens) :])
         known = -0.5 * len(prompt) if sampling.score_prompt else None
         return Completion((), f"answer {seed:08x}", "stop", len(prompt), 0, len(ids), ids, known)
 
-    async def _strike(self, prompt: list[int]) -> None:
+    async def _strike(self, prompt: Prompt) -> None:
         """Note the row, and carry out the fault that is due, if any."""
         if path := self.options.get("asked"):
             with open(path, "a") as file:
-                file.write(f"{zlib.crc32(np.asarray(prompt, dtype=np.int32).tobytes()):08x}\n")
+                file.write(f"{zlib.crc32(np.asarray(prompt.token_ids, dtype=np.int32).tobytes()):08x}\n")
         self.under_way += 1
         try:
             await asyncio.sleep(
@@ -94,7 +96,7 @@ class FakeEngine:
         finally:
             self.under_way -= 1
 
-    async def _strike_now(self, prompt: list[int]) -> None:
+    async def _strike_now(self, prompt: Prompt) -> None:
         fault = "die" if self.dead else self._due(prompt)
         if fault is None:
             return
@@ -112,11 +114,11 @@ class FakeEngine:
             raise EngineOutOfMemory("the fake engine is out of memory, as ordered")
         raise EngineError("the fake engine died, as ordered")
 
-    def _due(self, prompt: list[int]) -> str | None:
+    def _due(self, prompt: Prompt) -> str | None:
         for name in FAULTS:
             fault, _, when = name.partition("_")
             if (order := self.options.get(name)) is not None and (
-                order in prompt if when == "token" else self.answered >= int(order)
+                order in prompt.token_ids if when == "token" else self.answered >= int(order)
             ):
                 return fault
         for fault in ("oom", "exit"):
