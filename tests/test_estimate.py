@@ -19,8 +19,8 @@ from batchq.hardware import Hardware
 from batchq.records import Plan, Range, Shard
 from batchq.sample import Lengths
 from tests.conftest import rows_of, write_jsonl
+from tests.inputs import compressed
 from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
-from tests.test_read import compressed
 
 ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)
