@@ -59,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input row: where it stands, its columns, or why it could not be read.
+    """One input row: where it is, its columns, or why it could not be read.
 
     `position` is the row's ordinal in its object, or the byte offset of its first byte where the
     object is split by bytes. `error` is (code, message) for a row that can't be parsed; `raw`

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gzip
-import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,10 @@ from batchq import storage
 from batchq.config import Config, Scheme
 from batchq.engine.protocol import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
-from batchq.model.folder import open_tokenizer
-from batchq.output import marks, receipts
-from batchq.output.marks import Mark, Search
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import ingredients, make_plan
 from batchq.plan.stored import refuse_drift, refuse_other, store_plan
-from batchq.records import Plan, Range, Receipt, Shard
-from batchq.worker import poison
+from batchq.records import Plan, Receipt
 from batchq.worker.counters import Snapshot
 from batchq.worker.spec import WorkerSpec
 from batchq.worker.worker import Worker
@@ -288,16 +282,6 @@ def test_an_optional_key_that_a_row_lacks_is_null(compose: Callable[..., Config]
     assert [r["batchq_error"] for r in rows(config)] == [None, None, None]
 
 
-def test_a_damaged_object_is_named(compose: Callable[..., Config], project: Path) -> None:
-    write_jsonl(project / "rows.jsonl", rows_of(5))
-    config = compose()
-    asyncio.run(labelled(config, planned(config)))
-    part = next((project / "out/data").iterdir())
-    part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(StorageError, match="not a whole Parquet file"):
-        receipts.read(str(part))
-
-
 @pytest.mark.parametrize("suffix", ["csv", "txt", "parquet", "jsonl.zst", "csv.bz2"])
 def test_formats(suffix: str, compose: Callable[..., Config], project: Path) -> None:
     import bz2
@@ -331,144 +315,3 @@ def test_limit_takes_the_first_rows(compose: Callable[..., Config], project: Pat
         config = compose("input.limit=33", f"input.path={path}", f"output.path=out-{path}")
         asyncio.run(labelled(config, planned(config)))
         assert sorted(r["id"] for r in rows(config)) == list(range(33))
-
-
-# -- engines that die, stall and run out of memory ----------------------------------------------------------------
-
-
-def token_of(config: Config, text: str) -> int:
-    """The id of a character that only one row holds."""
-    (token,) = open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
-    return int(token)
-
-
-async def labelled_to_the_end(config: Config, fixed: Plan, **options: Any) -> int:
-    """As the pool would: another worker for every one whose engine dies; returns how many were lost."""
-    for lost in range(50):
-        try:
-            await labelled(config, fixed, **options)
-            return lost
-        except EngineError:
-            continue
-    raise AssertionError("no end")
-
-
-@pytest.mark.parametrize("where", [0, 7, 15, 16, 150, 299])
-def test_a_row_that_kills_engines_is_found_and_its_neighbours_are_answered(
-    where: int, compose: Callable[..., Config], project: Path
-) -> None:
-    made = rows_of(300)
-    made[where]["text"] = "~"
-    write_jsonl(project / "rows.jsonl", made)
-    config = compose("output.rows_per_shard=150")
-    fixed = planned(config)
-    lost = asyncio.run(labelled_to_the_end(config, fixed, die_token=token_of(config, "~")))
-    found = rows(config)
-    assert len(found) == len({r["batchq_id"] for r in found}) == 300
-    assert [r["id"] for r in found if r["batchq_error"]] == [where]
-    assert [r["batchq_error"] for r in found if r["batchq_error"]] == ["killed_engine"]
-    assert lost <= math.log2(16) + 2, "only what was in flight is suspected, 16 rows"
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz"])
-def test_two_rows_that_kill_engines_in_one_object(kind: str, compose: Callable[..., Config], project: Path) -> None:
-    made = rows_of(120)
-    made[3]["text"] = made[77]["text"] = "~"
-    write_jsonl(project / "rows.jsonl", made)
-    if kind.endswith("gz"):
-        (project / "rows.jsonl.gz").write_bytes(gzip.compress((project / "rows.jsonl").read_bytes()))
-    config = compose(f"input.path=rows.{kind}", "output.rows_per_shard=50")
-    lost = asyncio.run(labelled_to_the_end(config, planned(config), die_token=token_of(config, "~")))
-    found = rows(config)
-    assert sorted(r["id"] for r in found) == list(range(120))
-    assert [r["id"] for r in found if r["batchq_error"]] == [3, 77]
-    assert lost <= 2 * (math.log2(16) + 2)
-
-
-def test_memory_pressure_lowers_concurrency_and_blames_no_row(compose: Callable[..., Config], project: Path) -> None:
-    write_jsonl(project / "rows.jsonl", rows_of(100))
-    config = compose("output.rows_per_shard=1000")
-    fixed = planned(config)
-    lost = asyncio.run(labelled_to_the_end(config, fixed, oom_above=5))
-    assert [r["batchq_error"] for r in rows(config)] == [None] * 100
-    assert lost <= math.log2(16) + 2
-
-
-def test_a_stalled_engine_ends_the_attempt_and_its_row_is_found(compose: Callable[..., Config], project: Path) -> None:
-    made = rows_of(40)
-    made[20]["text"] = "~"
-    write_jsonl(project / "rows.jsonl", made)
-    config = compose("output.rows_per_shard=1000")
-    fixed = planned(config)
-    hang = {"hang_token": token_of(config, "~"), "stall": 0.1}
-    with pytest.raises(EngineError, match=r"1 rows in flight and no answer for engine\.stall_timeout_s=0\.1"):
-        asyncio.run(labelled(config, fixed, **hang))
-    lost = 1 + asyncio.run(labelled_to_the_end(config, fixed, **hang))
-    assert [r["id"] for r in rows(config) if r["batchq_error"] == "killed_engine"] == [20]
-    assert lost == 2, "once among others, once alone"
-
-
-def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
-    compose: Callable[..., Config], project: Path
-) -> None:
-    made = rows_of(40)
-    made[20]["text"] = "~"
-    write_jsonl(project / "rows.jsonl", made)
-    config = compose("output.rows_per_shard=1000")
-    fixed = planned(config)
-
-    async def stopped() -> None:
-        hung = worker(config, fixed, hang_token=token_of(config, "~"))
-        await hung.start()
-        label = asyncio.create_task(hung.label(fixed.shards[0]))
-        while hung.snapshot().counters.rows < 39:
-            await asyncio.sleep(0)
-        hung.stop(0.05)
-        with pytest.raises(Stopped):
-            await label
-        await hung.close()
-
-    asyncio.run(stopped())
-    receipts = asyncio.run(labelled(config, fixed))
-    assert receipts[0].from_spill == 39
-    assert [r["batchq_error"] for r in rows(config)] == [None] * 40, "to be told to leave accuses no row"
-
-
-def test_a_mark_in_which_a_byte_flipped_accuses_nobody(tmp_path: Path) -> None:
-    shard = Shard(0, 0, Range("rows"))
-    marks.add(str(tmp_path), shard, Mark("a", Search(culprits=(17,))), 1)
-    assert [m.search.culprits for m in marks.read(str(tmp_path), shard)] == [(17,)]
-    (mark,) = (tmp_path / "meta/attempts/00000").iterdir()
-    mark.write_bytes(mark.read_bytes().replace(b"[17]", b"[19]"))
-    with pytest.raises(StorageError, match=r"0001\.json: is damaged"):
-        marks.read(str(tmp_path), shard)
-
-
-def test_the_search_goes_on_where_another_driver_left_it() -> None:
-    search = poison.died(poison.died(Search()))  # two processes lost; nobody knows which rows were in flight
-    assert poison.searching(search) and search.suspects is None
-    search = poison.ask_alone(search, range(50, 100))
-    killed_driver = [Mark("a", search)]
-    assert poison.resumed(killed_driver).suspects is None, "an end that nobody saw accuses no row"
-    lost = poison.after_loss(killed_driver, "a")
-    assert lost is not None and lost.search.suspects == tuple(range(50, 100))
-    again = [marks.from_json(json.loads(json.dumps(dataclasses.asdict(m)))) for m in (*killed_driver, lost)]
-    assert poison.resumed(again).suspects == tuple(range(50, 100))
-    assert poison.after_loss(again, "a") is None, "one loss counts once"
-    assert poison.after_loss(again, "b") is None, "another's marks accuse nobody"
-    alone = poison.ask_alone(lost.search, [77])
-    assert poison.died(alone).culprits == (77,)
-
-
-def test_marks_and_receipts_of_the_version_before_are_read() -> None:
-    search = {"strikes": 3, "suspects": [4, 9], "alone": [9], "convicted": [2], "kept": 40, "barren": 1, "lost": 3}
-    mark = marks.from_json({"attempt": "a", "search": search | {"witnessed": True}, "over": True, "in_flight": [9]})
-    assert mark == Mark("a", Search(3, (4, 9), (9,), (2,), 40, 1, 3, True), True, (9,))
-    body = json.dumps(
-        {"shard": 5, "part": 0, "last": True, "attempt": "a", "fingerprint": "f", "labels": {"good": 9}, "failures": {}}
-        | {"usage": {"rows": 9, "answers": 9}, "next_position": 0, "reused": 4, "copied": 3, "copied_tokens": 77}
-        | {"quarantined": ""}
-    )
-    stored = {"digest": hashlib.sha256(body.encode()).hexdigest(), "receipt": body}
-    receipt = receipts.from_json(json.dumps(stored).encode())
-    assert (receipt.from_spill, receipt.from_reuse, receipt.from_reuse_tokens) == (4, 3, 77)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from batchq.input.formats import format_of, splittable
 from batchq.input.listing import list_input
 from batchq.input.ranges import split, taper
-from batchq.input.rows import read_rows, rows_a_byte, rows_of
+from batchq.input.rows import read_rows, rows_of, rows_per_byte
 from batchq.input.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "infer_schema",
     "list_input",
     "read_rows",
-    "rows_a_byte",
     "rows_of",
+    "rows_per_byte",
     "split",
     "splittable",
     "taper",

@@ -43,7 +43,7 @@ def read_rows(
             yield from _rows_in(obj, file, format, range, columns, skip_until)
 
 
-def rows_a_byte(obj: InputObject, format: str) -> float:
+def rows_per_byte(obj: InputObject, format: str) -> float:
     """How many rows the object has for each byte that it takes where it is stored, by the first HEAD bytes of its
     text; nothing else tells of a CSV or a compressed file. Raises InputError as `read_rows`."""
     with readable(obj, format), storage.open_read(obj.uri, etag=obj.etag) as file, unpacked(obj, file) as plain:

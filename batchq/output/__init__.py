@@ -7,5 +7,5 @@ receipts.py    what a committed part says of itself
 marks.py       records of attempts at a shard
 spills.py      answers saved before their part is whole
 lease.py       which driver works on an output: numbered leases with heartbeats
-duplicates.py  ids of the user's that stand more than once
+duplicates.py  values of a user's id column that occur more than once
 """

@@ -109,7 +109,7 @@ def staging(output: str) -> str:
 
 
 def probe(output: str) -> str:
-    """A new name to try on whether the store keeps a name for the first that takes it."""
+    """A new name, to try whether the store refuses a second create."""
     return storage.join(output, f"{_PROBE}{uuid.uuid4().hex}")
 
 

@@ -32,7 +32,9 @@ POLL_SECONDS = 0.5
 class Lease:
     """Held from construction to `close`. `lost` is set when another driver has taken over, `taken_by` says which."""
 
-    def __init__(self, output: str, say: Callable[[str], None], stop: threading.Event, lost: threading.Event) -> None:
+    def __init__(
+        self, output: str, notify: Callable[[str], None], stop: threading.Event, lost: threading.Event
+    ) -> None:
         """Raises Stopped when another driver is at work on this output, or `stop` is set meanwhile."""
         self.folder = layout.lease(output)
         self.taken_by: str | None = None
@@ -42,7 +44,7 @@ class Lease:
         mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
         while True:
             last = self._last()
-            if last and not _over(self.folder, last, say, stop):
+            if last and not _over(self.folder, last, notify, stop):
                 raise Stopped(
                     f"{output}: {_owner(self.folder, last)} is at work on it, so nothing was started here; "
                     "wait for it, or end it and give the same command again"
@@ -87,12 +89,12 @@ class Lease:
         return max((int(name[1]) for name in names if name), default=0)
 
 
-def _over(folder: str, number: int, say: Callable[[str], None], stop: threading.Event) -> bool:
+def _over(folder: str, number: int, notify: Callable[[str], None], stop: threading.Event) -> bool:
     """Whether that lease has ended: it says so, or its number doesn't rise for WATCH_SECONDS."""
     first = _read(_beat_uri(folder, number))
     if first.get("over"):
         return True
-    say(f"{_owner(folder, number)} was at work here; watching {WATCH_SECONDS:.0f} s whether it still is")
+    notify(f"{_owner(folder, number)} was at work here; watching {WATCH_SECONDS:.0f} s whether it still is")
     deadline = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < deadline:
         if stop.wait(POLL_SECONDS):
@@ -102,7 +104,7 @@ def _over(folder: str, number: int, say: Callable[[str], None], stop: threading.
             return True
         if now.get("beat") != first.get("beat"):
             return False
-    say("it is not; going on from where it was")
+    notify("it is not; going on from where it was")
     return True
 
 

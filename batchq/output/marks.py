@@ -12,7 +12,8 @@ from batchq.errors import AlreadyExists, StorageError
 from batchq.output import layout
 from batchq.records import Shard, restored, sealed, unsealed
 
-RENAMED = {"strikes": "deaths", "convicted": "culprits", "barren": "losses_without_progress"}  # before -> now
+# Fields of a mark's search as they were called before, and as they are now.
+RENAMED = {"strikes": "deaths", "convicted": "culprits", "barren": "losses_without_progress", "kept": "saved"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,16 @@ class Search:
     """What a shard's attempts have shown of rows that may kill engines. Rows go by `Row.position`, in order.
 
     `deaths` counts, by weight, those since a culprit was found or all suspects were cleared; `suspects` None means any
-    unanswered row; `alone` is the group asked with nothing beside it; `kept` how many rows of the shard had been
-    kept; `losses_without_progress` how many engines in a row kept no more; `lost` how many the shard has cost in all.
+    unanswered row; `alone` is the group asked with nothing beside it; `saved` how many rows of the shard need not
+    be asked again; `losses_without_progress` how many engines in a row added none to these; `lost` how many the shard
+    has cost in all.
     """
 
     deaths: int = 0
     suspects: tuple[int, ...] | None = ()
     alone: tuple[int, ...] = ()
     culprits: tuple[int, ...] = ()
-    kept: int = 0
+    saved: int = 0
     losses_without_progress: int = 0
     lost: int = 0
     witnessed: bool = False  # an engine died under a living process, which no preemption does

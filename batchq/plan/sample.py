@@ -185,7 +185,7 @@ def expected_rows(draft: Plan, limit: int | None) -> int | None:
     size = rows = 0.0
     for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
         with contextlib.suppress(InputError, StorageError):  # whoever labels it says so
-            rows += obj.size * input.rows_a_byte(obj, draft.format)
+            rows += obj.size * input.rows_per_byte(obj, draft.format)
             size += obj.size
     return round(rows / size * sum(obj.size for obj in whole)) if size else None
 

@@ -23,7 +23,7 @@ from batchq.task.task import Task
 from batchq.worker.reuse import Reuse
 
 BATCH = 256  # rows read, rendered and tokenised at a time
-_TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON
+_TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is written as JSON
 
 Known = dict[str, tuple[str | None, Answer]]  # answers that earlier attempts spilled: see output.spills
 
@@ -114,7 +114,7 @@ class Batches:
             return None
         with timed(self.cpu, "render"):
             inputs, outcomes = self._columns(taken)
-            unread = [o for o in outcomes if o is not None]  # their columns can't stand in the table
+            unread = [o for o in outcomes if o is not None]  # their columns can't be in the table
             messages: list[str] = []
             asked: list[int] = []
             for i, row in enumerate(taken):
@@ -207,7 +207,7 @@ def _casts(value: Any, kind: pa.DataType) -> bool:
 
 
 def _raw(row: Row) -> str | None:
-    """A failed row's text, so that nothing is lost: as it stood, or its columns as JSON."""
+    """A failed row's text, so that nothing is lost: as it was, or its columns as JSON."""
     if row.raw is not None:
         return row.raw
     return json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else None

@@ -32,9 +32,9 @@ def concurrency(search: Search, most: int) -> int:
     return max(1, most >> (search.deaths - 1)) if searching(search) else most
 
 
-def progressed(search: Search, kept: int) -> Search:
-    """`kept` rows of the shard need not be asked again."""
-    return search if kept <= search.kept else dataclasses.replace(search, kept=kept, losses_without_progress=0)
+def progressed(search: Search, saved: int) -> Search:
+    """`saved` rows of the shard need not be asked again."""
+    return search if saved <= search.saved else dataclasses.replace(search, saved=saved, losses_without_progress=0)
 
 
 def ask_alone(search: Search, group: Sequence[int]) -> Search:
@@ -68,7 +68,7 @@ def died(search: Search, in_flight: Iterable[int] | None = None, weight: int = L
 
 
 def half(suspects: Sequence[Any]) -> int:
-    """How many of the suspects, from their end, are asked alone next. The later ones, because what stands before
+    """How many of the suspects, from their end, are asked alone next. The later ones, because what comes before
     them is then answered first, and an engine that answers nothing at all is told from a row that kills it."""
     return max(1, len(suspects) // 2)
 

@@ -1,7 +1,7 @@
 """Answers of a finished run, found by batchq_key, wherever their rows are now.
 
-An index is made once a process from the key columns: 24 bytes an answer, so 10 million take 240 MB, and more while it
-is sorted. The answers themselves are read a whole part at a time when one of them is wanted, and the parts that were
+An index is made once per process from the key columns: 24 bytes per answer, so 10 million take 240 MB, and more while
+it is sorted. The answers themselves are read a whole part at a time when one of them is wanted, and the parts that were
 wanted last are kept, up to CACHE bytes. Rows that keep their order find theirs in a part or two; a corpus that was
 shuffled reads parts again as often as they don't fit, and is slow, not wrong.
 """
