@@ -21,7 +21,7 @@ from batchq.sample import Lengths
 from batchq.sizing import estimate, tuned
 from batchq.sizing.fit import Fit
 from tests.conftest import rows_of, write_jsonl
-from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.test_memory import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 from tests.test_read import compressed
 
 ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)

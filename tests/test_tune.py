@@ -14,7 +14,7 @@ from batchq.config import Config
 from batchq.machine import hardware
 from batchq.run import worker_spec
 from tests.conftest import rows_of, write_jsonl
-from tests.test_capacity import GIB, cpu
+from tests.test_memory import GIB, cpu
 from tests.test_settings import forgetful, job, served
 
 __all__ = ["forgetful"]
