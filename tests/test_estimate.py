@@ -23,7 +23,7 @@ from batchq.sizing import estimate, tuned
 from batchq.sizing.fit import Fit
 from tests.conftest import rows_of, write_jsonl
 from tests.inputs import compressed
-from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.test_memory import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)

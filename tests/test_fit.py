@@ -12,7 +12,7 @@ from batchq.model.source import Model
 from batchq.model.tensors import Shape, Tensor
 from batchq.sizing.fit import Fit, require_memory
 from batchq.sizing.memory import Memory
-from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.test_memory import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 # ---- does it fit ----
 

@@ -23,7 +23,7 @@ from batchq.records import Plan
 from batchq.sizing import settings, tuned
 from batchq.sizing.settings import Reason, Weights
 from tests.conftest import rows_of, write_jsonl
-from tests.test_capacity import GIB, LLAMA_8B, cpu, cuda
+from tests.test_memory import GIB, LLAMA_8B, cpu, cuda
 
 DRAFT = Plan("", {}, "mine", (), (), "jsonl", "", ("text",), 1, "fp8", "m" * 64)
 WEIGHTS = 9 * 10**9
@@ -68,7 +68,7 @@ def test_a_large_gpu_gets_large_steps_and_leaves_a_tenth_of_its_memory_free(fold
     assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (16384, 1024)
     assert engine.options == {"gpu_memory_utilization": 0.9, "compilation_config": {"cudagraph_mode": "NONE"}}
     assert set(reasons) >= {"max_model_len", "max_num_batched_tokens", "max_num_seqs", "kv_cache_dtype"}
-    assert "there is room" in reasons["kv_cache_dtype"].why
+    assert "there is memory enough" in reasons["kv_cache_dtype"].why
 
 
 def test_graphs_are_captured_only_for_decoding(folder: str) -> None:
@@ -79,8 +79,8 @@ def test_graphs_are_captured_only_for_decoding(folder: str) -> None:
     generated, _ = chosen(job(generate=True), H200, folder)
     assert "compilation_config" not in generated.options
     for given in ({"compilation_config": {"cudagraph_mode": "FULL"}}, {"enforce_eager": True}):
-        kept, _ = chosen(job(options=given), H200, folder)
-        assert given.items() <= kept.options.items() and len(kept.options) == 2
+        alike, _ = chosen(job(options=given), H200, folder)
+        assert given.items() <= alike.options.items() and len(alike.options) == 2
 
 
 def test_a_small_gpu_gets_smaller_steps(folder: str) -> None:

@@ -13,7 +13,7 @@ from batchq.config import Config
 from batchq.job import tune
 from batchq.machine import hardware
 from tests.conftest import rows_of, write_jsonl
-from tests.test_capacity import GIB, cpu
+from tests.test_memory import GIB, cpu
 from tests.test_settings import forgetful, job, served
 
 __all__ = ["forgetful"]

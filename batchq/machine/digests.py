@@ -37,6 +37,6 @@ def remember_digest(path: Path, digest: str) -> None:
 
 
 def _memo(path: Path) -> Path:
-    found = path.stat()
-    identity = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    stat = path.stat()
+    identity = [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     return cache_dir() / "digests" / digest_of(identity)

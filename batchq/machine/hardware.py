@@ -112,11 +112,11 @@ def _gpus() -> tuple[Gpu, ...]:
         ) from error
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
-        found = []
+        gpus = []
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            found.append(
+            gpus.append(
                 Gpu(
                     name=nvml.nvmlDeviceGetName(handle),
                     memory=memory.total,
@@ -126,7 +126,7 @@ def _gpus() -> tuple[Gpu, ...]:
                     uuid=nvml.nvmlDeviceGetUUID(handle),
                 )
             )
-        return tuple(found)
+        return tuple(gpus)
     finally:
         nvml.nvmlShutdown()
 

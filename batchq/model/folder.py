@@ -40,7 +40,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the language model's part, where it stands apart, on top."""
+    """A config.json with the language model's part, where that is a section of its own, on top."""
     return {**config, **(config.get("text_config") or {})}
 
 
@@ -74,13 +74,13 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def quantization_of(config: dict[str, Any]) -> str | None:
     """How a checkpoint says it was quantized, in its method's own name, or None."""
-    found = config.get("quantization_config") or config.get("compression_config")
-    if not found:
+    section = config.get("quantization_config") or config.get("compression_config")
+    if not section:
         return None
-    method = str(found.get("quant_method") or "compressed-tensors")
+    method = str(section.get("quant_method") or "compressed-tensors")
     if method != "compressed-tensors":
         return method
-    for group in (found.get("config_groups") or {}).values():
+    for group in (section.get("config_groups") or {}).values():
         if weights := group.get("weights"):
             kind = "int" if weights.get("type", "int") == "int" else "fp"
             return f"{method} {kind}{weights.get('num_bits', 8)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from batchq.model.folder import first_of, text_config
 
-BLOCK = 128  # tokens a KV block holds on vLLM's CPU backend, its largest; a sequence takes whole blocks
+BLOCK = 128  # tokens that a KV block holds on vLLM's CPU backend, its largest; a sequence takes whole blocks
 
 
 def bytes_per_token(config: dict[str, Any], element_bytes: int = 2) -> int:
@@ -20,7 +20,7 @@ def bytes_per_token(config: dict[str, Any], element_bytes: int = 2) -> int:
     heads = first_of(text, "num_attention_heads", "n_head", "num_heads")
     if kinds := text.get("layer_types"):
         layers = sum("attention" in kind and "linear" not in kind for kind in kinds)
-    if rank := text.get("kv_lora_rank"):  # multi-head latent attention keeps one compressed vector instead
+    if rank := text.get("kv_lora_rank"):  # multi-head latent attention stores one compressed vector instead
         return int(layers * (rank + text.get("qk_rope_head_dim", 0)) * element_bytes)
     kv_heads = text.get("num_key_value_heads") or (1 if text.get("multi_query") else heads)
     head_dim = text.get("head_dim") or first_of(text, "hidden_size", "n_embd", "d_model") // heads

@@ -26,7 +26,7 @@ class SchemeSpec:
     bits: int  # of a stored weight
     algorithm: str
     calibrated: bool = False
-    grouped: bool = False  # scales by groups of columns; otherwise one for each row
+    grouped: bool = False  # scales by groups of columns; otherwise one per row
     since: tuple[int, int] = (7, 0)
     before: tuple[int, int] = (99, 0)
     cpu: bool = False
@@ -34,9 +34,9 @@ class SchemeSpec:
 
 SCHEMES = {
     Scheme.none: SchemeSpec("as it is", 16, "none", cpu=True),
-    Scheme.fp8: SchemeSpec("FP8, a scale a row and a token", 8, "rtn", since=(8, 9)),
+    Scheme.fp8: SchemeSpec("FP8, one scale per row and per token", 8, "rtn", since=(8, 9)),
     Scheme.fp8_gptq: SchemeSpec("FP8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 9)),
-    Scheme.fp8_block: SchemeSpec("FP8, a scale a block of 128 x 128", 8, "rtn", since=(8, 9)),
+    Scheme.fp8_block: SchemeSpec("FP8, one scale per block of 128 x 128", 8, "rtn", since=(8, 9)),
     Scheme.int8: SchemeSpec(
         "INT8, SmoothQuant and GPTQ", 8, "smoothquant+gptq", True, since=(8, 0), before=(10, 0), cpu=True
     ),
@@ -51,8 +51,8 @@ SCHEMES = {
     Scheme.sparse24: SchemeSpec("2:4 pruned by SparseGPT, served dense", 16, "sparsegpt", True, cpu=True),
 }
 
-# From the most frugal to the model itself: where the gate goes when a scheme costs too much quality. Each is cheaper
-# to serve than what stands after it, on hardware that serves both.
+# From the most frugal to the model itself: what the gate tries next when a scheme costs too much quality. Each is
+# cheaper to serve than what comes after it, on hardware that serves both.
 LADDER = (
     Scheme.w4a16_awq,
     Scheme.w4a16,
@@ -81,7 +81,7 @@ def group_size(scheme: Scheme, columns: Iterable[int], wanted: int | None) -> in
     if wanted is not None:
         if odd := [width for width in widths if width % wanted]:
             fits = [size for size in GROUPS if not any(width % size for width in widths)]
-            choices = ", ".join(map(str, fits)) or "none; leave it unset for a scale a row"
+            choices = ", ".join(map(str, fits)) or "none; leave it unset for one scale per row"
             raise ConfigError(
                 f"quantization.group_size={wanted}: this model has matrices of {odd[0]} columns; what fits: {choices}"
             )

@@ -83,7 +83,7 @@ def _from_hub(where: str, revision: str | None, trusted: bool) -> tuple[Path, st
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    # No untrusted code, no pickles; nothing from subfolders, where repositories keep other formats of the same weights.
+    # No untrusted code, no pickles; nothing from subfolders, where repositories have other formats of the same weights.
     options: dict[str, Any] = {"revision": revision, "allow_patterns": [*FILES, *([CODE] if trusted else [])]}
     options["ignore_patterns"] = ["*/*", *NOT_FILES]
     try:
@@ -117,7 +117,7 @@ def _from_folder(where: str) -> tuple[Path, str]:
 def _from_store(where: str) -> tuple[Path, str]:
     """Fetch a prefix once for each state of it: the copy is named after the listing's names and etags."""
     prefix = storage.normalize(where)
-    listing = [(found.uri, found.etag) for found in storage.list_objects(prefix)]
+    listing = [(each.uri, each.etag) for each in storage.list_objects(prefix)]
     names = [uri.removeprefix(prefix).lstrip("/") for uri, _ in listing]
     require_names(names, where)
     folder = cache_dir() / "models" / digest_of(listing)

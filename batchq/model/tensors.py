@@ -65,7 +65,7 @@ def read_tensors(folder: str | Path) -> tuple[Tensor, ...]:
 
     Raises ModelError for a file that is cut short or isn't safetensors.
     """
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for path in weight_files(folder):
         try:
             with path.open("rb") as file:
@@ -84,8 +84,8 @@ def read_tensors(folder: str | Path) -> tuple[Tensor, ...]:
             raise ModelError(
                 f"{path}: {path.stat().st_size} bytes where its header says {end}: a copy that was cut short"
             )
-        found += [Tensor(k, v["dtype"], tuple(v["shape"])) for k, v in header.items() if k != "__metadata__"]
-    return tuple(found)
+        tensors += [Tensor(k, v["dtype"], tuple(v["shape"])) for k, v in header.items() if k != "__metadata__"]
+    return tuple(tensors)
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
@@ -111,8 +111,8 @@ def is_quantized(tensor: Tensor, ignore: Iterable[str] = IGNORE) -> bool:
 def matrices(tensors: Iterable[Tensor], ignore: Iterable[str]) -> list[tuple[str, int, int]]:
     """Name, rows and columns of each matrix that is quantized."""
     ignore = tuple(ignore)
-    found = (t for t in tensors if is_quantized(t, ignore))
-    return [(t.name.removesuffix(".weight"), t.shape[-2], t.shape[-1]) for t in found]
+    quantized = (t for t in tensors if is_quantized(t, ignore))
+    return [(t.name.removesuffix(".weight"), t.shape[-2], t.shape[-1]) for t in quantized]
 
 
 def linear_parameters(shape: Shape) -> int:

@@ -1,7 +1,7 @@
 """A quantized checkpoint at a content-addressed place; llm-compressor makes it in its own process.
 
 A checkpoint is a folder <cache>/<key>/ with a card, batchq.json, that lists its files with sizes and digests. On a
-disk the folder appears by one rename. In an object store its files stand under <cache>/<key>/<build>/ and the card
+disk the folder appears by one rename. In an object store its files are under <cache>/<key>/<build>/ and the card
 <cache>/<key>/batchq.json, created once, is the commit and names the build; this machine has a copy of it.
 """
 
@@ -57,7 +57,7 @@ def make_checkpoint(
     """The model under the scheme, from the cache or made now; for `none` the model itself.
 
     `calibration` gives prompts as token ids; it is called only for schemes that need them. Raises ConfigError when
-    `quantization.python` lacks llm-compressor, prompts are missing or there is too little room, and QuantizeError
+    `quantization.python` lacks llm-compressor, prompts are missing or memory or disk are too small, and QuantizeError
     with one line and the log's path when llm-compressor fails.
     """
     if scheme is Scheme.none or model.quantized:
@@ -108,7 +108,7 @@ def checkpoint_key(model: Model, steps: dict[str, Any], calibration: list[list[i
 
 
 def cache_of(config: QuantizationConfig) -> str:
-    """Where checkpoints are kept, normalized; the default follows $BATCHQ_CACHE."""
+    """Where checkpoints are cached, normalized; the default follows $BATCHQ_CACHE."""
     default = config.cache == QuantizationConfig.cache
     return storage.normalize(str(cache_dir() / "checkpoints") if default else config.cache)
 
@@ -136,18 +136,18 @@ def _require_space(model: Model, how: Quantization, folder: Path) -> None:
 
 
 def read_verdict(checkpoint: Checkpoint, case: str, config: QuantizationConfig) -> dict[str, Any] | None:
-    """What the gate found before of this checkpoint in this very case; None if it wasn't asked."""
-    found: dict[str, Any] | None = None
+    """The gate's verdict on this checkpoint in this very case; None if there is none yet."""
+    verdict: dict[str, Any] | None = None
     with suppress(FileNotFoundError):  # a model as it came has no card
-        found = read_card(checkpoint.path).get("gate", {}).get(case)
-    if found is None and storage.is_remote(cache_of(config)):
+        verdict = read_card(checkpoint.path).get("gate", {}).get(case)
+    if verdict is None and storage.is_remote(cache_of(config)):
         with suppress(NotFound):
-            found = json.loads(storage.read(storage.join(cache_of(config), checkpoint.key, "gate", f"{case}.json")))
-    return found
+            verdict = json.loads(storage.read(storage.join(cache_of(config), checkpoint.key, "gate", f"{case}.json")))
+    return verdict
 
 
 def write_verdict(checkpoint: Checkpoint, case: str, verdict: dict[str, Any], config: QuantizationConfig) -> None:
-    """Note in the model card, and beside it in an object store, what the gate found."""
+    """Note the gate's verdict in the model card, and beside it in an object store."""
     path = Path(checkpoint.path) / CARD
     if not path.is_file():
         return

@@ -82,10 +82,10 @@ def peak_bytes() -> dict[str, int]:
     """The most memory this process had at a time, on the host and, if it used one, reserved on a GPU."""
     import torch
 
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.max_memory_reserved()
-    return found
+        peaks["gpu"] = torch.cuda.max_memory_reserved()
+    return peaks
 
 
 def modifier(name: str) -> Any:
@@ -118,8 +118,8 @@ def watch_layers(layers: int) -> None:
     def sink(message: Any) -> None:
         text = message.record["message"]
         step = "smoothing" if text.startswith("Smoothing") else "quantizing" if text.startswith("Quantizing") else None
-        found = re.search(r"layers\.(\d+)\.", text)
-        if step and found and (mark := (step, int(found.group(1)))) not in seen:
+        layer = re.search(r"layers\.(\d+)\.", text)
+        if step and layer and (mark := (step, int(layer.group(1)))) not in seen:
             seen.add(mark)
             say(f"{step} layer {mark[1] + 1} of {layers}")
 

@@ -38,7 +38,7 @@ def library_versions(python: str | None) -> dict[str, str]:
     ask = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
     try:
         answer = subprocess.run([python, "-c", ask, *LIBRARIES], capture_output=True, text=True, check=True)
-        found: dict[str, str] = json.loads(answer.stdout)
+        versions: dict[str, str] = json.loads(answer.stdout)
     except OSError as error:
         raise ConfigError(f"quantization.python={python}: no such interpreter ({error.strerror})") from error
     except subprocess.CalledProcessError as error:
@@ -48,7 +48,7 @@ def library_versions(python: str | None) -> dict[str, str]:
         ) from error
     except ValueError as error:
         raise ConfigError(f"quantization.python={python}: not a Python interpreter") from error
-    return found
+    return versions
 
 
 def run_compress(

@@ -22,8 +22,8 @@ from batchq.sizing import forecast, replicas, tuned
 from batchq.sizing.fit import Fit
 from batchq.task import answers
 
-LEAST = 5.0  # seconds of work of a replica that say something about its speed
-ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
+LEAST = 5.0  # seconds that a replica has to have worked to say something about its speed
+ROWS = 2000.0  # per second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
 
     Start-up, quantizing and the gate come on top; the report counts them too.
     """
-    found = speed(config, draft, fit, scheme, lengths)
-    if found is None:
+    best = speed(config, draft, fit, scheme, lengths)
+    if best is None:
         return "how fast isn't known here yet: `tune` or a first run tells"
     if not lengths.tokens:
         return "none of the sampled rows can be asked"
@@ -58,10 +58,10 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         placed = replicas.require(config.cluster, fit.hardware)
     except ConfigError as error:  # a run would end with it; the rest of the plan is worth reading all the same
         return str(error)
-    rate, devices = found.rate * len(placed.slots), placed.devices
+    rate, devices = best.rate * len(placed.slots), placed.devices
     rows = sample.expected_rows(draft, config.input.limit)
     counted = 1000 if rows is None else math.ceil(rows * left)
-    seconds = counted * (lengths.mean + found.answer) / rate
+    seconds = counted * (lengths.mean + best.answer) / rate
     an_hour = price(fit.hardware.accelerator, config.pricing)
     money = ""
     if an_hour is not None:
@@ -70,7 +70,7 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         money = f" and {spent:,.{2 if spent >= 1 else 4}f} {config.pricing.currency} ({dated})"
     what = "a thousand rows" if rows is None else "what is left" if left < 1 else "the whole"
     on = f"{devices} x {fit.hardware.accelerator}" if fit.hardware.gpus else f"{devices} cores"
-    return f"about {duration(seconds)} of labelling{money} for {what}: {rate:,.0f} tokens/s on {on}, {found.source}"
+    return f"about {duration(seconds)} of labelling{money} for {what}: {rate:,.0f} tokens/s on {on}, {best.source}"
 
 
 def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths) -> Speed | None:
@@ -80,8 +80,8 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
     if answers.of(config.task).decodes:
         return None  # it hangs on how long the answers are
-    if config.tune.use and (found := tuned.recall(config, draft, hardware)):
-        return Speed(found.rate, 1.0, f"as `tune` found on {found.date}")
+    if config.tune.use and (measured := tuned.recall(config, draft, hardware)):
+        return Speed(measured.rate, 1.0, f"as `tune` found on {measured.date}")
     gpus = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     rate = forecast.of_scheme(fit, scheme, gpus)
     if rate is None:
@@ -90,7 +90,7 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
 
 
 def remember(config: Config, fixed: Plan, hardware: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
-    """Keep what a run's replicas reached, for the next one's estimate; `accounts` with those of the gate.
+    """Cache what a run's replicas reached, for the next one's estimate; `accounts` with those of the gate.
 
     An engine that the gate asked has what it read of those rows in its cache: of a short run that isn't the speed.
     """
@@ -108,4 +108,4 @@ def remember(config: Config, fixed: Plan, hardware: Hardware, accounts: Iterable
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Throughput | None:
     """What the last run on this kind of machine reached with that model and scheme, if there was one."""
-    return local_cache.read("throughput", tuned.key(config, draft, hardware), lambda kept: Throughput(**kept))
+    return local_cache.read("throughput", tuned.key(config, draft, hardware), lambda stored: Throughput(**stored))

@@ -20,7 +20,7 @@ INT8_FLAGS = frozenset({"avx512_vnni", "amx_int8"})  # without these, INT8 on a 
 
 
 def require_memory(need: Memory, scheme: Scheme, hardware: Hardware, config: Config) -> None:
-    """Raises ConfigError with the numbers when one device of a replica hasn't that much."""
+    """Raises ConfigError with the numbers when one device of a replica hasn't enough."""
     sharing = arrange(config.cluster, hardware).on_fullest_node
     have = usable_bytes(hardware, sharing)
     if hardware.gpus:

@@ -63,15 +63,15 @@ def _line(
     shape: Shape, gpu: Gpu, nominal: int, quantization: QuantizationConfig, scheme: Scheme, max_model_len: int
 ) -> Line:
     how = Quantization.of(scheme, shape.tensors, quantization.ignore, quantization.group_size)
-    found = parallelism_for(shape, how, gpu.memory, max_model_len=max_model_len)
+    ways = parallelism_for(shape, how, gpu.memory, max_model_len=max_model_len)
     of_one_gpu = Hardware((gpu,), (), "", frozenset(), 0)
     return Line(
         scheme,
         nominal * SCHEMES[scheme].bits // 8,
         predicted_bytes(shape.tensors, how, tied=is_tied(shape.config)),
-        found,
-        found.kv_bytes // kv_cache.bytes_per_token(shape.config) if found else 0,
-        expected(scheme, gpu.name, shape, found.gpus) if found else None,
+        ways,
+        ways.kv_bytes // kv_cache.bytes_per_token(shape.config) if ways else 0,
+        expected(scheme, gpu.name, shape, ways.gpus) if ways else None,
         unserved(scheme, of_one_gpu, matrices(shape.tensors, quantization.ignore)),
     )
 
@@ -103,7 +103,7 @@ def table() -> str:
     blocks = [_block(model) for model in published()]
     notes = (
         "nominal: parameters on the nameplate x bits. stored: with embeddings, heads, routers, towers and scales as",
-        "they are really kept. GPUs: the fewest that hold it and one row of 2,048 tokens; tp and pp: tensor and",
+        "they are really stored. GPUs: the fewest that hold it and one row of 2,048 tokens; tp and pp: tensor and",
         "pipeline parallel. KV: tokens that fit beside it. tokens/s: of prompts, on those GPUs; what vLLM reached of",
         "the peak on an 8B shape (61% in 16 bits, 44% in 8, 56% of weights only) or with experts on Scout's (42%, 30%,",
         "23%), without what parallelism costs.",

@@ -15,8 +15,8 @@ def answer_tokens(config: Config) -> int:
 
 def tokens_read(path: str) -> int | None:
     """The longest text that the model at `path` was made for, in tokens, if it says so."""
-    found = text_config(read_config(path)).get("max_position_embeddings")
-    return int(found) if found else None
+    longest = text_config(read_config(path)).get("max_position_embeddings")
+    return int(longest) if longest else None
 
 
 def too_long(config: Config, path: str, lengths: Lengths) -> str:

@@ -72,7 +72,8 @@ def parallelism_for(
     shape: Shape, how: Quantization, gpu_memory: int, *, max_model_len: int, most: int = 64
 ) -> Parallelism | None:
     """The fewest GPUs of `gpu_memory` bytes that hold the model and one sequence, by tensor parallelism as far as the
-    attention heads divide (8 at most, a node), then by pipeline stages of equally many layers; None above `most`.
+    attention heads divide (at most 8, the GPUs of a node), then by pipeline stages of equally many layers; None above
+    `most`.
 
     The first stage also holds the embedding and any towers, the last one the head.
     """

@@ -24,7 +24,7 @@ PEAKS = {
     "B200": (2250, 4500),
 }
 
-# Memory bandwidth in terabytes a second by the same sheets; the largest of those that go by one name.
+# Memory bandwidth in terabytes per second by the same sheets; the largest of those that go by one name.
 BANDWIDTHS = {
     "H100": 3.35,
     "H100 NVL": 3.9,
@@ -55,11 +55,11 @@ def peak(accelerator: str, scheme: Scheme) -> float | None:
 
 
 def bandwidth(accelerator: str) -> float | None:
-    """Bytes a second that one device reads from its memory at most; None if it isn't in the list."""
+    """Bytes per second that one device reads from its memory at most; None if it isn't in the list."""
     name = _longest(BANDWIDTHS, accelerator)
     return None if name is None else BANDWIDTHS[name] * 1e12
 
 
 def _longest(names: Iterable[str], accelerator: str) -> str | None:
-    found = [name for name in names if re.search(rf"\b{name}\b", accelerator)]
-    return max(found, key=len, default=None)
+    matching = [name for name in names if re.search(rf"\b{name}\b", accelerator)]
+    return max(matching, key=len, default=None)

@@ -43,20 +43,20 @@ def arrange(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
     node's second. Fewer where there is no room for all; `require` refuses that."""
     gpus = cluster.tensor_parallel_size * cluster.pipeline_parallel_size if hardware.gpus else 0
     by_node = [_slots(cluster, node, gpus, len(hardware.nodes)) for node in hardware.nodes]
-    found = [slot for row in itertools.zip_longest(*by_node) for slot in row if slot is not None]
-    return Replicas(tuple(found[: cluster.replicas]), len(found), gpus)
+    slots = [slot for row in itertools.zip_longest(*by_node) for slot in row if slot is not None]
+    return Replicas(tuple(slots[: cluster.replicas]), len(slots), gpus)
 
 
 def require(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
     """The same. Raises ConfigError if the cluster has no room for what is asked."""
-    found = arrange(cluster, hardware)
-    if not found.slots or len(found.slots) < (cluster.replicas or 1):
-        unit = f"{found.gpus_each} GPUs" if found.gpus_each else "cores"
+    placed = arrange(cluster, hardware)
+    if not placed.slots or len(placed.slots) < (cluster.replicas or 1):
+        unit = f"{placed.gpus_each} GPUs" if placed.gpus_each else "cores"
         raise ConfigError(
-            f"cluster.replicas={cluster.replicas}: there is room for {found.possible} (of {unit} each); "
+            f"cluster.replicas={cluster.replicas}: there is room for {placed.possible} (of {unit} each); "
             "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
         )
-    return found
+    return placed
 
 
 def _slots(cluster: ClusterConfig, node: Node, gpus: int, nodes: int) -> list[Slot]:

@@ -237,7 +237,7 @@ def _kv_cache_on_cpu(config: Config, weights: Weights, hardware: Hardware) -> li
 
 def _kv_cache_on_gpu(config: Config, hardware: Hardware, short: bool) -> Reason:
     """The KV cache's type, and advice where another would help; never another unasked, since it changes answers."""
-    kind, why = "auto", "the model's own type; there is room, so fp8 would cost quality for nothing"
+    kind, why = "auto", "the model's own type; there is memory enough, so fp8 would cost quality for nothing"
     if config.quantization.kv_cache is KvCache.fp8:
         kind, why = "fp8", "as configured; twice the tokens in the same memory, and the gate judges what it costs"
     elif short and (hardware.capability or (0, 0)) >= SCHEMES[Scheme.fp8].since:

@@ -24,8 +24,8 @@ class Published:
 
 def published() -> tuple[Published, ...]:
     """The shipped shapes, smallest first. Raises ModelError for a file of another architecture."""
-    found = [read_published(path) for path in (conf_dir() / "shape").glob("*.json")]
-    return tuple(sorted(found, key=lambda model: model.parameters))
+    models = [read_published(path) for path in (conf_dir() / "shape").glob("*.json")]
+    return tuple(sorted(models, key=lambda model: model.parameters))
 
 
 def read_published(path: Path) -> Published:
@@ -67,7 +67,7 @@ def _llama4(config: dict[str, Any]) -> Iterator[Tensor]:
 def _llama4_text(text: dict[str, Any], parent: str = "") -> Iterator[Tensor]:
     """Every `interleave_moe_layer_step`-th layer has experts, one of them shared; the others are dense and wider.
 
-    Experts stand as (experts, rows, columns), the way llm-compressor's linear layers see them.
+    Experts are (experts, rows, columns), the way llm-compressor's linear layers see them.
     """
     hidden, inner, experts = text["hidden_size"], text["intermediate_size"], text["num_local_experts"]
     yield from _ends(text, f"{parent}model")

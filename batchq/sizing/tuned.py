@@ -42,12 +42,12 @@ class Tuned:
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Tuned | None:
     """What `tune` found for this hardware, model, scheme and vLLM, if it was asked."""
-    return local_cache.read("tune", key(config, draft, hardware), lambda kept: Tuned(**kept))
+    return local_cache.read("tune", key(config, draft, hardware), lambda stored: Tuned(**stored))
 
 
-def remember(config: Config, draft: Plan, hardware: Hardware, found: Tuned) -> None:
-    """Cache it, in place of what was found before."""
-    local_cache.write("tune", key(config, draft, hardware), dataclasses.asdict(found))
+def remember(config: Config, draft: Plan, hardware: Hardware, best: Tuned) -> None:
+    """Cache it, in place of an older result."""
+    local_cache.write("tune", key(config, draft, hardware), dataclasses.asdict(best))
 
 
 def key(config: Config, draft: Plan, hardware: Hardware) -> str:

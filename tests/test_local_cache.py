@@ -1,4 +1,4 @@
-"""What was found out before and is kept in the cache."""
+"""local_cache: small results of this machine."""
 
 from __future__ import annotations
 

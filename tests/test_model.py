@@ -1,4 +1,4 @@
-"""models: each source ends in a folder that loads, or in one line that says what to do."""
+"""model: each source ends in a folder that loads, or in one line that says what to do; what is made once."""
 
 from __future__ import annotations
 
