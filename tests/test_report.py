@@ -247,7 +247,7 @@ def test_below_a_folder_without_runs_there_is_nothing_to_say(tmp_path: Path) -> 
         (["out", "costs.xls"], "costs.xls: say report FOLDER, or report FOLDER FILE; a file ends in .csv"),
         (["out", "engine=fake"], "engine=fake: a report over many outputs takes pricing=NAME"),
         (["out", "pricing=nope"], "pricing=nope: no such pricing; choices are example"),
-        (["out", "pricing.per_hour.H100=-1"], "pricing.per_hour.H100=-1.0: a price can't be negative"),
+        (["out", "pricing.per_hour.H100=-1"], "pricing.per_hour.H100=-1: a price can't be negative"),
         (["nowhere"], "nowhere: no run has been planned there or below yet"),
     ],
 )
