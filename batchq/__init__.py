@@ -8,26 +8,29 @@ Nothing heavy is imported until it is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from batchq.config import Config
 
 __version__ = "0.1.0"
 __all__ = ["Config", "compose", "run"]
 
 if TYPE_CHECKING:
-    from batchq.cli import compose
-    from batchq.config import Config
     from batchq.run import run
 
 
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked configuration that these Hydra overrides make, as `python -m batchq` would.
+
+    Raises ConfigError naming the field, group or choice.
+    """
+    from batchq.config import compose as hydra
+
+    return hydra.compose(overrides)
+
+
 def __getattr__(name: str) -> Any:
-    if name == "compose":
-        from batchq.cli import compose
-
-        return compose
-    if name == "Config":
-        from batchq.config import Config
-
-        return Config
     if name == "run":
         import importlib
 

@@ -17,9 +17,7 @@ ROOMS = [
     *(
         "__main__",
         "cli",
-        "doctor",
         "preview",
-        "verify",
         "run",
         "outcome",
         "report",
@@ -65,7 +63,7 @@ ONLY_IN = {
     "vllm": {"vllm_engine"},
     "obstore": {"storage"},
     "llmcompressor": {"compress"},
-    "hydra": {"cli"},
+    "hydra": {"config"},
 }
 
 

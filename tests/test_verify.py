@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchq.cli import main
+from batchq.cli.clean import clean
+from batchq.cli.verify import verify
 from batchq.config import Config
 from batchq.errors import BatchqError
-from batchq.verify import clean, verify
 from tests.conftest import rows_of, write_jsonl
 from tests.test_bad_input import labelled
 from tests.test_worker import planned
