@@ -55,7 +55,7 @@ def test_lost_repeated_and_foreign_rows_are_counted(done: Config, project: Path)
         writer.write_table(again)
         writer.add_key_value_metadata({b"batchq.receipt": pq.read_metadata(parts[-1]).metadata[b"batchq.receipt"]})
     good, words = verify(done)
-    assert not good and "1 input rows stand nowhere, 2 rows stand again" in words
+    assert not good and "1 input rows are missing, 2 rows are repeated" in words
     assert "other rows than its receipt says" in words and "name that isn't its own" in words
 
 

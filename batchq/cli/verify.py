@@ -27,13 +27,13 @@ class Finding:
 
     rows: int = 0
     answers: int = 0
-    lost: int = 0  # input rows that stand nowhere
-    repeated: int = 0  # rows that stand again, or that no input row explains
+    lost: int = 0  # input rows that the output doesn't have
+    repeated: int = 0  # rows that the output has again, or that no input row explains
     problems: list[str] = field(default_factory=list)
 
 
 def verify(config: Config) -> tuple[bool, str]:
-    """Whether every input row stands exactly once, whole, as the receipts and the manifest say; and that in words.
+    """Whether the output has every input row exactly once, whole, as the receipts and the manifest say; and in words.
 
     Raises BatchqError if no run is there, Changed if an input is no longer the one that was planned.
     """
@@ -65,10 +65,9 @@ def verify(config: Config) -> tuple[bool, str]:
     good = not (problems or lost or repeated)
     words = f"{rows:,} rows = {answers:,} answers + {rows - answers:,} failures in {objects:,} objects"
     lines = [
-        f"verified: {words}; each of the input's rows stands once"
+        f"verified: {words}; each of the input's rows once"
         if good
-        else f"NOT as promised: {words}; "
-        f"{lost:,} input rows stand nowhere, {repeated:,} rows stand again or are foreign",
+        else f"NOT as promised: {words}; {lost:,} input rows are missing, {repeated:,} rows are repeated or foreign",
         *(f"  {problem}" for problem in problems[:SHOWN]),
     ]
     if len(problems) > SHOWN:
@@ -77,11 +76,11 @@ def verify(config: Config) -> tuple[bool, str]:
 
 
 def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
-    """Compare one shard's input rows with what stands for them, in order."""
+    """Compare one shard's input rows with the rows of its data objects, in order."""
     finding = Finding()
     receipts: list[Receipt] = []
 
-    def standing() -> Iterator[str]:
+    def committed() -> Iterator[str]:
         for number in sorted(parts):
             ids, receipt = _part(parts[number], fixed, finding)
             if receipt is not None:
@@ -104,7 +103,7 @@ def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty:
             ends_early.append(str(error))
 
     missing: Counter[str] = Counter()  # seen in the input and not yet in the output, and the other way round
-    for wanted, there in zip_longest(expected(), standing()):
+    for wanted, there in zip_longest(expected(), committed()):
         if wanted != there:
             if wanted is not None:
                 missing[wanted] += 1
@@ -154,7 +153,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
     if receipt.fingerprint != fixed.fingerprint:
         finding.problems.append(f"{uri}: belongs to another run")
     if (receipt.shard, receipt.part) != write.parse_part_name(uri):
-        finding.problems.append(f"{uri}: stands under a name that isn't its own")
+        finding.problems.append(f"{uri}: has a name that isn't its own")
     if any(a == (e is not None) for a, e in zip(answered, errors, strict=True)):
         finding.problems.append(f"{uri}: has a row that is neither an answer nor a failure")
     return ids, receipt
