@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
 
-    from batchq.outcome import Result
+    from batchq.report.outcome import Result
+
 
 __version__ = "0.1.0"
 __all__ = ["Config", "compose", "run"]
@@ -27,7 +28,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
     Raises ConfigError naming the field, group or choice.
     """
-    from batchq.cli import compose
+    from batchq.config.compose import compose
 
     return compose(overrides)
 

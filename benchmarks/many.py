@@ -34,13 +34,13 @@ from spine import labelled, labelling_seconds, one_token_model
 
 from batchq import storage
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
-from batchq.outcome import status
 from batchq.output import layout, parts, receipts
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import check_inputs, load_plan, store_plan
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
+from batchq.report.outcome import status
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
 JOB = """# @package _global_

@@ -29,7 +29,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from batchq import cli, verdict
+from batchq import cli
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine.protocol import Completion
 from batchq.errors import BatchqError
@@ -39,6 +39,7 @@ from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan.sample import Sample
 from batchq.pool import Pool, SampleRequest
+from batchq.quantize import verdict
 from batchq.quantize.checkpoint import Checkpoint, make_checkpoint
 from batchq.sizing import settings
 from batchq.sizing.fit import Fit

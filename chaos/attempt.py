@@ -31,19 +31,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, ledger, storage
+from batchq import storage
+from batchq.account import ledger
 from batchq.config import Config, Scheme
 from batchq.engine.protocol import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.job.run import check_resume
 from batchq.model import folder
 from batchq.model.source import Model
-from batchq.outcome import finish
 from batchq.output import parts
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
 from batchq.records import Range, Receipt, Shard, Usage
+from batchq.report.outcome import finish
+from batchq.storage import failpoint
 from batchq.worker.spec import WorkerSpec
 from batchq.worker.worker import Worker
 

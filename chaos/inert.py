@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from batchq.account import Counters, ReplicaAccount, RunAccount, summarise
+from batchq.account.summary import summarise
+from batchq.account.usage import Counters, ReplicaAccount, RunAccount
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 from batchq.report import pages, spreadsheet

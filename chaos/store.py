@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
 
-from batchq import failpoint
+from batchq.storage import failpoint
 from chaos import attempt, corpus, count
 from chaos.attempt import FORKS, SPARED, Order, exit_code, start
 from chaos.corpus import Corpus

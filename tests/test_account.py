@@ -6,17 +6,15 @@ from typing import Any
 
 import pytest
 
-from batchq.account import (
+from batchq.account.summary import efficiency, price, summarise
+from batchq.account.usage import (
     Counters,
     PhaseClock,
     ReplicaAccount,
     RunAccount,
     account_from_json,
     computed_tokens,
-    efficiency,
     kv_tokens_read,
-    price,
-    summarise,
 )
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage

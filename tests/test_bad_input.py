@@ -24,11 +24,11 @@ import pytest
 from batchq import input, storage
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
-from batchq.outcome import finish
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import check_inputs
 from batchq.records import Plan
+from batchq.report.outcome import finish
 from tests.conftest import rows_of
 from tests.test_worker import planned, worker
 

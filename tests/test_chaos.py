@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batchq import failpoint
 from batchq.errors import ConfigError, StorageError
+from batchq.storage import failpoint
 from chaos import store
 from chaos.__main__ import TRIALS, row
 from chaos.trial import Trial

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from batchq.cli import choices, compose, main
-from batchq.config import conf_dir
+from batchq.cli import compose, main
+from batchq.config import choices, conf_dir
 from tests.conftest import rows_of, write_jsonl
 
 
@@ -83,6 +83,40 @@ MISTAKES = {
     ),
     "column taken": (["job=mine", "task.name=text"], "input column text has the name of an output column"),
     "no cluster": (["job=mine", "cluster.address=127.0.0.1:1"], "cluster.address=127.0.0.1:1"),
+    "no name of a job": (["job="], "job=: no such job; choices are mine"),
+    "a job of null": (["job=null"], "job=null: no such job; choices are mine"),
+    "a job elsewhere": (["job=../mine"], "job=../mine: no such job"),
+    "a job in another script": (["job='\"mïne\"'"], "job="),
+    "two jobs": (["job=mine", "+job=mine"], "job: job appears more than once"),
+    "a group of null": (["job=mine", "quantization=null"], "quantization=null: no such quantization; choices are auto"),
+    "a group that is a number": (["job=mine", "gate=5"], "gate=5: no such gate; choices are default, off, strict"),
+    "a group that is a list": (["job=mine", "gate=[off,b]"], "gate=b: no such gate"),
+    "a group without a file": (["job=mine", "task=null"], "task: field 'task' is not Optional"),
+    "a field that can't be null": (
+        ["job=mine", "task.labels=null"],
+        "task.labels: field 'task.labels' is not Optional",
+    ),
+    "a key of an option": (
+        ["job=mine", "engine.options.x=5"],
+        "engine.options.x: engine.options has no such key yet; add it with +engine.options.x=5",
+    ),
+    "a key of a template": (
+        ["job=mine", "model.chat_template.enable_thinking=false"],
+        "add it with +model.chat_template.enable_thinking=false",
+    ),
+    "a key of a list": (["job=mine", "task.labels.x=1"], "invalid literal for int"),
+    "a key of nothing": (["job=mine", "a.b.c=1"], "a.b.c: no such field; there is no a; groups are job, task"),
+    "an unknown variable": (["job=mine", "input.path=${nothing}"], "input.path: Interpolation key 'nothing' not found"),
+    "no key": (["job=mine", "=x"], "=x: a name is missing; say key=value"),
+    "nothing": (["job=mine", ""], "'': no such verb; verbs are run, plan"),
+    "a flag without its value": (["job=mine", "engine=fake", "--cfg"], "argument --cfg/-c: expected one argument"),
+    "an unknown flag": (["job=mine", "--nonsense"], "unrecognized arguments: --nonsense"),
+    "no such folder": (["job=mine", "--config-dir", "nowhere"], "configuration: Additional config directory"),
+    "a sweep with a mistake": (["job=mine", "-m", "engine=fake,no"], "engine=no: no such engine"),
+    "not a number": (["job=mine", "cluster.spill_seconds=nan"], "cluster.spill_seconds=nan: must be above 0"),
+    "temperature": (["job=mine", "task.temperature=-1"], "task.temperature=-1: can't be negative"),
+    "confidence": (["job=mine", "gate.confidence=1"], "gate.confidence=1: between 0 and 1, exclusive"),
+    "a share": (["job=mine", "output.max_error_rate=1.5"], "output.max_error_rate=1.5: between 0 and 1"),
 }
 
 
@@ -93,7 +127,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     write_jsonl(project / "rows.jsonl", rows_of(3))
     (project / "empty.jsonl").touch()
     overrides, expected = MISTAKES[name]
-    extra = ["engine=fake"] if name not in ("unknown choice", "unknown verb") else []
+    extra = [] if overrides[-1] == "--cfg" or any(o.startswith("engine=") for o in overrides) else ["engine=fake"]
     assert main([*overrides, *extra]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("batchq: ")]
     assert len(lines) == 1
@@ -148,11 +182,59 @@ def test_batchq_conf_names_the_folder(
     assert compose(["job=mine"]).job.name == "mine"
 
 
-def batchq(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.run(
-        [sys.executable, "-m", "batchq", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+def batchq(*arguments: str, cwd: Path, streams: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    """`streams`: a shell's redirections, which are applied after ours; `more`: environment."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **more}
+    command = ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-m", "batchq", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_flags_may_stand_between_overrides(project: Path) -> None:
+    done = batchq("job=mine", "--cfg", "job", "engine=fake", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "kind: fake" in done.stdout
+
+
+def test_what_an_encoding_lacks_is_written_in_ascii(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(3))
+    done = batchq("plan", "job=mine", "engine=fake", 'job.name="größe"', cwd=project, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "batchq \\xb7 plan of gr\\xf6\\xdfe" in done.stdout
+    done = batchq("job=mine", 'input.path="größe"', cwd=project, PYTHONIOENCODING="ascii")
+    assert done.returncode == 2
+    assert "input.path=gr\\xf6\\xdfe" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "streams", "code", "said"),
+    [
+        (["--help"], ">/dev/full", 1, "batchq: standard output: No space left on device\n"),
+        (["plan"], ">/dev/full", 1, "batchq: standard output: No space left on device\n"),
+        (["job=mine", "--cfg", "all"], ">/dev/full", 1, "batchq: standard output: No space left on device\n"),
+        (["job=no"], ">/dev/full", 2, "batchq: job=no: no such job; choices are mine, sentiment_transcripts\n"),
+        (["job=no"], ">&-", 2, "batchq: job=no: no such job; choices are mine, sentiment_transcripts\n"),
+        (["job=no"], "2>/dev/full", 2, ""),
+        (["job=no"], "2>&-", 2, ""),
+        (["plan"], "<&- >&- 2>&-", 0, ""),
+        (["--help"], ">/dev/full 2>/dev/full", 1, ""),
+    ],
+)
+def test_a_stream_that_takes_nothing_is_one_line_at_most(
+    arguments: list[str], streams: str, code: int, said: str, project: Path
+) -> None:
+    done = batchq(*arguments, cwd=project, streams=streams)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_reader_that_left_is_no_error(project: Path) -> None:
+    done = batchq("plan", cwd=project, streams="| true")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_nobody_hears_of_it_and_the_plan_is_made(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(3))
+    done = batchq("plan", "job=mine", "engine=fake", cwd=project, streams="2>&-")
+    assert done.returncode == 0 and "plan of mine" in done.stdout
 
 
 def test_cfg_job_prints_the_configuration_and_leaves_nothing_behind(project: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from batchq.cli import VERBS, choices
-from batchq.config import Config
+from batchq.cli import VERBS
+from batchq.config import Config, choices
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "RELIABILITY.md", "SECURITY.md", "CONTRIBUTING.md", "jobs/sentiment_transcripts/README.md")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchq import input
-from batchq.account import Counters, ReplicaAccount
+from batchq.account.usage import Counters, ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.machine.hardware import Hardware, Node

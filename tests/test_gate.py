@@ -22,9 +22,9 @@ from batchq.model.source import resolve
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Sample
+from batchq.quantize.verdict import Verdict, judge
 from batchq.records import Failure
 from batchq.task.task import Task
-from batchq.verdict import Verdict, judge
 from tests.conftest import rows_of, write_jsonl
 
 LABELS = ["positive", "negative"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from batchq import progress
-from batchq.progress import Progress
+from batchq.machine import progress
+from batchq.machine.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -18,11 +18,12 @@ import jinja2
 import pandas as pd
 import pytest
 
-from batchq import ledger, storage
+from batchq import storage
+from batchq.account import ledger
 from batchq.cli import main
 from batchq.config import Config, PricingConfig
 from batchq.errors import NotFound
-from batchq.progress import Progress, visible
+from batchq.machine.progress import Progress, visible
 from batchq.report import facts, pages, spreadsheet, survey
 from chaos.inert import PAYLOADS, summary, surveyed
 from tests.conftest import rows_of, write_jsonl
@@ -268,7 +269,7 @@ def test_below_a_folder_without_runs_there_is_nothing_to_say(tmp_path: Path) -> 
         (["out", "costs.xls"], "costs.xls: say report FOLDER, or report FOLDER FILE; a file ends in .csv"),
         (["out", "engine=fake"], "engine=fake: a report over many outputs takes pricing=NAME"),
         (["out", "pricing=nope"], "pricing=nope: no such pricing; choices are example"),
-        (["out", "pricing.per_hour.H100=-1"], "pricing.per_hour.H100=-1.0: a price can't be negative"),
+        (["out", "pricing.per_hour.H100=-1"], "pricing.per_hour.H100=-1: a price can't be negative"),
         (["nowhere"], "nowhere: no run has been planned there or below yet"),
     ],
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from batchq import ledger
-from batchq.account import RunAccount
+from batchq.account import ledger
+from batchq.account.usage import RunAccount
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.job.served import ensure_checkpoint

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchq.cli import main
+from batchq.cli.clean import clean
+from batchq.cli.verify import verify
 from batchq.config import Config
 from batchq.errors import BatchqError
-from batchq.verify import clean, verify
 from tests.conftest import rows_of, write_jsonl
 from tests.test_bad_input import labelled
 from tests.test_worker import planned
@@ -54,7 +55,7 @@ def test_lost_repeated_and_foreign_rows_are_counted(done: Config, project: Path)
         writer.write_table(again)
         writer.add_key_value_metadata({b"batchq.receipt": pq.read_metadata(parts[-1]).metadata[b"batchq.receipt"]})
     good, words = verify(done)
-    assert not good and "1 input rows stand nowhere, 2 rows stand again" in words
+    assert not good and "1 input rows are missing, 2 rows are repeated" in words
     assert "other rows than its receipt says" in words and "name that isn't its own" in words
 
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from batchq import failpoint
 from batchq.errors import InputError
 from batchq.input import broken
 from batchq.input.formats import BLOCK, base
 from batchq.records import InputObject, Row
+from batchq.storage import failpoint
 
 TAIL = 64 * 1024  # bytes read at a time beyond a range's end, to finish its last line
 

@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from batchq import failpoint, storage
+from batchq import storage
 from batchq.input.delimited import csv_rows
 from batchq.input.formats import opened, readable, unpacked
 from batchq.input.lines import json_rows, lines_of, numbered, text_rows
 from batchq.input.tables import table_rows
 from batchq.records import END, InputObject, Plan, Range, Row, Shard
+from batchq.storage import failpoint
 
 HEAD = 4 << 20  # bytes of text; their parsing takes a tenth of a second
 

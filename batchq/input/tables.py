@@ -6,10 +6,11 @@ import mmap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from batchq import failpoint, storage
+from batchq import storage
 from batchq.input import broken
 from batchq.input.formats import BLOCK, require
 from batchq.records import InputObject, Range, Row
+from batchq.storage import failpoint
 
 if TYPE_CHECKING:
     import pyarrow as pa

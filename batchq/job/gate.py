@@ -20,12 +20,12 @@ from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample
 from batchq.pool import SampleRequest
 from batchq.quantize.checkpoint import read_verdict, write_verdict
+from batchq.quantize.verdict import Verdict, judge, verdict_from_json
 from batchq.records import Failure, Plan
 from batchq.sizing.fit import Fit
 from batchq.sizing.settings import Weights, engine_spec, in_flight
 from batchq.sizing.tuned import engine_version
 from batchq.task.task import Task
-from batchq.verdict import Verdict, judge, verdict_from_json
 
 
 def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from batchq import progress
-from batchq.budget import Budget
+from batchq.account.budget import Budget
+from batchq.account.ledger import Work
 from batchq.config import Config, EngineKind, Unreadable
 from batchq.errors import BatchqError, Stopped
 from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.job.share import Share
-from batchq.ledger import Work
+from batchq.machine import progress
 from batchq.machine.hardware import Hardware
 from batchq.model import kv_cache
 from batchq.model.tensors import linear_parameters

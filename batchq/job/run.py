@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from batchq.budget import Budget
+from batchq.account.budget import Budget
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, Stopped
 from batchq.job.label import label
@@ -18,13 +18,13 @@ from batchq.job.served import Served
 from batchq.job.session import Session, open_session
 from batchq.model.scheme import LADDER
 from batchq.model.source import Model, resolve
-from batchq.outcome import Result, finish
 from batchq.output.lease import Lease
 from batchq.plan import draft
 from batchq.plan.committed import Committed, read_committed, source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import KEYED, check_inputs, differing, load_plan, refuse_drift, refuse_other, store_plan
 from batchq.records import Plan
+from batchq.report.outcome import Result, finish
 from batchq.sizing.fit import Choice
 
 MOMENT = 1.0  # seconds in which a model that is there already is found

@@ -15,9 +15,9 @@ from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan.draft import make_plan, with_scheme
 from batchq.quantize.card import read_card
+from batchq.quantize.verdict import Verdict
 from batchq.records import Plan
 from batchq.sizing.fit import Choice, Fit, require_memory
-from batchq.verdict import Verdict
 
 
 def choose_scheme(session: Session, model: Model, existing: Plan | None) -> Choice:

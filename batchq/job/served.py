@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from batchq.account import ReplicaAccount
+from batchq.account.usage import ReplicaAccount
 from batchq.config import Config, Scheme
 from batchq.errors import Stopped
 from batchq.job.session import Session

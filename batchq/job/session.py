@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from batchq import storage
+from batchq.account.ledger import Invocation
 from batchq.config import Config, check
 from batchq.errors import GateRefused, Stopped
-from batchq.ledger import Invocation
 from batchq.machine.cache import cache_dir
 from batchq.machine.hardware import Hardware
+from batchq.machine.progress import Progress
 from batchq.pool import Pool
-from batchq.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

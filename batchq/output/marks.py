@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import failpoint, storage
+from batchq import storage
 from batchq.errors import AlreadyExists, StorageError
 from batchq.output import layout
 from batchq.records import Shard, restored, sealed, unsealed
+from batchq.storage import failpoint
 
 # Fields of a mark's search as they were called before, and as they are now.
 RENAMED = {"strikes": "deaths", "convicted": "culprits", "barren": "losses_without_progress", "kept": "saved"}

@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, storage
+from batchq import storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, StorageError
 from batchq.output import layout, receipts
 from batchq.records import Answer, Failure, Receipt, Shard, Usage
+from batchq.storage import failpoint
 from batchq.task import answers
 
 Outcome = Answer | Failure

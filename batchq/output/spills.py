@@ -9,12 +9,13 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, storage
+from batchq import storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, NotFound
 from batchq.output import layout
 from batchq.output.parts import serialize
 from batchq.records import Answer, Shard
+from batchq.storage import failpoint
 from batchq.task import answers
 
 

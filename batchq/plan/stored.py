@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable
 
-from batchq import failpoint, input, storage
+from batchq import input, storage
 from batchq.config import Config
 from batchq.errors import AlreadyExists, Changed, NotFound, OutputTaken, StorageError
 from batchq.output import layout
 from batchq.records import InputObject, Plan, Range, Shard, sealed, unsealed
+from batchq.storage import failpoint
 
 # What a person changed when this ingredient differs.
 FIELDS = {

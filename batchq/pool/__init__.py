@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from batchq.account import ReplicaAccount
+from batchq.account.usage import ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine.protocol import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchq.account import Counters, ReplicaAccount
+from batchq.account.usage import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine.protocol import EngineSpec
 from batchq.machine.hardware import Hardware

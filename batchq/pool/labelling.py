@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from threading import Event
 from typing import Any
 
-from batchq.account import Counters
+from batchq.account.usage import Counters
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.pool import cluster, losses
 from batchq.pool.handles import CLOSE_SECONDS, PoolSnapshot, ReplicaHandle, Setting, WarmReplica

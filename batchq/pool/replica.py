@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchq.account import PhaseClock
+from batchq.account.usage import PhaseClock
 from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.records import Failure, Receipt, Shard

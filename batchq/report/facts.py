@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from batchq.progress import visible
+from batchq.machine.progress import visible
 
 LOW_MASS = 0.5  # below this the labels held less than half of the model's probability
 FILES_NAMED = 3  # of each kind in a terminal's lines; the manifest has all

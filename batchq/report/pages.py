@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from batchq.progress import visible
+from batchq.machine.progress import visible
 from batchq.report import facts, survey
 from batchq.report.facts import Summary, number, share
 

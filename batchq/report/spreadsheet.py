@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from batchq.account import PHASES
-from batchq.progress import visible
+from batchq.account.usage import PHASES
+from batchq.machine.progress import visible
 from batchq.report.facts import Summary, devices
 from batchq.report.survey import totals
 

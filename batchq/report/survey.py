@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from batchq.progress import visible
+from batchq.machine.progress import visible
 from batchq.report.facts import Summary, number
 
 SUMMED = (

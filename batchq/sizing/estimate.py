@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq.account import ReplicaAccount, price
+from batchq.account.summary import price
+from batchq.account.usage import ReplicaAccount
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
 from batchq.machine import local_cache
 from batchq.machine.hardware import Hardware
+from batchq.machine.progress import duration
 from batchq.plan import sample
 from batchq.plan.sample import Lengths
-from batchq.progress import duration
 from batchq.records import Plan
 from batchq.sizing import forecast, replicas, tuned
 from batchq.sizing.fit import Fit

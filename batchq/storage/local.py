@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchq import failpoint
 from batchq.errors import ConfigError, NoConditionalWrites, NotFound
+from batchq.storage import failpoint
 from batchq.storage.faults import changed, taken, translated
 from batchq.storage.names import Stat, local_path
 

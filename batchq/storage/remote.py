@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from batchq import failpoint
 from batchq.errors import ConfigError, NotFound, StorageError
+from batchq.storage import failpoint
 from batchq.storage.faults import changed, overwrites, translated
 from batchq.storage.names import SCHEMES, Stat, split
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchq import input
-from batchq.account import timed
+from batchq.account.usage import timed
 from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.machine.digests import digest_of

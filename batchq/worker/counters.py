@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from batchq.account import Counters, computed_tokens, kv_tokens_read
+from batchq.account.usage import Counters, computed_tokens, kv_tokens_read
 from batchq.records import Answer, Failure
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from batchq.account import PhaseClock
+from batchq.account.usage import PhaseClock
 from batchq.engine.protocol import Engine, Prompt
 from batchq.errors import EngineError, RowError, Stopped
 from batchq.records import Failure

@@ -18,7 +18,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from batchq.account import PhaseClock, timed
+from batchq.account.usage import PhaseClock, timed
 from batchq.engine.protocol import Engine
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine.hardware import EnergyMeter

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 from batchq import storage
+from batchq.cli.plan import hardware_words, weights_words
 from batchq.config import Config
-from batchq.describe import hardware_words, weights_words
 from batchq.errors import BatchqError
 from batchq.machine import hardware
 from batchq.machine.cache import cache_dir
@@ -85,9 +86,9 @@ def _cache() -> tuple[str, str]:
 def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
 
-    def attempt(what: str, act: object) -> None:
+    def attempt(what: str, act: Callable[[], str]) -> None:
         try:
-            lines.append(("ok", f"{what}: {act()}"))  # type: ignore[operator]
+            lines.append(("ok", f"{what}: {act()}"))
         except BatchqError as error:
             lines.append(("FAIL", f"{what}: {error}"))
 

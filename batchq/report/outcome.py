@@ -10,16 +10,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import account, failpoint, ledger, storage
+from batchq import storage
+from batchq.account import ledger
+from batchq.account import summary as accounts
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.output import duplicates, layout
 from batchq.output.schema import schema_from_text
 from batchq.plan.committed import Committed, read_committed
 from batchq.plan.stored import load_plan
+from batchq.quantize.verdict import Verdict, verdict_from_json
 from batchq.records import Plan
 from batchq.report import facts, files
-from batchq.verdict import Verdict, verdict_from_json
+from batchq.storage import failpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def summarise(
 ) -> dict[str, Any]:
     """All numbers of one output, over every invocation that worked on it."""
     output, shards = storage.normalize(config.output.path), len(plan.shards)
-    summary = account.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
+    summary = accounts.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
     id_column = config.input.id
     there = id_column is not None and id_column in schema_from_text(plan.schema).names
     left = len(committed.remaining)
@@ -112,25 +115,6 @@ def quarantined(plan: Plan, committed: Committed) -> list[dict[str, Any]]:
     return [{"name": name, "why": why[name], "rows": rows[name]} for name in sorted(why)]
 
 
-def status(config: Config) -> Result:
-    """How far the run at output.path is, from the store alone. Raises BatchqError if nothing is there."""
-    plan, committed = load(config)
-    output = storage.normalize(config.output.path)
-    runs = [run for run in ledger.read_runs(output) if run.verb == "run"]
-    state = runs[-1].state if runs else "planned"
-    summary = summarise(config, plan, committed, config.model.path, [])
-    words = {"running": "running, or killed since"}.get(state, state)
-    lines = [
-        f"batchq · {plan.job} · {summary['shards_done']} of {summary['shards']} shards committed"
-        f" · last invocation: {words}",
-        f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
-        f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
-        f"  cost       {facts.cost(summary)}",
-        f"  output     {output}",
-    ]
-    return Result(0, summary, "\n".join(lines))
-
-
 def compose_report(config: Config) -> Result:
     """The report of what is committed at output.path, written anew, at today's prices."""
     plan, committed = load(config)
@@ -146,7 +130,7 @@ def load(config: Config) -> tuple[Plan, Committed]:
     spent = ""
     if runs := ledger.read_runs(output):
         replicas = [replica for run in runs for replica in run.replicas]
-        cost = account.cost_of(replicas, config.pricing)
+        cost = accounts.cost_of(replicas, config.pricing)
         seconds = sum(replica.devices * sum(replica.phases.values()) for replica in replicas)
         money = "" if cost is None else f" = {cost:.4f} {config.pricing.currency}"
         tried = Counter(f"{run.verb} ({run.state})" for run in runs)

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchq import account, failpoint, storage
-from batchq.account import ReplicaAccount, RunAccount, account_from_json
+from batchq import storage
+from batchq.account.summary import summarise
+from batchq.account.usage import ReplicaAccount, RunAccount, account_from_json
 from batchq.config import PricingConfig
 from batchq.errors import NotFound, StorageError
 from batchq.machine.cache import cache_dir
@@ -27,6 +28,7 @@ from batchq.output import layout
 from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
 from batchq.records import sealed, unsealed
+from batchq.storage import failpoint
 
 REWRITE_SECONDS = 15.0
 
@@ -172,7 +174,7 @@ def _look(output: str, pricing: PricingConfig) -> dict[str, Any]:
     if planned and committed:
         to_go = f"{len(committed.remaining)} of {len(planned.shards)} shards to go"
         state = to_go if committed.remaining else "complete"
-    summary = account.summarise(committed.receipts if committed else (), runs, pricing)
+    summary = summarise(committed.receipts if committed else (), runs, pricing)
     del summary["runs"]
     return {
         "job": planned.job if planned else runs[-1].job,

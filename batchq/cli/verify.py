@@ -1,13 +1,11 @@
-"""What stands, counted again from the input files and the data objects, whatever workers and receipts say; and tidying.
+"""`batchq verify`: rows counted again from the input files and the data objects, whatever workers and receipts say.
 
-`verify` reads every input and every data object, page checksums verified; memory holds one part at a time.
+Reads every input and every data object, page checksums verified; memory holds one part at a time.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +15,13 @@ from itertools import zip_longest
 from batchq import input, storage
 from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
-from batchq.machine import local_cache
-from batchq.machine.cache import cache_dir
 from batchq.output import layout, parts, receipts
 from batchq.output.schema import schema_from_text
-from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard, Usage
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
 SHOWN = 10  # findings that are told one by one
-DAY = 86_400.0  # seconds
 
 
 @dataclass
@@ -36,13 +30,13 @@ class Finding:
 
     rows: int = 0
     answers: int = 0
-    lost: int = 0  # input rows that stand nowhere
-    repeated: int = 0  # rows that stand again, or that no input row explains
+    lost: int = 0  # input rows that the output doesn't have
+    repeated: int = 0  # rows that the output has again, or that no input row explains
     problems: list[str] = field(default_factory=list)
 
 
 def verify(config: Config) -> tuple[bool, str]:
-    """Whether every input row stands exactly once, whole, as the receipts and the manifest say; and that in words.
+    """Whether the output has every input row exactly once, whole, as the receipts and the manifest say; and in words.
 
     Raises BatchqError if no run is there, Changed if an input is no longer the one that was planned.
     """
@@ -74,10 +68,9 @@ def verify(config: Config) -> tuple[bool, str]:
     good = not (problems or lost or repeated)
     words = f"{rows:,} rows = {answers:,} answers + {rows - answers:,} failures in {objects:,} objects"
     lines = [
-        f"verified: {words}; each of the input's rows stands once"
+        f"verified: {words}; each of the input's rows once"
         if good
-        else f"NOT as promised: {words}; "
-        f"{lost:,} input rows stand nowhere, {repeated:,} rows stand again or are foreign",
+        else f"NOT as promised: {words}; {lost:,} input rows are missing, {repeated:,} rows are repeated or foreign",
         *(f"  {problem}" for problem in problems[:SHOWN]),
     ]
     if len(problems) > SHOWN:
@@ -86,11 +79,11 @@ def verify(config: Config) -> tuple[bool, str]:
 
 
 def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
-    """Compare one shard's input rows with what stands for them, in order."""
+    """Compare one shard's input rows with the rows of its data objects, in order."""
     finding = Finding()
     found: list[Receipt] = []
 
-    def standing() -> Iterator[str]:
+    def committed() -> Iterator[str]:
         for number in sorted(parts):
             ids, receipt = _part(parts[number], fixed, finding)
             if receipt is not None:
@@ -107,7 +100,7 @@ def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty:
             ends_early.append(str(error))
 
     missing: Counter[str] = Counter()  # seen in the input and not yet in the output, and the other way round
-    for wanted, there in zip_longest(expected(), standing()):
+    for wanted, there in zip_longest(expected(), committed()):
         if wanted != there:
             if wanted is not None:
                 missing[wanted] += 1
@@ -157,7 +150,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
     if receipt.fingerprint != fixed.fingerprint:
         finding.problems.append(f"{uri}: belongs to another run")
     if (receipt.shard, receipt.part) != layout.parse_part(uri):
-        finding.problems.append(f"{uri}: stands under a name that isn't its own")
+        finding.problems.append(f"{uri}: has a name that isn't its own")
     if any(a == (e is not None) for a, e in zip(answered, errors, strict=True)):
         finding.problems.append(f"{uri}: has a row that is neither an answer nor a failure")
     return ids, receipt
@@ -172,49 +165,3 @@ def _manifest(output: str, counted: dict[str, int]) -> list[str]:
     except ValueError:
         return [f"{uri}: damaged; `report` writes it anew"]
     return [f"{uri}: says {said.get(k)} {k}; there are {n}" for k, n in counted.items() if said.get(k) != n]
-
-
-def clean(config: Config) -> str:
-    """Remove what a finished run left under meta/ for attempts that might have come after, and old cached models.
-
-    Data, receipts, plan, manifest, report and the records of what was spent stay. Raises BatchqError for a run that
-    isn't finished: its spills are answers that were paid for.
-    """
-    output = storage.normalize(config.output.path)
-    fixed = load_plan(output)
-    if fixed is None:
-        raise BatchqError(f"{output}: no run has been planned there yet")
-    if left := len(read_committed(fixed, output).remaining):
-        raise BatchqError(f"{output}: {left} shards to go; what would be removed is what a resume goes on from")
-    count = size = 0
-    for folder in layout.leftovers(output):
-        for found in storage.list_objects(folder):
-            count, size = count + 1, size + found.size
-        storage.delete_prefix(folder)
-    for found in storage.list_objects(storage.join(output, "meta")):
-        if layout.is_probe(output, found.uri):
-            storage.delete(found.uri)
-            count += 1
-    lines = [f"{output}: removed {count:,} objects, {size / 1e6:,.1f} MB, that the finished run no longer needs"]
-    if config.clean.cache_days is not None:
-        lines.append(_clean_cache(config.clean.cache_days))
-    return "\n".join(lines)
-
-
-def _clean_cache(days: float) -> str:
-    """Remove models, checkpoints and findings made more than so many days ago; they can be made again."""
-    count = size = 0
-    for kind in ("models", "checkpoints"):
-        for folder in (cache_dir() / kind).glob("*/"):
-            files = [p.stat() for p in folder.rglob("*") if p.is_file()]
-            if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
-                count, size = count + 1, size + sum(stat.st_size for stat in files)
-                shutil.rmtree(folder)
-    for kind in (*local_cache.KINDS, *local_cache.OLD_KINDS):
-        for path in (cache_dir() / kind).glob("*.json"):
-            if time.time() - path.stat().st_mtime > days * DAY:
-                count, size = count + 1, size + path.stat().st_size
-                path.unlink()
-    where = cache_dir()
-    what = f"{count} models, checkpoints, tuned settings and other findings older than {days:g} days"
-    return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from batchq import account, ledger
-from batchq.account import RunAccount
+from batchq.account import ledger
+from batchq.account.summary import cost_of, price
+from batchq.account.usage import RunAccount
 from batchq.config import PricingConfig
 from batchq.errors import ConfigError, Stopped
 from batchq.machine.hardware import Hardware
@@ -19,8 +20,8 @@ class Budget:
         if pricing.budget is None:
             return
         runs = [run for run in ledger.read_runs(output) if run.verb == "run"]
-        before = account.cost_of((r for run in runs for r in run.replicas), pricing)
-        if before is None or account.price(here.accelerator, pricing) is None:
+        before = cost_of((r for run in runs for r in run.replicas), pricing)
+        if before is None or price(here.accelerator, pricing) is None:
             raise ConfigError(
                 f"pricing.budget={pricing.budget:g}: pricing.per_hour has no price for {here.accelerator}, or for what "
                 f"an earlier invocation ran on; it has {', '.join(pricing.per_hour) or 'none'}"
@@ -31,7 +32,7 @@ class Budget:
 
     def total(self, now: RunAccount | None = None) -> float:
         """What all invocations cost, `now` being this one's account so far; nothing counts that has no price."""
-        return self._before + ((now and account.cost_of(now.replicas, self._pricing)) or 0.0)
+        return self._before + ((now and cost_of(now.replicas, self._pricing)) or 0.0)
 
     def spent(self, now: RunAccount) -> bool:
         return self._pricing.budget is not None and self.total(now) >= self._pricing.budget
@@ -40,7 +41,7 @@ class Budget:
         """For the live line: what this invocation cost, or what all did of the budget; nothing without prices."""
         if self._pricing.budget is not None:
             return f" · {self.total(now):.4f} of {self._pricing.budget:g} {self._pricing.currency}"
-        cost = account.cost_of(now.replicas, self._pricing)
+        cost = cost_of(now.replicas, self._pricing)
         return "" if cost is None else f" · {cost:.4f} {self._pricing.currency} so far"
 
     def words(self, now: RunAccount | None = None) -> str:

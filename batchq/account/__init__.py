@@ -1,0 +1,1 @@
+"""What was held and what it cost: usage of one replica, records of invocations, the bill and the budget."""

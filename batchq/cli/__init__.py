@@ -1,0 +1,235 @@
+"""The command line: verbs, exit codes, signals; one line for each mistake of a user's, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from batchq import __version__
+from batchq.cli import report, streams
+from batchq.config import Config
+from batchq.config.compose import SWEEP, compose, compose_each
+from batchq.errors import BatchqError, ConfigError, Stopped
+
+__all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
+
+Said = tuple[int, str]  # an exit code, and what is printed
+
+EXIT_CODES = {
+    0: "complete",
+    1: "failed",
+    2: "bad configuration or input",
+    3: "stopped early and resumable",
+    4: "complete with too many failures or unreadable files",
+    5: "the gate refused every scheme that fits",
+}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`words` tell a person what it does; `act` does it, and imports what that takes."""
+
+    words: str
+    act: Callable[[Config], Said]
+
+
+def _run(config: Config) -> Said:
+    from batchq.job.run import run
+
+    result = run(config, _stop_on_signals(config.cluster.grace_seconds))
+    return result.exit_code, result.text
+
+
+def _plan(config: Config) -> Said:
+    from batchq.cli import plan
+
+    return 0, plan.describe(config)
+
+
+def _preview(config: Config) -> Said:
+    from batchq.cli import preview
+
+    return 0, preview.preview(config)
+
+
+def _quantize(config: Config) -> Said:
+    from batchq.job.scheme import quantize_only
+
+    return 0, quantize_only(config, _stop_on_signals(config.cluster.grace_seconds))
+
+
+def _tune(config: Config) -> Said:
+    from batchq.job.tune import tune_job
+
+    return 0, tune_job(config, _stop_on_signals(config.cluster.grace_seconds))
+
+
+def _status(config: Config) -> Said:
+    from batchq.cli import status
+
+    return 0, status.status(config)
+
+
+def _report(config: Config) -> Said:
+    from batchq.report import outcome
+
+    result = outcome.compose_report(config)
+    return result.exit_code, result.text
+
+
+def _verify(config: Config) -> Said:
+    from batchq.cli import verify
+
+    good, text = verify.verify(config)
+    return 0 if good else 1, text
+
+
+def _clean(config: Config) -> Said:
+    from batchq.cli import clean
+
+    return 0, clean.clean(config)
+
+
+def _doctor(config: Config | None) -> Said:
+    from batchq.cli import doctor
+
+    good, text = doctor.examine(config)
+    return 0 if good else 1, text
+
+
+VERBS = {
+    "run": Verb("do the job, or what is left of it (the default)", _run),
+    "plan": Verb(
+        "say what would happen; starts no engine; without a job: what published models take on which GPUs", _plan
+    ),
+    "preview": Verb("label the first rows and show prompt and answer side by side", _preview),
+    "quantize": Verb("only make the quantized checkpoint, or find it in the cache", _quantize),
+    "tune": Verb("try engine settings on some of the job's rows and keep the fastest for later runs", _tune),
+    "status": Verb("how far the run at output.path is, from the store alone", _status),
+    "report": Verb(
+        "the report of what stands at output.path, at today's prices; or of all outputs below a FOLDER", _report
+    ),
+    "verify": Verb(
+        "count again, from inputs and data objects alone: every row once and whole, or exit code 1", _verify
+    ),
+    "clean": Verb("remove what a finished run no longer needs; clean.cache_days=30 old cached models too", _clean),
+    "doctor": Verb("what this machine has and lacks; with job=NAME, that job's model, input and output too", _doctor),
+}
+
+USAGE = f"""batchq: label millions of documents with a language model, offline, and lose none
+
+  python -m batchq [VERB] job=NAME [key=value ...] [--cfg job] [-m]
+  python -m batchq report FOLDER [FILE.csv | .html | .json] [pricing=NAME]     FOLDER: or s3://bucket/prefix
+
+verbs
+{chr(10).join(f"  {name:<9} {verb.words}" for name, verb in VERBS.items())}
+
+exit codes
+{chr(10).join(f"  {code:<9} {words}" for code, words in EXIT_CODES.items())}
+
+Configuration is Hydra's: `--cfg job` prints it, `--info defaults` where it comes from, `-m` sweeps.
+Your own groups: ./conf (if it holds job/) or $BATCHQ_CONF."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Prints one line for a user's mistake, never a traceback."""
+    streams.prepare()
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except BatchqError as error:
+        streams.complain(error)
+        return error.exit_code
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        return 1
+    except KeyboardInterrupt:
+        streams.warn("batchq: interrupted; what is committed stays, the same command goes on")
+        return Stopped.exit_code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        streams.say(USAGE)
+        return 0
+    if "--version" in arguments:
+        streams.say(f"batchq {__version__}")
+        return 0
+    verb = arguments.pop(0) if arguments[0] in VERBS else "run"
+    if said := _without_job(verb, arguments):
+        streams.say(said[1])
+        return said[0]
+    _refuse_stray(arguments)
+    if not any(a.startswith("-") for a in arguments):
+        return _act(verb, [compose(arguments)])
+    with streams.to_stdout():  # where Hydra prints what its flags ask for
+        configs = compose_each(arguments)
+    return _act(verb, configs)
+
+
+def _without_job(verb: str, arguments: list[str]) -> Said | None:
+    """What three of the verbs say without a job; None with one."""
+    if verb == "doctor" and not any(a.startswith("job=") for a in arguments):
+        return _doctor(None)
+    if verb == "plan" and not arguments:
+        from batchq.sizing import forecast
+
+        return 0, forecast.table()
+    if verb == "report" and arguments and report.names_folder(arguments[0]):
+        return report.of_folder(arguments)
+    return None
+
+
+def _refuse_stray(arguments: list[str]) -> None:
+    """Raises ConfigError for a word that is neither key=value nor a flag, nor what a flag is given."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if "=" in word or word.startswith(("-", "~", "+")) or (before.startswith("-") and before not in SWEEP):
+            continue
+        if word in VERBS:
+            raise ConfigError(f"{word}: the verb comes first: python -m batchq {word} job=NAME ...")
+        raise ConfigError(f"{word or repr(word)}: no such verb; verbs are {', '.join(VERBS)}; all else is key=value")
+
+
+def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:
+    """Each job of a sweep, one after the other, or a single one; the worst exit code counts."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
+    codes = [0]
+    for config in configs:
+        try:
+            if isinstance(config, ConfigError):
+                raise config
+            code, text = VERBS[verb].act(config)
+            streams.say(text)
+        except Stopped:
+            raise  # the whole sweep stops
+        except BatchqError as error:
+            streams.complain(error)
+            code = error.exit_code
+        codes.append(code)
+    return max(codes)
+
+
+def _stop_on_signals(grace: float) -> threading.Event:
+    """The first SIGINT or SIGTERM stops intake; the second, or the end of the grace period, leaves at once."""
+    stop = threading.Event()
+
+    def leave() -> None:
+        streams.warn_at_once("batchq: not done within cluster.grace_seconds; what is saved stays")
+        os._exit(Stopped.exit_code)
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        timer = threading.Timer(grace, leave)
+        timer.daemon = True
+        timer.start()
+        streams.warn_at_once("\nbatchq: stopping; rows in flight are finished and kept (again: leave at once)")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop

@@ -1,0 +1,63 @@
+"""`batchq clean`: what a finished run left behind for attempts that might have come after, and old cached models."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+from batchq import storage
+from batchq.config import Config
+from batchq.errors import BatchqError
+from batchq.machine import local_cache
+from batchq.machine.cache import cache_dir
+from batchq.output import layout
+from batchq.plan.committed import read_committed
+from batchq.plan.stored import load_plan
+
+DAY = 86_400.0  # seconds
+
+
+def clean(config: Config) -> str:
+    """Remove what a finished run left under meta/ for attempts that might have come after, and old cached models.
+
+    Data, receipts, plan, manifest, report and the records of what was spent stay. Raises BatchqError for a run that
+    isn't finished: its spills are answers that were paid for.
+    """
+    output = storage.normalize(config.output.path)
+    fixed = load_plan(output)
+    if fixed is None:
+        raise BatchqError(f"{output}: no run has been planned there yet")
+    if left := len(read_committed(fixed, output).remaining):
+        raise BatchqError(f"{output}: {left} shards to go; what would be removed is what a resume goes on from")
+    count = size = 0
+    for folder in layout.leftovers(output):
+        for found in storage.list_objects(folder):
+            count, size = count + 1, size + found.size
+        storage.delete_prefix(folder)
+    for found in storage.list_objects(storage.join(output, "meta")):
+        if layout.is_probe(output, found.uri):
+            storage.delete(found.uri)
+            count += 1
+    lines = [f"{output}: removed {count:,} objects, {size / 1e6:,.1f} MB, that the finished run no longer needs"]
+    if config.clean.cache_days is not None:
+        lines.append(_clean_cache(config.clean.cache_days))
+    return "\n".join(lines)
+
+
+def _clean_cache(days: float) -> str:
+    """Remove models, checkpoints and findings made more than so many days ago; they can be made again."""
+    count = size = 0
+    for kind in ("models", "checkpoints"):
+        for folder in (cache_dir() / kind).glob("*/"):
+            files = [p.stat() for p in folder.rglob("*") if p.is_file()]
+            if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
+                count, size = count + 1, size + sum(stat.st_size for stat in files)
+                shutil.rmtree(folder)
+    for kind in (*local_cache.KINDS, *local_cache.OLD_KINDS):
+        for path in (cache_dir() / kind).glob("*.json"):
+            if time.time() - path.stat().st_mtime > days * DAY:
+                count, size = count + 1, size + path.stat().st_size
+                path.unlink()
+    where = cache_dir()
+    what = f"{count} models, checkpoints, tuned settings and other findings older than {days:g} days"
+    return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

@@ -1,0 +1,57 @@
+"""The configuration: what a job may say, composed by Hydra, typed and checked once, before anything starts.
+
+schema.py holds the fields, check.py what else has to hold, folders.py where the groups are, compose.py Hydra (its only
+importer, and the only place that sees a DictConfig).
+"""
+
+from batchq.config.check import MAX_LABELS, TRUST, check, check_pricing
+from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
+from batchq.config.fields import MISSING
+from batchq.config.folders import choices, conf_dir, user_conf_dir
+from batchq.config.schema import (
+    IGNORE,
+    CleanConfig,
+    ClusterConfig,
+    Config,
+    EngineConfig,
+    GateConfig,
+    InputConfig,
+    JobConfig,
+    ModelConfig,
+    OutputConfig,
+    PricingConfig,
+    QuantizationConfig,
+    TaskConfig,
+    TuneConfig,
+)
+
+__all__ = [
+    "IGNORE",
+    "MAX_LABELS",
+    "MISSING",
+    "TRUST",
+    "CleanConfig",
+    "ClusterConfig",
+    "Config",
+    "EngineConfig",
+    "EngineKind",
+    "GateConfig",
+    "InputConfig",
+    "InputFormat",
+    "JobConfig",
+    "KvCache",
+    "ModelConfig",
+    "OutputConfig",
+    "PricingConfig",
+    "QuantizationConfig",
+    "Scheme",
+    "TaskConfig",
+    "TaskKind",
+    "TuneConfig",
+    "Unreadable",
+    "check",
+    "check_pricing",
+    "choices",
+    "conf_dir",
+    "user_conf_dir",
+]

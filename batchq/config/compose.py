@@ -1,0 +1,265 @@
+"""Hydra: overrides -> the checked configuration; its errors of many lines -> one line that names field and choices.
+
+The only importer of Hydra, and the only place that sees a DictConfig.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any
+
+from batchq.config.check import check, check_pricing, missing
+from batchq.config.folders import choices, conf_dir, user_conf_dir
+from batchq.config.schema import Config, PricingConfig
+from batchq.errors import BatchqError, ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SWEEP = ("-m", "--multirun")
+SHOW = re.compile(r"-[ci]|--(cfg|info)\b.*|--hydra-help")  # flags that print something of Hydra's and run no job
+_OVERRIDE = re.compile(r"[~+]|\w[\w./@]*=")
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked configuration that these Hydra overrides make, as `python -m batchq` would.
+
+    Raises ConfigError naming the field, group or choice.
+    """
+    with _in_one_line(overrides):
+        return typed(_composed(overrides))
+
+
+def compose_pricing(overrides: Sequence[str]) -> PricingConfig:
+    """The pricing that these overrides choose, without a job. Raises ConfigError naming the field, group or choice."""
+    if other := next((o for o in overrides if not re.match(r"[+~]*pricing[=.]", o)), None):
+        raise ConfigError(f"{other}: a report over many outputs takes pricing=NAME and pricing.FIELD=VALUE alone")
+    from omegaconf import OmegaConf
+
+    with _in_one_line(overrides):
+        composed = _composed(["~job", *overrides])
+        merged = OmegaConf.merge(OmegaConf.structured(PricingConfig), OmegaConf.to_container(composed.pricing))
+        return check_pricing(OmegaConf.to_object(merged))  # type: ignore[arg-type]
+
+
+def compose_each(arguments: Sequence[str]) -> list[Config | ConfigError]:
+    """What a command line with Hydra's own flags (--cfg, --info, -m, --config-dir, ...) asks for: every job of a sweep,
+    or what is wrong with it; one job without -m; none where Hydra only shows something.
+
+    Raises ConfigError for a flag or an override that Hydra can't read.
+    """
+    import hydra
+
+    jobs: list[Config | ConfigError] = []
+
+    def job(composed: DictConfig) -> None:
+        try:
+            with _in_one_line(arguments):
+                jobs.append(typed(composed))
+        except ConfigError as error:
+            jobs.append(error)
+
+    overrides = [a for a in arguments if _OVERRIDE.match(a)]
+    ordered = [*(a for a in arguments if a not in overrides), "--", *overrides]  # Hydra wants its flags first
+    _check_flags(ordered)
+    with _in_one_line(arguments), _as_program(ordered):
+        _register()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    if not jobs and not any(SHOW.fullmatch(a) for a in arguments):
+        raise ConfigError("hydra/launcher: a sweep's jobs run here, one after the other; leave it out")
+    return jobs
+
+
+def typed(composed: DictConfig) -> Config:
+    """A composed DictConfig as checked dataclasses; an unknown key or a wrong type raises."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    # Merged from a plain container into a fresh schema: `+engine.typo=1` would slip past otherwise.
+    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    for key in OmegaConf.missing_keys(merged):
+        raise missing(key)
+    return check(OmegaConf.to_object(merged))  # type: ignore[arg-type]
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    _register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def _register() -> None:
+    """Give Hydra the typed schema, and put the user's groups before ours: its own --config-dir only appends."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UserConf(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            folder = user_conf_dir()
+            if folder is not None and folder != conf_dir().resolve():
+                search_path.prepend(provider="batchq-user", path=f"file://{folder}")
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    if not any(p.__name__ == "UserConf" for p in Plugins.instance().discover(SearchPathPlugin)):
+        Plugins.instance().register(UserConf)
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for what Hydra would answer with its whole usage."""
+    from hydra._internal.utils import get_args_parser
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            get_args_parser().parse_args(list(arguments))
+    except SystemExit:
+        raise ConfigError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
+
+
+@contextmanager
+def _as_program(arguments: Sequence[str]) -> Iterator[None]:
+    """Inside, Hydra's main sees these arguments, and raises to us instead of printing."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["batchq", *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _in_one_line(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn whatever Hydra, OmegaConf and YAML raise inside, of many lines, into a ConfigError of one."""
+    from hydra.errors import HydraException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except BatchqError:
+        raise
+    except YAMLError as error:
+        raise ConfigError(_of_yaml(error)) from error
+    except Exception as error:  # Hydra and OmegaConf have their own, and let ValueError and AssertionError through too
+        if isinstance(error, OSError) and not isinstance(error, HydraException):
+            if error.filename is None:  # standard output's
+                raise
+            raise ConfigError(f"{error.filename}: {error.strerror}") from error
+        raise ConfigError(_words(error, overrides)) from error
+
+
+def _words(error: Exception, overrides: Sequence[str]) -> str:
+    """One line for an error of Hydra's or OmegaConf's."""
+    text = str(error)
+    if (nameless := next((o for o in overrides if not _key(o)), None)) is not None:
+        return f"{nameless or repr(nameless)}: a name is missing; say key=value"
+    if type(error).__name__ == "OverrideParseException":
+        key = (getattr(error, "override", None) or "").split("=")[0]
+        return f"{key}: can't be read as Hydra's key=value; quote its value twice, for the shell too: '{key}=\"...\"'"
+    if text.startswith("Ambiguous value"):
+        key = text.split("'")[1].split("=")[0] if "'" in text else "value"
+        return f"{key}: has a comma; a list is {key}=[a,b], plain text is '{key}=\"a,b\"', a sweep needs -m"
+    if found := re.match(r"In '([\w/]+)': \w+ raised while composing config:\s*(.*)", text, re.S):
+        return f"conf/{found[1]}.yaml: {_in_file(found[2])}"
+    if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
+        return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
+    found = re.search(r"Could not (?:find|load) '(\w+)/(.*?)'", text)
+    if found and (known := choices(found[1])):
+        return f"{found[1]}={found[2]}: no such {found[1]}; choices are {', '.join(known)}"
+    if "group override must be" in text or "item value in defaults" in text:
+        return _no_name(overrides)
+    return _of_field(error, text, overrides)
+
+
+def _no_name(overrides: Sequence[str]) -> str:
+    """A group's choice that YAML reads as something else than text."""
+    groups = [f.name for f in dataclasses.fields(Config)]
+    for override in overrides:
+        group, _, value = override.lstrip("+").partition("=")
+        if group in groups and re.fullmatch(r"(?i)null|true|false|[-+]?[.\d].*", value):
+            return f"{group}={value}: no such {group}; choices are {', '.join(choices(group))}"
+    return "defaults: YAML reads a bare on, off, yes or no as true or false; quote it, as 'off'"
+
+
+def _of_field(error: Exception, text: str, overrides: Sequence[str]) -> str:
+    cause = error.__cause__
+    key = getattr(error, "full_key", None)
+    if key and type(error).__name__.startswith("ConfigKeyError"):
+        return _no_field(key, overrides)
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError"):
+        key = text.split("'")[1] if "'" in text else text
+        return _no_field(next((k for k in map(_key, overrides) if k.endswith(key)), key), overrides)
+    where = (
+        key
+        or getattr(cause, "full_key", None)
+        or next((_key(o) for o in overrides if "=" in o and _key(o) in text), "")
+    )
+    first = str(cause or error).strip().splitlines() or [type(error).__name__]
+    return f"{where or 'configuration'}: {first[0]}"
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
+def _no_field(key: str, overrides: Sequence[str]) -> str:
+    """A key that isn't there: what is, or how to add it where any key may be."""
+    node: Any = Config
+    path = key.split(".")
+    for i, name in enumerate(path[:-1]):
+        kinds = {f.name: f for f in dataclasses.fields(node)}
+        if name in kinds and kinds[name].default_factory is dict:
+            override = next((o for o in overrides if _key(o) == key), f"{key}=VALUE")
+            return f"{key}: {'.'.join(path[: i + 1])} has no such key yet; add it with +{override.lstrip('+')}"
+        if name not in kinds or not dataclasses.is_dataclass(kinds[name].default_factory):
+            above = ".".join(path[: i + 1])
+            return f"{key}: no such field; there is no {above}; groups are {_names(Config)}"
+        node = kinds[name].default_factory
+    return f"{key}: no such field; fields{' of ' + '.'.join(path[:-1]) if path[:-1] else ''} are {_names(node)}"
+
+
+def _names(kind: Any) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(kind))
+
+
+def _in_file(text: str) -> str:
+    """What is wrong inside a group's file, from Hydra's words about it."""
+    key = re.search(r"full_key: (\S+)", text)
+    first = " ".join(text.split("full_key:")[0].split())
+    if not key:
+        return first
+    if "not in" not in first:
+        return f"{key[1]}: {first}"
+    inner = key[1].partition(".")[2].split(".")[0]
+    is_group = inner in {f.name for f in dataclasses.fields(Config)}
+    hint = "; a file that sets other groups begins with the line # @package _global_" if is_group else ""
+    return _no_field(key[1], ()) + hint
+
+
+def _of_yaml(error: Any) -> str:
+    """A file that is no YAML: where, and the two usual reasons."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a configuration file"
+    problem = getattr(error, "problem", None) or type(error).__name__
+    return f"{where}: {problem}; text with a colon or {{{{ }}}} wants quotes or a | block, and tabs can't indent"
