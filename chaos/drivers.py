@@ -201,7 +201,9 @@ def token() -> int:
     from tokenizers import Tokenizer
 
     with tempfile.TemporaryDirectory(prefix="batchq-chaos-tiny-") as folder:
-        return int(Tokenizer.from_file(str(make_tiny_model(Path(folder)) / "tokenizer.json")).token_to_id(RARE))
+        found = Tokenizer.from_file(str(make_tiny_model(Path(folder)) / "tokenizer.json")).token_to_id(RARE)
+    assert found is not None
+    return found
 
 
 class Tally:

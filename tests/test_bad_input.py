@@ -187,7 +187,8 @@ def test_a_file_that_was_only_damaged_on_its_way_is_read_again(
     from batchq import read
 
     (project / "rows.jsonl").write_bytes(jsonl(*rows_of(30)))
-    real, failed = read.read_rows, []
+    real = read.read_rows
+    failed: list[str] = []
 
     def once(*where: Any, **how: Any) -> Any:
         for number, row in enumerate(real(*where, **how)):

@@ -97,7 +97,8 @@ def test_norms_by_the_kernel_are_those_by_torch() -> None:
             assert norm.dispatch(apart, weight, 1e-5).provider == "native"
             sums = added(x.clone(), rest.clone(), weight, 1e-5)
             answers.append(torch.cat([norm(x, weight, 1e-5), norm(apart, weight, 1e-5), *sums]))
-    assert torch.allclose(*answers, rtol=0.02, atol=0.02)
+    ours, native = answers
+    assert torch.allclose(ours, native, rtol=0.02, atol=0.02)
 
 
 def test_an_option_that_vllm_lacks_is_named() -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHQ_CACHE", str(tmp_path / "cache"))
 
 
-def job(kind: TaskKind = TaskKind.classify, **cluster: int) -> Config:
+def job(kind: TaskKind = TaskKind.classify, **cluster: Any) -> Config:
     return Config(task=TaskConfig(kind=kind), cluster=ClusterConfig(**cluster), pricing=PRICES)
 
 

@@ -47,7 +47,10 @@ def test_what_is_kept_takes_the_damaged_ones_place(cache: Path) -> None:
 
 
 def test_the_gates_answers_come_back_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = [Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5), Failure("too_long", "300 tokens")]
+    answers: list[Completion | Failure] = [
+        Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5),
+        Failure("too_long", "300 tokens"),
+    ]
     gate.remember("a", answers)
     assert gate.recall("a") == answers
     findings.place("gate", "a").write_text('[{"code": "too_long"}]')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from batchq.capacity import Memory, Tensor
@@ -16,7 +18,7 @@ from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 # ---- does it fit ----
 
 
-def configured(scheme: Scheme = Scheme.auto, max_model_len: int = 2048, **cluster: int) -> Config:
+def configured(scheme: Scheme = Scheme.auto, max_model_len: int = 2048, **cluster: Any) -> Config:
     engine = EngineConfig(max_model_len=max_model_len)
     return Config(quantization=QuantizationConfig(scheme=scheme), engine=engine, cluster=ClusterConfig(**cluster))
 

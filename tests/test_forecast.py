@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from batchq import forecast, shapes
+from batchq import capacity, forecast, shapes
 from batchq.config import Scheme
+from batchq.hardware import Gpu
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,7 +68,7 @@ def test_of_a_mixture_only_the_experts_asked_are_multiplied() -> None:
     """17B active parameters, as published, hold the embedding and the head too, 2 x 1.03B."""
     for name in ("Llama 4 Scout", "Llama 4 Maverick"):
         (shape,) = (s for s in shapes.published() if s.name == name)
-        assert forecast.capacity.linear_parameters(shape.tensors, shape.config) / 1e9 == pytest.approx(15.1, abs=0.1)
+        assert capacity.linear_parameters(shape.tensors, shape.config) / 1e9 == pytest.approx(15.1, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_forecasts_are_what_h200s_reached(name: str, scheme: Scheme, tokens: int
 
 
 def test_an_unknown_gpu_has_no_speed() -> None:
-    gpu = forecast.Gpu("NVIDIA Whatever", 80 << 30, 80 << 30, (9, 0), "")
+    gpu = Gpu("NVIDIA Whatever", 80 << 30, 80 << 30, (9, 0), "")
     (shape, *_) = shapes.published()
     (line, *_) = forecast.lines(shape.parameters, shape.tensors, shape.config, gpu)
     assert line.tokens_per_second is None and line.layout is not None

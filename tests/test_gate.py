@@ -104,7 +104,10 @@ def test_no_row_serves_twice() -> None:
 
 
 def test_answers_are_remembered_without_text(cache: object) -> None:
-    kept = [Completion((-0.1, -2.0), "private", "stop", 3, 0, 1, (4,), -1.0), Failure("too_long", "too long")]
+    kept: list[Completion | Failure] = [
+        Completion((-0.1, -2.0), "private", "stop", 3, 0, 1, (4,), -1.0),
+        Failure("too_long", "too long"),
+    ]
     assert gate.recall("k") is None
     gate.remember("k", kept)
     found = gate.recall("k")

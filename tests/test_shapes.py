@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchq import capacity, models, quantize
-from batchq.config import ModelConfig, QuantizationConfig, Scheme
+from batchq.config import IGNORE, ModelConfig, QuantizationConfig, Scheme
 from benchmarks import shapes
 
 PROMPTS = [list(range(3 + n, 43 + n)) for n in range(4)]
@@ -72,7 +72,7 @@ def test_experts_are_written_in_as_many_bytes_as_plan_says(tiny: Path, tmp_path:
     for scheme, gigabytes in ((Scheme.none, 215.5), (Scheme.w4a16, 58.6), (Scheme.fp8, 109.9)):
         size = shapes.write("scout", tmp_path / scheme.value, scheme, sparse=True, tokenizer=tiny)
         assert size / 1e9 == pytest.approx(gigabytes, abs=0.1)
-        group = capacity.group_of(scheme, tensors, capacity.IGNORE, None)
+        group = capacity.group_of(scheme, tensors, IGNORE, None)
         assert capacity.predicted_bytes(tensors, scheme, group=group) == pytest.approx(size, rel=0.01)
     written = models.read_config(tmp_path / "w4a16")
     left = written["quantization_config"]["ignore"]
