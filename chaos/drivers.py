@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from chaos.store import side_by_side
 from chaos.trial import Trial, times
-from tests.conftest import processes_below
+from tests.helpers import processes_below
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent

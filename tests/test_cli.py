@@ -13,7 +13,7 @@ import pytest
 
 from batchq.cli import choices, compose, main
 from batchq.config import Config, conf_dir
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 
 
 @pytest.mark.parametrize("job", sorted(p.stem for p in (conf_dir() / "job").glob("*.yaml")))

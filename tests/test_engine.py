@@ -24,7 +24,7 @@ from batchq.engine import EngineSpec, Sampling
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.hardware import Gpu, Hardware
 from batchq.vllm_engine import VllmEngine, _arguments, _logprobs, _norms, _out_of_memory, _refusals
-from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
+from tests.helpers import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,9 +19,8 @@ from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.records import Plan, Shard
 from batchq.sample import Lengths
-from tests.conftest import rows_of, write_jsonl
-from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
-from tests.test_read import compressed
+from tests.helpers import compressed, rows_of, write_jsonl
+from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)

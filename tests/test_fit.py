@@ -13,7 +13,7 @@ from batchq.fit import Fit, require_memory
 from batchq.hardware import Hardware
 from batchq.models import Model
 from batchq.scheme import group_size
-from tests.test_capacity import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 # ---- does it fit ----
 

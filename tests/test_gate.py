@@ -17,7 +17,7 @@ from batchq.engine import Completion
 from batchq.gate import Verdict
 from batchq.records import Failure
 from batchq.sample import Sample, side
-from tests.conftest import write_jsonl
+from tests.helpers import write_jsonl
 
 LABELS = ["positive", "negative"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import json
 import math
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from backports import zstd
 
 from batchq import read, storage
 from batchq.config import InputConfig, InputFormat
 from batchq.errors import Changed, InputError
 from batchq.records import InputObject, Row
+from tests.helpers import compressed
 
 if TYPE_CHECKING:
     from tests.s3 import S3
@@ -49,14 +48,6 @@ def write(path: Path, data: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
-
-
-def compressed(data: bytes, ending: str) -> bytes:
-    if ending == ".gz":
-        return gzip.compress(data)
-    if ending == ".bz2":
-        return bz2.compress(data)
-    return zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})  # as its command does
 
 
 def schema_of(path: Path | str, columns: list[str] | None = None, **config: Any) -> dict[str, pa.DataType]:

@@ -28,9 +28,9 @@ from batchq.errors import Stopped
 from batchq.hardware import Gpu, Hardware
 from batchq.quantize import Checkpoint
 from batchq.run import note_work, worker_spec
-from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
+from tests.helpers import processes_below, rows_of, wait_for, write_jsonl
+from tests.jobs import labelled
 from tests.s3 import S3
-from tests.test_worker import labelled
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ import pytest
 from batchq import capacity, hardware, models
 from batchq.config import TRUST, Config, ModelConfig, check
 from batchq.errors import ConfigError, ModelError
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

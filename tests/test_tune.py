@@ -19,8 +19,8 @@ from batchq.hardware import Gpu, Hardware
 from batchq.records import Plan
 from batchq.run import worker_spec
 from batchq.sample import Lengths
-from tests.conftest import rows_of, write_jsonl
-from tests.test_capacity import GIB, LLAMA_8B, cpu, cuda
+from tests.helpers import rows_of, write_jsonl
+from tests.machines import GIB, LLAMA_8B, cpu, cuda
 
 DRAFT = Plan("", {}, "mine", (), (), "jsonl", "", ("text",), 1, "fp8", "m" * 64)
 WEIGHTS = 9 * 10**9
