@@ -1,12 +1,12 @@
 # make demo   the main job, for real: real model, real vLLM on this CPU, real Ray, real text
-# make test   the tests            make check   format, lint, types and tests
+# make test   the tests            make check   format, lint, types, documents and tests
 # make chaos  the proof that no row is lost or repeated, whatever fails; under 40 minutes on two cores
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 ROWS ?= 600
 SHARE ?= 1
 
-.PHONY: demo test chaos check format lint lock wheel clean
+.PHONY: demo test chaos check docs format lint lock wheel clean
 .DELETE_ON_ERROR:
 
 # Another number of rows is another corpus and another output.
@@ -23,13 +23,16 @@ test: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(PYTHON) -m chaos --share $(SHARE)
 
-check: $(VENV)/.dev lint
+check: $(VENV)/.dev lint docs
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+docs: $(VENV)/.dev
+	$(PYTHON) -m mkdocs build --strict # without --quiet, which silences warnings before --strict sees them
 
 format: $(VENV)/.dev
 	$(PYTHON) -m ruff format .
@@ -50,4 +53,4 @@ wheel: $(VENV)/.dev
 	$(PYTHON) -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) dist build out data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build out data site .pytest_cache .mypy_cache .ruff_cache
