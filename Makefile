@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 ROWS ?= 600
 SHARE ?= 1
 
-.PHONY: demo test chaos check docs format lint lock wheel clean
+.PHONY: demo test chaos check cover docs format lint lock lock-check wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 # Another number of rows is another corpus and another output.
@@ -23,8 +23,12 @@ test: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(PYTHON) -m chaos --share $(SHARE)
 
-check: $(VENV)/.dev lint docs
+check: $(VENV)/.dev lint lock-check docs
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+# The same tests, and which lines of batchq ran in their own processes; what Ray's and vLLM's processes ran isn't counted.
+cover: $(VENV)/.dev
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff format --check .
@@ -49,8 +53,15 @@ $(VENV)/.dev: $(VENV)/.cpu requirements/dev.txt
 lock: $(VENV)/.cpu
 	UV=$(abspath $(VENV))/bin/uv bash requirements/lock.sh
 
+# Whether somebody changed what is locked, or a lock by hand; asks no index.
+lock-check:
+	cd requirements && sha256sum --check --strict --quiet locked.sha256
+
 wheel: $(VENV)/.dev
 	$(PYTHON) -m build --wheel --no-isolation
 
+wheel-test: wheel
+	$(PYTHON) -m tests.wheel dist
+
 clean:
-	rm -rf $(VENV) dist build out data site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build out data site .coverage .pytest_cache .mypy_cache .ruff_cache
