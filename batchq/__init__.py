@@ -8,32 +8,35 @@ Nothing heavy is imported until it is needed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from batchq.config import Config
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+
+    from batchq.outcome import Result
 
 __version__ = "0.1.0"
 __all__ = ["Config", "compose", "run"]
 
-if TYPE_CHECKING:
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked configuration that these Hydra overrides make, as `python -m batchq` would.
+
+    Raises ConfigError naming the field, group or choice.
+    """
     from batchq.cli import compose
-    from batchq.config import Config
-    from batchq.run import run
+
+    return compose(overrides)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "compose":
-        from batchq.cli import compose
+def run(config: Config, stop: threading.Event | None = None) -> Result:
+    """Do the job, or what is left of it. Set `stop` to end early with everything answered kept.
 
-        return compose
-    if name == "Config":
-        from batchq.config import Config
+    Raises BatchqError (see errors.py) with one line for a person; nothing committed is lost by it.
+    """
+    from batchq.job.run import run
 
-        return Config
-    if name == "run":
-        import importlib
-
-        return importlib.import_module("batchq.run")  # a module that can be called: see its end
-    raise AttributeError(name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return run(config, stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +76,8 @@ class ReplicaAccount:
 class RunAccount:
     """One invocation: meta/runs/<id>.json, rewritten by its only owner while it works.
 
-    `state`: "running" (or killed since), "complete", "stopped" or "failed".
+    `state`: "running" (or killed since), "complete", "stopped", "refused" (by the gate) or "failed". `verb`: which
+    command it was; what others than `run` cost is reported apart.
     """
 
     id: str
@@ -91,6 +92,9 @@ class RunAccount:
     bytes_per_generated: float | None = None  # of weights, read at least; None where no text is generated
     bytes_per_recalled: int | None = None  # of keys and values
     peak_bandwidth: float | None = None  # bytes of memory a second and device
+    verb: str = "run"
+    job: str = ""
+    output: str = ""
 
 
 def computed_tokens(prompt: int, cached: int, output: int) -> int:
@@ -133,7 +137,7 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         reused += receipt.reused
         copied += receipt.copied
         copied_tokens += receipt.copied_tokens
-    runs = list(runs)
+    runs, beside = _by_verb(runs)
     replicas = [replica for run in runs for replica in run.replicas]
     phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}
     engine = {p: sum(r.phases.get(p, 0.0) for r in replicas) for p in PHASES}
@@ -185,6 +189,28 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "cost_per_thousand_rows": None if cost is None else _ratio(cost * 1e3, asked),
         **efficiency(runs),
         "runs": [_invocation(run, pricing) for run in runs],
+        "beside": [_beside(verb, members, pricing) for verb, members in sorted(beside.items())],
+    }
+
+
+def _by_verb(accounts: Iterable[RunAccount]) -> tuple[list[RunAccount], dict[str, list[RunAccount]]]:
+    """The runs, and by verb what other commands held for the same output: they label nothing that it holds."""
+    runs: list[RunAccount] = []
+    beside: dict[str, list[RunAccount]] = {}
+    for each in accounts:
+        (runs if each.verb == "run" else beside.setdefault(each.verb, [])).append(each)
+    return runs, beside
+
+
+def _beside(verb: str, accounts: Sequence[RunAccount], pricing: PricingConfig) -> dict[str, Any]:
+    """What the invocations of another verb held and cost, together."""
+    replicas = [replica for each in accounts for replica in each.replicas]
+    held = sum(replica.devices * sum(replica.phases.values()) for replica in replicas)
+    return {
+        "verb": verb,
+        "invocations": len(accounts),
+        "device_seconds": round(held, 3),
+        "cost": cost_of(replicas, pricing),
     }
 
 

@@ -18,7 +18,8 @@ class Budget:
         self._before = 0.0
         if pricing.budget is None:
             return
-        before = account.cost_of((r for run in ledger.read_runs(output) for r in run.replicas), pricing)
+        runs = [run for run in ledger.read_runs(output) if run.verb == "run"]
+        before = account.cost_of((r for run in runs for r in run.replicas), pricing)
         if before is None or account.price(here.accelerator, pricing) is None:
             raise ConfigError(
                 f"pricing.budget={pricing.budget:g}: pricing.per_hour has no price for {here.accelerator}, or for what "

@@ -135,7 +135,8 @@ _POSITIONAL = re.compile(r"(?![-~+])(?!\w+([./@]\w+)*=)")
 
 def _report_many(arguments: list[str]) -> int:
     """`report FOLDER [FILE]`; exit code 1 if one of the outputs can't be read."""
-    from batchq import ledger, report, storage
+    from batchq import ledger, storage
+    from batchq.report import files, survey
 
     named = [a for a in arguments if _POSITIONAL.match(a)]
     kinds = (".csv", ".html", ".json")
@@ -143,27 +144,31 @@ def _report_many(arguments: list[str]) -> int:
         raise ConfigError(f"{named[-1]}: say report FOLDER, or report FOLDER FILE; a file ends in {', '.join(kinds)}")
     found = ledger.survey(named[0], compose_pricing([a for a in arguments if a not in named]))
     where = storage.normalize(named[0])
-    _say(report.table(found, where))
+    _say(survey.table(found, where))
     for file in named[1:]:
-        storage.put(file, report.written_of_many(found, where)[file.rpartition(".")[2]].encode())
+        storage.put(file, files.survey_files(found, where)[file.rpartition(".")[2]].encode())
     return 1 if any("error" in s for s in found) else 0
 
 
 def _do(verb: str, config: Config) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
-    from batchq import preview, verify
+    from batchq import verify
+    from batchq.describe import describe
+    from batchq.job.run import run
+    from batchq.job.scheme import quantize_only
+    from batchq.job.tune import tune_job
     from batchq.outcome import compose_report, status
-    from batchq.run import checkpoint_only, run, tuned
+    from batchq.preview import preview
 
     if verb == "plan":
-        _say(preview.describe(config))
+        _say(describe(config))
     elif verb == "preview":
-        _say(preview.preview(config))
+        _say(preview(config))
     elif verb == "quantize":
-        _say(checkpoint_only(config))
+        _say(quantize_only(config, _stop_on_signals(config.cluster.grace_seconds)))
     elif verb == "tune":
-        _say(tuned(config, _stop_on_signals(config.cluster.grace_seconds)))
+        _say(tune_job(config, _stop_on_signals(config.cluster.grace_seconds)))
     elif verb == "verify":
         good, words = verify.verify(config)
         _say(words)

@@ -8,8 +8,9 @@ from importlib import metadata
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
-from batchq import hardware, models, preview, storage
+from batchq import hardware, models, storage
 from batchq.config import Config
+from batchq.describe import hardware_words, weights_words
 from batchq.errors import BatchqError
 from batchq.fit import Fit
 
@@ -21,7 +22,7 @@ def examine(config: Config | None) -> tuple[bool, str]:
     here = hardware.detect()
     lines = [
         ("ok", f"Python {platform.python_version()} · {sys.platform}"),
-        ("ok", f"hardware: {preview.hardware_words(here)}"),
+        ("ok", f"hardware: {hardware_words(here)}"),
         _vllm(here.device),
         *(_package(name) for name in PACKAGES),
         *_bytecode(),
@@ -89,7 +90,7 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
     def model() -> str:
         found = models.resolve(config.model)
         choice = Fit(found, here, config).choose()
-        return f"{found.name} · {preview.weights(found)} · {choice.scheme.value}: {choice.why}"
+        return f"{found.name} · {weights_words(found)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:
         from batchq import read

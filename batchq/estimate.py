@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq import findings, forecast, sample, tune
+from batchq import findings, forecast, settings
 from batchq.account import ReplicaAccount, price
 from batchq.config import Config, Scheme, TaskKind
 from batchq.fit import Fit
 from batchq.hardware import Hardware
+from batchq.plan import sample
+from batchq.plan.sample import Lengths
 from batchq.progress import duration
 from batchq.records import Plan
-from batchq.sample import Lengths
 
 LEAST = 5.0  # seconds of work of a replica that say something about its speed
 ROWS = 2000.0  # a second and replica, about, at most: one process's Python around vLLM's queue (135M model, one H200)
@@ -74,7 +75,7 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
     if not scored:
         return None  # it hangs on how long the answers are
-    if config.tune.use and (tuned := tune.recall(config, draft, here)):
+    if config.tune.use and (tuned := settings.recall(config, draft, here)):
         return Speed(tuned.rate, 1.0, f"as `tune` found on {tuned.date}")
     gpus = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     rate = forecast.of_scheme(fit, scheme, gpus)
@@ -109,9 +110,9 @@ def remember(config: Config, fixed: Plan, here: Hardware, replicas: Iterable[Rep
     rate = sum(r.tokens for r, _ in worked) / seconds
     answer = sum(r.generated for r, _ in worked) / rows
     reached = Reached(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
-    findings.keep("reached", tune.key(config, fixed, here), dataclasses.asdict(reached))
+    findings.keep("reached", settings.key(config, fixed, here), dataclasses.asdict(reached))
 
 
 def recall(config: Config, draft: Plan, here: Hardware) -> Reached | None:
     """What the last run on this kind of machine reached with that model and scheme, if there was one."""
-    return findings.recall("reached", tune.key(config, draft, here), lambda kept: Reached(**kept))
+    return findings.recall("reached", settings.key(config, draft, here), lambda kept: Reached(**kept))

@@ -7,29 +7,40 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchq import account, failpoint, plan, storage
+from batchq import account, failpoint, models, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
 from batchq.config import PricingConfig
 from batchq.errors import NotFound, StorageError
+from batchq.plan.committed import read_committed
+from batchq.plan.stored import NAME, load_plan
 from batchq.records import sealed, unsealed
 
 REWRITE_SECONDS = 15.0
+RUNS = "meta/runs"
 
 
 class Invocation:
-    """This invocation's record. `update` may be called often; it writes only when a rewrite is due."""
+    """This invocation's record. `update` may be called often; it writes only when a rewrite is due.
 
-    def __init__(self, output: str) -> None:
-        self.output = output
+    A run's record stands under its output from the first device that it held on, whether a plan came of it or not. What
+    another verb held is noted there if a run has been planned there, and otherwise in this machine's cache: a preview
+    makes no output.
+    """
+
+    def __init__(self, output: str, job: str = "", verb: str = "run") -> None:
+        self.output, self.job, self.verb = output, job, verb
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+        self.work = Work()  # for whoever knows what is served
         self._began = time.monotonic()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._written = float("-inf")
@@ -37,11 +48,7 @@ class Invocation:
         self._extra: tuple[ReplicaAccount, ...] = ()
         self._lost = 0
         self._reached = {"python": _age()}
-        self.flop_per_token: float | None = None  # these as in RunAccount; for whoever knows what is served
-        self.peak_flops: float | None = None
-        self.bytes_per_generated: float | None = None
-        self.bytes_per_recalled: int | None = None
-        self.peak_bandwidth: float | None = None
+        self._state = ""
 
     def reached(self, what: str, at: float | None = None) -> None:
         """Note when the start-up first came so far: `at`, on time.monotonic()'s clock, or now."""
@@ -57,29 +64,49 @@ class Invocation:
         if time.monotonic() - self._written > REWRITE_SECONDS:
             self.close("running")
 
+    def end(self, state: str) -> None:
+        """Close the record unless that is done, or there is nothing to put on record: no device was held."""
+        if self._state == "running" or (not self._state and self._extra):
+            self.close(state)
+
     def close(self, state: str) -> None:
+        """Write the record as it is now; "running" is no end."""
         account = self.account(state)
         failpoint.reach("ledger.close.before_put")
-        storage.put(storage.join(self.output, f"meta/runs/{self.id}.json"), sealed(dataclasses.asdict(account)))
+        storage.put(storage.join(self._folder(), f"{self.id}.json"), sealed(dataclasses.asdict(account)))
         failpoint.reach("ledger.close.after_put")
-        self._written = time.monotonic()
+        self._written, self._state = time.monotonic(), state
 
     def account(self, state: str) -> RunAccount:
-        wall = round(time.monotonic() - self._began, 3)
         return RunAccount(
-            self.id,
-            state,
-            self._started,
-            wall,
-            self._extra + self._replicas,
-            self._lost,
-            self._reached,
-            flop_per_token=self.flop_per_token,
-            peak_flops=self.peak_flops,
-            bytes_per_generated=self.bytes_per_generated,
-            bytes_per_recalled=self.bytes_per_recalled,
-            peak_bandwidth=self.peak_bandwidth,
+            id=self.id,
+            state=state,
+            started=self._started,
+            wall_seconds=round(time.monotonic() - self._began, 3),
+            replicas=self._extra + self._replicas,
+            lost_replicas=self._lost,
+            reached=self._reached,
+            verb=self.verb,
+            job=self.job,
+            output=self.output,
+            **dataclasses.asdict(self.work),
         )
+
+    def _folder(self) -> str:
+        if self.verb == "run" or storage.exists(storage.join(self.output, NAME)):
+            return storage.join(self.output, RUNS)
+        return storage.join(_elsewhere(), models.digest_of(self.output))
+
+
+@dataclass(slots=True)
+class Work:
+    """What a token takes of what is served and what a device can do, as in RunAccount."""
+
+    flop_per_token: float | None = None
+    peak_flops: float | None = None
+    bytes_per_generated: float | None = None
+    bytes_per_recalled: int | None = None
+    peak_bandwidth: float | None = None
 
 
 def _age() -> float:
@@ -89,8 +116,17 @@ def _age() -> float:
 
 
 def read_runs(output: str) -> list[RunAccount]:
-    """All invocations' records of one output, oldest first. Raises StorageError for one that is damaged."""
-    return [_read(s.uri) for s in storage.list_objects(storage.join(output, "meta/runs"))]
+    """All invocations' records of one output, oldest first, those in this machine's cache included. Raises StorageError
+    for one that is damaged."""
+    places = storage.join(output, RUNS), storage.join(_elsewhere(), models.digest_of(output))
+    return sorted(
+        (_read(found.uri) for place in places for found in storage.list_objects(place)), key=lambda each: each.id
+    )
+
+
+def _elsewhere() -> str:
+    """Where the records of verbs stand that came before any plan, a folder for each output."""
+    return str(models.cache_dir() / "spent")
 
 
 def _read(uri: str) -> RunAccount:
@@ -113,30 +149,34 @@ def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
     Raises NotFound if there is none.
     """
     where = storage.normalize(prefix)
-    mark = f"/{plan.NAME}"
-    outputs = [s.uri.removesuffix(mark) for s in storage.list_objects(where) if s.uri.endswith(mark)]
+    marks = re.compile(rf"(.*)/(?:{re.escape(NAME)}|{re.escape(RUNS)}/[^/]+\.json)")
+    outputs = {mark[1] for stat in storage.list_objects(where) if (mark := marks.fullmatch(stat.uri))}
+    for stat in storage.list_objects(_elsewhere()):
+        if f"{(output := _read(stat.uri).output)}/".startswith(f"{where}/"):
+            outputs.add(output)
     if not outputs:
-        raise NotFound(f"{where}: no run has been planned there or below yet")
+        raise NotFound(f"{where}: no run has been planned there or below yet, and none has held a device")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(partial(_look, pricing=pricing), outputs))
+        return list(pool.map(partial(_look, pricing=pricing), sorted(outputs)))
 
 
 def _look(output: str, pricing: PricingConfig) -> dict[str, Any]:
     try:
-        fixed = plan.load(output)
-        if fixed is None:
-            raise NotFound(f"{output}: went away while it was looked at")
-        standing, runs = plan.standing(fixed, output), read_runs(output)
+        planned, runs = load_plan(output), read_runs(output)
+        committed = read_committed(planned, output) if planned else None
     except StorageError as error:
         return {"output": output, "error": str(error)}
-    to_go = f"{len(standing.remaining)} of {len(fixed.shards)} shards to go"
-    summary = account.summarise(standing.receipts, runs, pricing)
+    state = f"nothing planned, {runs[-1].state}" if runs else "planned"
+    if planned and committed:
+        to_go = f"{len(committed.remaining)} of {len(planned.shards)} shards to go"
+        state = to_go if committed.remaining else "complete"
+    summary = account.summarise(committed.receipts if committed else (), runs, pricing)
     del summary["runs"]
     return {
-        "job": fixed.job,
+        "job": planned.job if planned else runs[-1].job,
         "output": output,
-        "state": to_go if standing.remaining else "complete",
-        "quantization": fixed.quantization,
+        "state": state,
+        "quantization": planned.quantization if planned else "",
         "started": runs[0].started if runs else None,
         "outputs": 1,
         **summary,

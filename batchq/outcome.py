@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import account, failpoint, gate, ledger, plan, report, storage, write
+from batchq import account, failpoint, ledger, storage, write
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
-from batchq.gate import Verdict
-from batchq.models import Model
+from batchq.plan.committed import Committed, read_committed
+from batchq.plan.stored import load_plan
 from batchq.records import Plan
+from batchq.report import facts, files
+from batchq.verdict import Verdict, verdict_from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +29,17 @@ class Result:
     text: str
 
 
-def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, new_inputs: list[str]) -> Result:
-    """Account for what stands, write meta/manifest.json and meta/report.json, .html and .csv, say it."""
-    standing = plan.standing(fixed, output)
-    summary = summarise(config, fixed, model.name, state, output, new_inputs, standing)
-    if not standing.remaining:
+def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inputs: Sequence[str]) -> Result:
+    """Account for what is committed, write meta/manifest.json and meta/report.json, .html and .csv, say it. `model`:
+    its name for people."""
+    output = storage.normalize(config.output.path)
+    summary = summarise(config, plan, committed, model, new_inputs)
+    if not committed.remaining:
         storage.delete_prefix(
             storage.join(output, "meta/partial")
         )  # of attempts that were killed while they cleaned up
         manifest = {
-            "fingerprint": fixed.fingerprint,
+            "fingerprint": plan.fingerprint,
             "rows": summary["rows"],
             "answers": summary["answers"],
             "failures": summary["failures"],
@@ -44,61 +49,63 @@ def finish(config: Config, fixed: Plan, model: Model, state: str, output: str, n
         failpoint.reach("outcome.finish.before_manifest")
         storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
     failpoint.reach("outcome.finish.before_report")
-    for kind, written in report.written(summary).items():
+    for kind, written in files.output_files(summary).items():
         storage.put(storage.join(output, f"meta/report.{kind}"), written.encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     limit, code = config.output.max_error_rate, 0
     if rate > limit:
         code = 4
-        text = report.terminal({**summary, "state": f"{summary['state']}, with too many failures"})
+        text = facts.terminal_text({**summary, "state": f"{summary['state']}, with too many failures"})
         text += f"\n  note       {rate:.1%} of the rows failed, above output.max_error_rate={limit}: exit code 4"
     else:
-        text = report.terminal(summary)
+        text = facts.terminal_text(summary)
     if summary["quarantined"]:
         code = 4
     return Result(code, summary, text)
 
 
 def summarise(
-    config: Config, fixed: Plan, model: str, state: str, output: str, new_inputs: list[str], standing: plan.Standing
+    config: Config, plan: Plan, committed: Committed, model: str, new_inputs: Sequence[str]
 ) -> dict[str, Any]:
     """All numbers of one output, over every invocation that worked on it."""
-    summary = account.summarise(standing.receipts, ledger.read_runs(output), config.pricing)
+    output, shards = storage.normalize(config.output.path), len(plan.shards)
+    summary = account.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
     id_column = config.input.id
-    kept = id_column is not None and id_column in write.schema_from_text(fixed.schema).names
+    there = id_column is not None and id_column in write.schema_from_text(plan.schema).names
+    left = len(committed.remaining)
     return {
-        "job": fixed.job,
-        "state": state if not standing.remaining else f"{len(standing.remaining)} of {len(fixed.shards)} shards to go",
+        "job": plan.job,
+        "state": f"{left} of {shards} shards to go" if left else "complete",
         "output": output,
         "model": model,
-        "quantization": fixed.quantization,
-        "why": why(fixed),
-        "fingerprint": fixed.fingerprint,
-        "shards": len(fixed.shards),
-        "shards_done": len(fixed.shards) - len(standing.remaining),
+        "quantization": plan.quantization,
+        "why": why(plan),
+        "fingerprint": plan.fingerprint,
+        "shards": shards,
+        "shards_done": shards - left,
         **summary,
-        "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in read_verdicts(output)],
-        "reuse": fixed.reuse,
+        "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in verdicts(plan, output)],
+        "reuse": plan.reuse,
         "id_column": id_column,
-        "duplicate_ids": write.count_duplicates(output, id_column) if kept and id_column else 0,
-        "new_inputs": new_inputs,
-        "quarantined": quarantined(fixed, standing),
+        "duplicate_ids": write.count_duplicates(output, id_column) if there and id_column else 0,
+        "new_inputs": list(new_inputs),
+        "quarantined": quarantined(plan, committed),
     }
 
 
-def why(fixed: Plan) -> str:
+def why(plan: Plan) -> str:
     """What answered, beyond the model's name."""
-    if json.loads(fixed.ingredients["engine"])[0] == EngineKind.fake.value:
+    if json.loads(plan.ingredients["engine"])[0] == EngineKind.fake.value:
         return "NOT ASKED: engine=fake made these answers up"
-    return "served as it is" if fixed.quantization == "none" else f"checkpoint {fixed.checkpoint[:12]}"
+    return "served as it is" if plan.quantization == "none" else f"checkpoint {plan.checkpoint[:12]}"
 
 
-def quarantined(fixed: Plan, standing: plan.Standing) -> list[dict[str, Any]]:
-    """Input files that couldn't be read, or not to their ends: name, why, and how many of their rows stand."""
+def quarantined(plan: Plan, committed: Committed) -> list[dict[str, Any]]:
+    """Input files that couldn't be read, or not to their ends: name, why, and how many of their rows are there."""
     rows: Counter[str] = Counter()
-    why = dict(fixed.unreadable)
-    for receipt in standing.receipts:
-        name = fixed.objects[fixed.shards[receipt.shard].object].name
+    why = dict(plan.unreadable)
+    for receipt in committed.receipts:
+        name = plan.objects[plan.shards[receipt.shard].object].name
         rows[name] += receipt.usage.rows
         if receipt.quarantined:
             why[name] = receipt.quarantined
@@ -107,44 +114,51 @@ def quarantined(fixed: Plan, standing: plan.Standing) -> list[dict[str, Any]]:
 
 def status(config: Config) -> Result:
     """How far the run at output.path is, from the store alone. Raises BatchqError if nothing is there."""
+    plan, committed = load(config)
     output = storage.normalize(config.output.path)
-    stored = plan.load(output)
-    if stored is None:
-        raise BatchqError(f"{output}: no run has been planned there yet")
-    standing = plan.standing(stored, output)
-    runs = ledger.read_runs(output)
+    runs = [run for run in ledger.read_runs(output) if run.verb == "run"]
     state = runs[-1].state if runs else "planned"
-    summary = summarise(config, stored, config.model.path, state, output, [], standing)
+    summary = summarise(config, plan, committed, config.model.path, [])
     words = {"running": "running, or killed since"}.get(state, state)
     lines = [
-        f"batchq · {stored.job} · {summary['shards_done']} of {summary['shards']} shards committed"
+        f"batchq · {plan.job} · {summary['shards_done']} of {summary['shards']} shards committed"
         f" · last invocation: {words}",
         f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
-        f"  cost       {report.cost(summary)}",
+        f"  cost       {facts.cost(summary)}",
         f"  output     {output}",
     ]
     return Result(0, summary, "\n".join(lines))
 
 
 def compose_report(config: Config) -> Result:
-    """The report of what stands at output.path, written anew, at today's prices."""
+    """The report of what is committed at output.path, written anew, at today's prices."""
+    plan, committed = load(config)
+    return finish(config, plan, committed, config.model.path, [])
+
+
+def load(config: Config) -> tuple[Plan, Committed]:
+    """The run at output.path. Raises BatchqError if none was planned there, which says what was spent all the same."""
     output = storage.normalize(config.output.path)
-    stored = plan.load(output)
-    if stored is None:
-        raise BatchqError(f"{output}: no run has been planned there yet")
-    model = Model(path="", name=config.model.path, digest=stored.model, quantized=None)
-    return finish(config, stored, model, "complete", output, [])
+    plan = load_plan(output)
+    if plan is not None:
+        return plan, read_committed(plan, output)
+    spent = ""
+    if runs := ledger.read_runs(output):
+        replicas = [replica for run in runs for replica in run.replicas]
+        cost = account.cost_of(replicas, config.pricing)
+        seconds = sum(replica.devices * sum(replica.phases.values()) for replica in replicas)
+        money = "" if cost is None else f" = {cost:.4f} {config.pricing.currency}"
+        tried = Counter(f"{run.verb} ({run.state})" for run in runs)
+        verbs = ", ".join(f"{count} x {which}" for which, count in tried.items())
+        spent = f"; what was tried held {seconds:,.1f} device-seconds{money}: {verbs}"
+    raise BatchqError(f"{output}: no run has been planned there yet{spent}")
 
 
-def note_verdicts(output: str, verdicts: list[Verdict]) -> None:
-    if verdicts:
-        found = json.dumps([dataclasses.asdict(v) for v in verdicts], indent=1)
-        storage.put(storage.join(output, "meta/gate.json"), found.encode())
-
-
-def read_verdicts(output: str) -> list[Verdict]:
-    try:
-        return [gate.verdict_from_json(v) for v in json.loads(storage.read(storage.join(output, "meta/gate.json")))]
-    except NotFound:
-        return []
+def verdicts(plan: Plan, output: str) -> list[Verdict]:
+    """The gate's verdicts on this run. Version 0.1.0 kept them in meta/gate.json, beside the plan."""
+    found: Iterable[dict[str, Any]] = plan.verdicts
+    if not found:
+        with contextlib.suppress(NotFound):
+            found = json.loads(storage.read(storage.join(output, "meta/gate.json")))
+    return [verdict_from_json(v) for v in found]

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 import unicodedata
+from dataclasses import dataclass
 from typing import TextIO
 
 LOG_SECONDS = 30.0  # between lines where there is no terminal
@@ -68,26 +69,28 @@ def _spelled(character: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
-def labelling(
-    rows: int, failures: int, share: float | None, elapsed: float, new_tokens: int, phases: list[str], cost: str
-) -> str:
-    """The line of a run that labels. `share`: of the corpus, 0 to 1, where its rows can be counted; `elapsed`: seconds
-    since the first answer."""
-    busy = ", ".join(f"{phases.count(p)} {p}" for p in dict.fromkeys(phases)) or "starting"
-    rate = f"{new_tokens / elapsed:,.0f} tokens/s" if elapsed > 1 and new_tokens else "- tokens/s"
-    done = "" if share is None else f" ({share:.0%})"
-    failed = f" · {failures:,} failures" if failures else ""
-    return f"{rows:,} rows{done}{failed} · {rate} · replicas: {busy}{cost}"
+@dataclass(frozen=True, slots=True)
+class LabellingLine:
+    """What the live line of a run that labels says. `share`: of the corpus, 0 to 1, None where rows can't be counted;
+    `phases`: one per replica; `cost`: in words, to be added."""
 
+    rows: int
+    failures: int
+    share: float | None
+    seconds_left: float | None
+    tokens_per_second: float | None
+    phases: tuple[str, ...]
+    cost: str
 
-def eta(share_done: float | None, share_at_start: float, elapsed: float) -> str:
-    """Time to go, from how much of the corpus this invocation has labelled."""
-    if share_done is None:
-        return ""
-    gained = share_done - share_at_start
-    if gained <= 0 or elapsed < 2:
-        return " · ETA -"
-    return f" · ETA {duration((1 - share_done) / gained * elapsed)}"
+    def words(self) -> str:
+        phases = self.phases
+        busy = ", ".join(f"{phases.count(p)} {p}" for p in dict.fromkeys(phases)) or "starting"
+        rate = f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else "- tokens/s"
+        done = "" if self.share is None else f" ({self.share:.0%})"
+        failed = f" · {self.failures:,} failures" if self.failures else ""
+        eta = "-" if self.seconds_left is None else duration(self.seconds_left)
+        left = "" if self.share is None else f" · ETA {eta}"
+        return f"{self.rows:,} rows{done}{failed} · {rate} · replicas: {busy}{self.cost}{left}"
 
 
 def duration(seconds: float) -> str:

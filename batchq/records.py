@@ -129,6 +129,7 @@ class Plan:
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
     reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same
+    verdicts: tuple[dict[str, Any], ...] = ()  # the gate's, of each scheme that it tried: gate.Verdict as JSON
 
 
 def sealed(fields: dict[str, Any]) -> bytes:

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from batchq import models, plan, read, storage, write
+from batchq import models, read, storage, write
 from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
+from batchq.plan.committed import read_committed
+from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard, Usage
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
@@ -41,7 +43,7 @@ def verify(config: Config) -> tuple[bool, str]:
     Raises BatchqError if no run is there, Changed if an input is no longer the one that was planned.
     """
     output = storage.normalize(config.output.path)
-    fixed = plan.load(output)
+    fixed = load_plan(output)
     if fixed is None:
         raise BatchqError(f"{output}: no run has been planned there yet")
     parts: dict[int, dict[int, str]] = defaultdict(dict)
@@ -181,10 +183,10 @@ def clean(config: Config) -> str:
     isn't finished: its spills are answers that were paid for.
     """
     output = storage.normalize(config.output.path)
-    fixed = plan.load(output)
+    fixed = load_plan(output)
     if fixed is None:
         raise BatchqError(f"{output}: no run has been planned there yet")
-    if left := len(plan.standing(fixed, output).remaining):
+    if left := len(read_committed(fixed, output).remaining):
         raise BatchqError(f"{output}: {left} shards to go; what would be removed is what a resume goes on from")
     count = size = 0
     for name in ("meta/partial", "meta/attempts", "meta/tmp", "meta/.tmp", "meta/runs/.tmp"):

@@ -14,7 +14,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -40,6 +40,7 @@ FAILURE = [
 ]
 EXTRA = pa.field("batchq_extra", pa.string())  # JSON of keys that the frozen schema doesn't have
 BUCKETS = 16  # temporary files that count_duplicates spreads its hashes over
+RECEIPTS_AT_ONCE = 64
 TAIL = 4096  # bytes read first for a footer; most fit
 
 
@@ -246,12 +247,12 @@ def read_part(uri: str, columns: list[str]) -> pa.Table:
     raise AssertionError("unreachable")
 
 
-def read_receipts(output: str, threads: int = 64) -> list[Receipt]:
-    """All committed parts' receipts, data and empty, in the order of their names."""
+def read_receipts(output: str, known: Mapping[str, Receipt]) -> dict[str, Receipt]:
+    """All committed parts' receipts by URI, data and empty, in the order of their names; those `known` aren't read."""
     uris = [s.uri for s in storage.list_objects(storage.join(output, "data")) if parse_part_name(s.uri)]
     uris += [s.uri for s in storage.list_objects(storage.join(output, "meta/empty"))]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(read_receipt, uris))
+    with ThreadPoolExecutor(RECEIPTS_AT_ONCE) as pool:
+        return dict(zip(uris, pool.map(lambda uri: known.get(uri) or read_receipt(uri), uris), strict=True))
 
 
 # -- attempts and spills --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchq.plan.draft import make_plan
 from benchmarks.clock import say
 from benchmarks.process import versions
 
@@ -60,9 +61,11 @@ class Case:
 
 def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrides: list[str]) -> Case:
     """Compose the rows, quantize the model, and write what the sides read; what is there already is kept."""
-    from batchq import capacity, cli, forecast, hardware, models, plan, progress, tune
+    from batchq import capacity, cli, forecast, hardware, models
     from batchq.config import Config
-    from batchq.run import choose, quantized
+    from batchq.job.scheme import choose_scheme
+    from batchq.job.served import serve
+    from batchq.job.session import open_session
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     length = max(1024, 1 << math.ceil(math.log2(tokens * 1.2)))
@@ -80,14 +83,14 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
         write_prompts(config, found.path, corpus, prompts)
     task = open_task(config, found.path)
 
-    chosen = choose(config, None, found, here).scheme
-    draft = plan.make(config, found.digest, chosen, "")
-    say(f"{found.name} under {chosen.value}: quantized, unless it is cached")
-    checkpoint = quantized(config, draft, found, chosen, here, None, progress.Progress())
+    with open_session(config, "quantize") as session:
+        chosen = choose_scheme(session, found, None).scheme
+        draft = make_plan(config, found.digest, chosen, "")
+        say(f"{found.name} under {chosen.value}: quantized, unless it is cached")
+        served = serve(session, draft, found, chosen)
+    checkpoint = served.checkpoint
     needed = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here).options
-    settled, _ = tune.settled(config, draft, checkpoint.path, checkpoint.bytes, here)
-    spec = capacity.engine_spec(settled, checkpoint.path, checkpoint.bytes, here)
-    spec = dataclasses.replace(spec, cores=() if here.gpus else here.cores)
+    spec = dataclasses.replace(served.engine, cores=() if here.gpus else here.cores)
     tensors = capacity.read_tensors(found.path)
     parameters = sum(t.elements for t in tensors if capacity.is_quantized(t))
     variant = [models.digest_of(sorted(overrides))[:8]] if overrides else []

@@ -24,11 +24,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchq import cli, hardware, models, plan, progress, read
+from batchq import cli, hardware, models, read
 from batchq.capacity import engine_spec
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
-from batchq.run import choose, quantized
+from batchq.job.scheme import choose_scheme
+from batchq.job.served import ensure_checkpoint
+from batchq.job.session import open_session
+from batchq.plan.draft import make_plan
 from batchq.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,10 +89,11 @@ def call(command: list[str], log: Path) -> None:
 
 def prepare(config: Config, request: Path) -> int:
     """Write what `generate` needs: the engine's arguments and every prompt's token ids. Returns their number."""
-    model, here, show = models.resolve(config.model), hardware.detect(), progress.Progress()
-    scheme = choose(config, None, model, here).scheme
-    draft = plan.make(config, model.digest, scheme, "")
-    checkpoint = quantized(config, draft, model, scheme, here, None, show)
+    model, here = models.resolve(config.model), hardware.detect()
+    with open_session(config, "quantize") as session:
+        scheme = choose_scheme(session, model, None).scheme
+        draft = make_plan(config, model.digest, scheme, "")
+        checkpoint = ensure_checkpoint(session, draft, model, scheme)
     spec = dataclasses.replace(
         engine_spec(config, checkpoint.path, checkpoint.bytes, here), cores=() if here.gpus else here.cores
     )

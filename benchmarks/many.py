@@ -32,9 +32,12 @@ from pathlib import Path
 import pyarrow as pa
 from spine import labelled, labelling_seconds, one_token_model
 
-from batchq import plan, storage, write
+from batchq import storage, write
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.outcome import status
+from batchq.plan.committed import read_committed
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import check_inputs, load_plan, store_plan
 from batchq.records import InputObject, Plan, Receipt, Shard, Usage
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
@@ -134,9 +137,9 @@ def planned(work: Path, share: float, replicas: int) -> None:
     job.input = InputConfig(path=str(work / "in"))
     output = storage.normalize(job.output.path)
     with measured(f"plan: a new run over {files:,} input files"):
-        plan.store(plan.make(job, "model", Scheme.none, "model"), output)
+        store_plan(make_plan(job, "model", Scheme.none, "model"), output)
     with measured("plan: the same, and what a resume looks up of them"):
-        assert (stored := plan.load(output)) and not plan.check_inputs(stored, job)
+        assert (stored := load_plan(output)) and not check_inputs(stored, job)
 
 
 def finished_status(work: Path, share: float, replicas: int) -> None:
@@ -151,7 +154,7 @@ def resume(work: Path, share: float, replicas: int) -> None:
     output = str(work / "out")
     finish(output, shards)
     with measured(f"resume: {shards:,} shards"):
-        assert (stored := plan.load(output)) and not plan.standing(stored, output).remaining
+        assert (stored := load_plan(output)) and not read_committed(stored, output).remaining
 
 
 MEASURES: dict[str, Callable[[Path, float, int], None]] = {
@@ -195,7 +198,7 @@ def finish(output: str, shards: int) -> None:
         quantization="none",
         model="none",
     )
-    plan.store(fixed, output)
+    store_plan(fixed, output)
     folder = Path(storage.join(output, "data"))
     folder.mkdir(parents=True, exist_ok=True)
     row = {"batchq_id": ["none:0"], "text": ["t"], "label": ["a"]}

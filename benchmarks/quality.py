@@ -29,14 +29,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from batchq import capacity, cli, gate, hardware, models
+from batchq import capacity, cli, hardware, models, verdict
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine import Completion
 from batchq.errors import BatchqError
 from batchq.fit import Fit
+from batchq.plan.sample import Sample
 from batchq.pool import Pool, Question
 from batchq.quantize import Checkpoint, quantize
-from batchq.sample import Sample
 from batchq.task import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -240,7 +240,7 @@ def compare(
             print(f"{name:<13} failed: {error}\n  {tail}", flush=True)
             continue
         before = before or answers
-        v = gate.judge(name, sample, before, answers, config.task.labels, GateConfig())
+        v = verdict.judge(name, sample, before, answers, config.task.labels, GateConfig())
         seconds = spent.phases
         f1 = v.macro_f1[1] if v.macro_f1 else 0.0
         line(

@@ -31,14 +31,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, ledger, models, plan, storage, write
+from batchq import failpoint, ledger, models, storage, write
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, StorageError
+from batchq.job.run import check_resume
 from batchq.models import Model
 from batchq.outcome import finish
+from batchq.plan.committed import read_committed
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import load_plan, store_plan
 from batchq.records import Receipt, Shard, Usage
-from batchq.run import resumable
 from batchq.worker import Worker, WorkerSpec
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -119,13 +122,13 @@ def work(order: Order) -> None:
     config = order.config
     output = storage.normalize(config.output.path)
     model = Model(path=config.model.path, name="tiny", digest="model", quantized=None)
-    stored = plan.load(output)
+    stored = load_plan(output)
     if stored is not None:
-        resumable(stored, config, model, output)
-    fixed = stored or plan.store(plan.make(config, model.digest, Scheme.none, model.digest), output)
-    remaining = plan.standing(fixed, output).remaining
+        check_resume(config, stored, model, output)
+    fixed = stored or store_plan(make_plan(config, model.digest, Scheme.none, model.digest), output)
+    remaining = read_committed(fixed, output).remaining
     if not remaining:
-        finish(config, fixed, model, "complete", output, [])
+        finish(config, fixed, read_committed(fixed, output), model.name, [])
         return
     invocation = ledger.Invocation(output)
     invocation.close("running")
@@ -145,9 +148,9 @@ def work(order: Order) -> None:
         invocation.close("failed")
         raise
     invocation.close("complete")
-    if plan.standing(fixed, output).remaining:
+    if read_committed(fixed, output).remaining:
         raise StorageError(f"{output}: shards were labelled but don't stand there")
-    finish(config, fixed, model, "complete", output, [])
+    finish(config, fixed, read_committed(fixed, output), model.name, [])
 
 
 async def label(spec: WorkerSpec, shards: Sequence[Shard]) -> None:

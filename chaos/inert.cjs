@@ -1,14 +1,14 @@
 // Opens every page that `python -m chaos.inert` wrote in Chromium and counts what was executed; see there.
 const fs = require("node:fs"), path = require("node:path"), url = require("node:url");
 process.env.AWS_EXECUTION_ENV ??= "AWS_Lambda_nodejs22.x"; // so that the package unpacks Chromium's libraries too
-const puppeteer = require("puppeteer-core"), chromium = require("@sparticuz/chromium");
+const puppeteer = require("puppeteer-core");
 
 // What a page did that text doesn't do: a dialog, a request, a navigation, a word on the console, an element to act with.
 const ALLOWED = "html,head,meta,title,style,body,h1,h2,table,tbody,tr,th,td";
 
 async function look(browser, file) {
   const page = await browser.newPage(), seen = [], address = url.pathToFileURL(file).href;
-  page.on("dialog", (dialog) => { seen.push("dialog"); dialog.dismiss(); });
+  page.on("dialog", (dialog) => { seen.push("dialog"); dialog.dismiss().catch(() => {}); }); // the page may be closing
   page.on("request", (request) => { if (request.url() !== address) seen.push("request"); });
   page.on("framenavigated", (frame) => { if (frame.url() !== address) seen.push("navigation"); });
   page.on("console", () => seen.push("console"));
@@ -28,9 +28,15 @@ async function look(browser, file) {
   return [...new Set(seen)];
 }
 
+async function launch() {
+  if (process.env.CHROMIUM) return puppeteer.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+  const chromium = require("@sparticuz/chromium");
+  return puppeteer.launch({ executablePath: await chromium.executablePath(), args: chromium.args, headless: "shell" });
+}
+
 async function main() {
   const folder = process.argv[2], acted = {}, opened = {};
-  const browser = await puppeteer.launch({ executablePath: await chromium.executablePath(), args: chromium.args, headless: "shell" });
+  const browser = await launch();
   for (const name of fs.readdirSync(folder).filter((name) => name.endsWith(".html")).sort()) {
     const kind = name.split(".")[1], seen = await look(browser, path.resolve(folder, name));
     opened[kind] = (opened[kind] ?? 0) + 1;

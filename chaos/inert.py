@@ -4,6 +4,7 @@ and a real spreadsheet:
     python -m chaos.inert PAGES       # writes pages and CSV files of each of PAYLOADS, and unescaped ones as a control
     npm install --prefix BROWSER @sparticuz/chromium puppeteer-core       # Chromium, 67 MB
     NODE_PATH=BROWSER/node_modules node chaos/inert.cjs PAGES             # opens them and counts what did something
+    # (CHROMIUM=/usr/bin/chromium before it takes one that is installed; puppeteer-core alone is enough then)
     soffice --headless --infilter="Text - txt - csv (StarCalc):44,34,76,1,,0,false,true,false,false,false,0,true" \\
         --convert-to fods --outdir CELLS PAGES/*.csv                      # again with 59 for 44: semicolons
     grep -l table:formula= CELLS/*                                        # control files alone
@@ -19,10 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from batchq import report
 from batchq.account import ReplicaAccount, RunAccount, summarise
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
+from batchq.report import pages, spreadsheet
 
 ELSEWHERE = "http://127.0.0.1:9/"  # nothing answers there; that it is asked is enough
 
@@ -138,16 +139,16 @@ def main() -> None:
             f'<!DOCTYPE html>\n<meta charset="utf-8">\n<table><tr><td class="{payload}">{payload}</td></tr></table>\n'
         )
         for kind, html in {
-            "report": report.page(summary(payload)),
-            "many": report.page_of_many(surveyed(payload), payload),
+            "report": pages.output_page(summary(payload)),
+            "many": pages.survey_page(surveyed(payload), payload),
             "control": control,
         }.items():
             (folder / f"{number:02d}.{kind}.html").write_text(html, encoding="utf-8", errors="surrogatepass")
         raw = io.StringIO()
         csv.writer(raw).writerow(["control", payload, 1])
         for kind, text in {
-            "report": report.spreadsheet(summary(payload)),
-            "many": report.spreadsheet_of_many(surveyed(payload)),
+            "report": spreadsheet.output_csv(summary(payload)),
+            "many": spreadsheet.survey_csv(surveyed(payload)),
             "control": raw.getvalue(),
         }.items():
             (folder / f"{number:02d}.{kind}.csv").write_text(text, encoding="utf-8", errors="surrogatepass", newline="")

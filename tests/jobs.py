@@ -10,18 +10,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from batchq import plan, storage
+from batchq import storage
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
-from batchq.models import Model
 from batchq.outcome import finish
+from batchq.plan.committed import read_committed
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import store_plan
 from batchq.records import Plan, Receipt
 from batchq.worker import Worker, WorkerSpec
 
 
 def planned(config: Config) -> Plan:
     """The job's plan, stored under its output."""
-    return plan.store(plan.make(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
+    return store_plan(make_plan(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
 
 
 def worker(config: Config, fixed: Plan, stall: float = 600, **options: Any) -> Worker:
@@ -73,7 +75,8 @@ def finished(config: Config, fixed: Plan | None = None) -> tuple[dict[str, Any],
             await made.close()
 
     asyncio.run(all_shards())
-    assert not plan.standing(fixed, output).remaining
-    result = finish(config, fixed, Model("", "tiny", "model", None), "complete", output, [])
+    committed = read_committed(fixed, output)
+    assert not committed.remaining
+    result = finish(config, fixed, committed, "tiny", [])
     found = [r for p in sorted(Path(output, "data").iterdir()) for r in pq.read_table(p).to_pylist()]
     return json.loads(Path(output, "meta/manifest.json").read_text()), found, result.exit_code

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import plan
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import check_inputs
 from tests.helpers import rows_of
 from tests.jobs import finished, planned
 
@@ -182,9 +183,9 @@ def test_a_plan_leaves_unreadable_files_out_and_a_resume_agrees(compose: Callabl
     (project / "in/a.jsonl.gz").write_bytes(b"none")
     (project / "in/b.jsonl").write_bytes(jsonl(*GOOD))
     config = compose("input.path=in", "input.unreadable=quarantine")
-    made = plan.make(config, "m", Scheme.none, "m")
+    made = make_plan(config, "m", Scheme.none, "m")
     assert [o.name for o in made.objects] == ["b.jsonl"] and list(made.unreadable) == ["a.jsonl.gz"]
-    assert plan.check_inputs(made, config) == []
+    assert check_inputs(made, config) == []
     (project / "in/b.jsonl").unlink()
     with pytest.raises(InputError, match="not one input file can be read"):
-        plan.make(config, "m", Scheme.none, "m")
+        make_plan(config, "m", Scheme.none, "m")

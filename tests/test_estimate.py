@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from batchq import estimate, read, sample, tune
+from batchq import estimate, read, settings
 from batchq.account import ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.fit import Fit
 from batchq.hardware import Hardware
+from batchq.plan import sample
+from batchq.plan.sample import Lengths
 from batchq.records import Plan, Shard
-from batchq.sample import Lengths
 from tests.helpers import compressed, rows_of, write_jsonl
 from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
@@ -72,7 +73,7 @@ def test_short_rows_are_bound_by_rows() -> None:
 def test_a_cpu_has_none_until_something_ran() -> None:
     here = cpu(memory=64 * GIB)
     assert said(job(), here) == "how fast isn't known here yet: `tune` or a first run tells"
-    tune.remember(job(), DRAFT, here, tune.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
+    settings.remember(job(), DRAFT, here, settings.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
     assert "4,000 tokens/s" in (tuned := said(job(), here)) and "as `tune` found on 2026-11-24" in tuned
     phases = {"load": 50.0, "infer": 80.0, "idle": 20.0}
     estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, tokens=300_000, generated=300)], 300)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from batchq import findings, gate
+from batchq import findings
 from batchq.engine import Completion
 from batchq.estimate import Reached
+from batchq.job import gate
 from batchq.records import Failure
-from batchq.tune import Tuned
+from batchq.settings import Tuned
 
 FORMS = {
     "reached": lambda kept: Reached(**kept),
@@ -51,8 +52,8 @@ def test_the_gates_answers_come_back_as_they_were(capsys: pytest.CaptureFixture[
         Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5),
         Failure("too_long", "300 tokens"),
     ]
-    gate.remember("a", answers)
-    assert gate.recall("a") == answers
+    gate.remember_answers("a", answers)
+    assert gate.recall_answers("a") == answers
     findings.place("gate", "a").write_text('[{"code": "too_long"}]')
-    assert gate.recall("a") is None
+    assert gate.recall_answers("a") is None
     assert "gate/a.json is damaged" in capsys.readouterr().err

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from batchq import gate
+from batchq import models
 from batchq.cli import main
-from batchq.config import GateConfig
+from batchq.config import Config, GateConfig, Scheme
 from batchq.engine import Completion
-from batchq.gate import Verdict
+from batchq.errors import ConfigError
+from batchq.job import gate
+from batchq.plan import sample
+from batchq.plan.draft import make_plan
+from batchq.plan.sample import Sample
 from batchq.records import Failure
-from batchq.sample import Sample, side
-from tests.helpers import write_jsonl
+from batchq.task import Task
+from batchq.verdict import Verdict, judge
+from tests.helpers import rows_of, write_jsonl
 
 LABELS = ["positive", "negative"]
 
@@ -34,8 +41,8 @@ def verdict(rows: int, lost: float, config: GateConfig | None = None, gold: bool
     truth = random.integers(0, 2, rows)
     first = np.where(random.random(rows) < 0.8, truth, 1 - truth)
     second = np.where((first == truth) & (random.random(rows) < lost), 1 - first, first)
-    sample = Sample([[1, 2]] * rows, [LABELS[t] if gold else None for t in truth])
-    return gate.judge("int8", sample, answers(first), answers(second), LABELS, config or GateConfig())
+    asked = Sample([[1, 2]] * rows, [LABELS[t] if gold else None for t in truth])
+    return judge("int8", asked, answers(first), answers(second), LABELS, config or GateConfig())
 
 
 def test_the_same_answers_keep_everything() -> None:
@@ -47,7 +54,8 @@ def test_the_same_answers_keep_everything() -> None:
 
 def test_a_large_loss_fails_and_a_small_sample_cannot_tell() -> None:
     bad = verdict(2000, 0.2)
-    assert bad.verdict == "fail" and bad.recovery == pytest.approx(0.8, abs=0.04) and bad.high < 0.99
+    assert bad.verdict == "fail" and bad.recovery == pytest.approx(0.8, abs=0.04)
+    assert bad.high is not None and bad.high < 0.99
     assert not bad.accepts(strict=False) and "fails 99.0%" in bad.words()
     few = verdict(200, 0.02)
     assert few.verdict == "undecided" and few.needs and few.accepts(strict=False) and not few.accepts(strict=True)
@@ -61,8 +69,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for _ in range(100):
         first = (random.random(400) > 0.8).astype(int)
         second = np.where((first == 0) & (random.random(400) < 0.05), 1, first)
-        sample = Sample([[1]] * 400, ["positive"] * 400)
-        found = gate.judge("x", sample, answers(first), answers(second), LABELS, GateConfig())
+        asked = Sample([[1]] * 400, ["positive"] * 400)
+        found = judge("x", asked, answers(first), answers(second), LABELS, GateConfig())
+        assert found.low is not None and found.high is not None
         covered += found.low <= 0.95 <= found.high
         width += (found.high - found.low) / 100
     assert 88 <= covered <= 99, "one that never misses says nothing"
@@ -78,29 +87,70 @@ def test_without_gold_the_labels_that_stay_are_judged() -> None:
 
 
 def test_rows_that_one_model_cannot_answer_are_left_out_and_counted() -> None:
-    sample = Sample([[1]] * 100, ["positive"] * 100)
+    asked = Sample([[1]] * 100, ["positive"] * 100)
     first, second = answers(np.zeros(100)), answers(np.zeros(100))
     second[3] = Failure("engine_refused", "no")
     second[4] = Completion((math.nan, 0.0), "", "length", 1, 0, 1)
-    found = gate.judge("int8", sample, first, second, LABELS, GateConfig())
+    found = judge("int8", asked, first, second, LABELS, GateConfig())
     assert (found.rows, found.failed, found.verdict) == (98, 2, "pass")
-    nothing = gate.judge("int8", sample, first, [Failure("x", "y")] * 100, LABELS, GateConfig())
+    nothing = judge("int8", asked, first, [Failure("x", "y")] * 100, LABELS, GateConfig())
     assert nothing.verdict == "undecided" and nothing.judged == 0
+
+
+def test_a_baseline_that_is_never_right_leaves_the_upper_bound_open() -> None:
+    """Infinity is no number that a report in JSON could hold: such a run ended in a traceback."""
+    wrong = answers(np.ones(100))
+    found = judge("int8", Sample([[1]] * 100, ["positive"] * 100), wrong, wrong, LABELS, GateConfig())
+    assert (found.verdict, found.high, found.needs) == ("undecided", None, None)
+    assert "[0.0%, ?]" in found.words() and json.dumps(dataclasses.asdict(found), allow_nan=False)
 
 
 def test_text_is_judged_by_perplexity_and_by_its_tokens() -> None:
     def texts(loss: float, ids: tuple[int, ...]) -> list[Completion | Failure]:
         return [Completion((), "", "stop", 11, 0, 3, ids, -loss * 10 - i % 3) for i in range(200)]
 
-    sample = Sample([[1] * 11] * 200, [None] * 200)
-    found = gate.judge("fp8", sample, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
+    asked = Sample([[1] * 11] * 200, [None] * 200)
+    found = judge("fp8", asked, texts(2.0, (5, 6, 7, 8)), texts(2.1, (5, 6, 9, 8)), [], GateConfig())
     assert found.measure == "perplexity" and found.agreement == 0.5 and found.verdict == "fail"
     assert found.recovery == pytest.approx(math.exp(-0.1)) == pytest.approx(found.baseline / found.quantized)
 
 
-def test_rows_are_split_about_evenly_between_the_gate_and_calibration() -> None:
-    sides = [side(f"calls.jsonl@{i * 997}", 0) for i in range(1000)]
-    assert 400 < sides.count("gate") < 600 and set(sides) == {"gate", "calibration"}
+@pytest.mark.parametrize(
+    "named",
+    [
+        [],
+        ["quantization.calibration=rows.jsonl"],
+        ["gate.input=rows.jsonl"],
+        ["quantization.calibration=copy.jsonl"],
+        ["gate.input=copy.jsonl", "quantization.calibration=rows.jsonl"],
+    ],
+    ids=["corpus", "calibration is the corpus", "gate.input is the corpus", "calibration is a copy", "both named"],
+)
+def test_no_row_is_judged_by_that_was_calibrated_on(
+    named: list[str], compose: Callable[..., Config], project: Path
+) -> None:
+    """By what they ask: a row that stands twice, or in a copy of the corpus, would be seen in both otherwise."""
+    corpus = [{**row, "text": f"row {row['id'] % 150} says that all is well"} for row in rows_of(400)]
+    write_jsonl(project / "rows.jsonl", corpus)
+    write_jsonl(project / "copy.jsonl", corpus[:200][::-1])
+    config = compose("quantization.scheme=int8", "quantization.samples=60", *named)
+    model = models.resolve(config.model)
+    draft = make_plan(config, model.digest, Scheme.int8, "")
+    task = Task(config.task, models.open_tokenizer(model.path), draft.columns)
+    calibrated = {tuple(ids) for ids in sample.calibration(config, draft, task)}
+    judged = {tuple(ids) for ids in sample.judging(config, draft, task).prompts}
+    assert len(calibrated) >= 30 and len(judged) >= 30
+    assert not calibrated & judged
+
+
+def test_a_gate_without_a_row_that_was_not_calibrated_on_says_so(compose: Callable[..., Config], project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    config = compose("quantization.scheme=int8", "quantization.calibration=rows.jsonl", "gate.input=rows.jsonl")
+    model = models.resolve(config.model)
+    draft = make_plan(config, model.digest, Scheme.int8, "")
+    task = Task(config.task, models.open_tokenizer(model.path), draft.columns)
+    with pytest.raises(ConfigError, match="no row to judge by but the 40 that were calibrated on; name others in gate"):
+        sample.judging(config, draft, task)
 
 
 def test_answers_are_remembered_without_text(cache: object) -> None:
@@ -108,9 +158,9 @@ def test_answers_are_remembered_without_text(cache: object) -> None:
         Completion((-0.1, -2.0), "private", "stop", 3, 0, 1, (4,), -1.0),
         Failure("too_long", "too long"),
     ]
-    assert gate.recall("k") is None
-    gate.remember("k", kept)
-    found = gate.recall("k")
+    assert gate.recall_answers("k") is None
+    gate.remember_answers("k", kept)
+    found = gate.recall_answers("k")
     assert found is not None and found[1] == kept[1]
     assert isinstance(found[0], Completion) and found[0].text == "" and found[0].logprobs == (-0.1, -2.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 
@@ -41,15 +42,25 @@ def test_a_log_has_a_line_now_and_then_and_no_bar(monkeypatch: pytest.MonkeyPatc
     assert log.getvalue().endswith("[0:00] 100 rows\n")
 
 
+def line(**more: Any) -> str:
+    shown: dict[str, Any] = {
+        "rows": 1200,
+        "failures": 0,
+        "share": 0.25,
+        "seconds_left": 37.5,
+        "tokens_per_second": 5000.0,
+        "phases": ("infer", "load"),
+        "cost": " · 0.01 USD so far",
+    }
+    return progress.LabellingLine(**{**shown, **more}).words()
+
+
 def test_the_line_of_a_run_says_how_far_and_how_long() -> None:
-    line = progress.labelling(1200, 0, 0.25, 10.0, 50_000, ["infer", "load"], " · 0.01 USD so far")
-    assert line == "1,200 rows (25%) · 5,000 tokens/s · replicas: 1 infer, 1 load · 0.01 USD so far"
-    assert progress.eta(0.25, 0.05, 10.0) == " · ETA 0:37"  # a fifth took ten seconds, three quarters are left
-    assert progress.eta(0.25, 0.25, 10.0) == " · ETA -"
+    assert line() == ("1,200 rows (25%) · 5,000 tokens/s · replicas: 1 infer, 1 load · 0.01 USD so far · ETA 0:37")
+    assert line(seconds_left=None).endswith(" · ETA -")
+    assert "- tokens/s" in line(tokens_per_second=None) and "replicas: starting" in line(phases=())
 
 
 def test_rows_that_cannot_be_counted_have_no_share_and_no_eta() -> None:
-    assert progress.labelling(1200, 34, None, 10.0, 50_000, ["infer"], "").startswith(
-        "1,200 rows · 34 failures · 5,000 tokens/s"
-    )
-    assert progress.eta(None, 0.0, 10.0) == ""
+    assert line(share=None, failures=34).startswith("1,200 rows · 34 failures · 5,000 tokens/s")
+    assert "ETA" not in line(share=None)

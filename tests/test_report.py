@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -12,14 +14,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import pytest
 
-from batchq import ledger, report, storage
+from batchq import ledger, storage
 from batchq.cli import main
 from batchq.config import Config, PricingConfig
 from batchq.errors import NotFound
 from batchq.progress import Progress, visible
+from batchq.report import facts, pages, spreadsheet, survey
 from chaos.inert import PAYLOADS, summary, surveyed
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import finished
@@ -61,8 +65,8 @@ class Page(HTMLParser):
     unknown_decl = handle_pi = handle_comment
 
 
-PLAIN = Page(report.page(summary("plain")))
-PLAIN_MANY = Page(report.page_of_many(surveyed("plain"), WHERE))
+PLAIN = Page(pages.output_page(summary("plain")))
+PLAIN_MANY = Page(pages.survey_page(surveyed("plain"), WHERE))
 
 
 def seen(payload: str) -> str:
@@ -76,17 +80,34 @@ def test_a_plain_page_has_no_script_and_no_link_and_forbids_them() -> None:
         assert page.elements <= {*"html head meta title style body h1 h2 table tr th td".split()}
         assert {(tag, name) for tag, name, _ in page.attributes} <= {
             *(("html", "lang"), ("meta", "charset"), ("meta", "http-equiv"), ("meta", "content"), ("meta", "name")),
-            ("td", "class"),
+            *(("th", "class"), ("td", "class")),
         }
         (policy,) = (v for _, name, v in page.attributes if name == "content" and v and "default-src" in v)
         assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy
 
 
+def test_the_policy_knows_the_style_by_its_digest() -> None:
+    for text in (pages.output_page(summary("plain")), pages.survey_page(surveyed("plain"), WHERE)):
+        (style,) = re.findall(r"<style>(.*?)</style>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"style-src 'sha256-{digest}';" in text
+
+
+def test_a_template_can_forget_neither_to_escape_nor_to_make_visible() -> None:
+    written = pages.environment().from_string("{{ text }}{% for t in [text] %}{{ t }}{% endfor %}")
+    assert written.render(text="<b>\x1b") == "&lt;b&gt;\\x1b" * 2
+    with pytest.raises(jinja2.UndefinedError, match="text"):
+        written.render()
+    for name in pages.environment().list_templates():
+        source = (Path(pages.__file__).parent / "templates" / name).read_text()
+        assert not re.search(r"\||~|autoescape", source), f"{name}: a filter or ~ may go past both"
+
+
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_html_is_inert_and_keeps_the_text(payload: str) -> None:
     for text, plain in (
-        (report.page(summary(payload)), PLAIN),
-        (report.page_of_many(surveyed(payload), WHERE), PLAIN_MANY),
+        (pages.output_page(summary(payload)), PLAIN),
+        (pages.survey_page(surveyed(payload), WHERE), PLAIN_MANY),
     ):
         page = Page(text)
         assert (page.elements, page.attributes, page.odd) == (plain.elements, plain.attributes, plain.odd)
@@ -107,7 +128,7 @@ READERS: dict[str, Callable[[str], list[list[str]]]] = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_no_csv_reader_finds_a_formula(payload: str, reader: str) -> None:
-    for text in (report.spreadsheet(summary(payload)), report.spreadsheet_of_many(surveyed(payload))):
+    for text in (spreadsheet.output_csv(summary(payload)), spreadsheet.survey_csv(surveyed(payload))):
         for line in READERS[reader](text):
             for cell in line:
                 begins = unicodedata.normalize("NFKC", cell.strip().lstrip('"').strip())[:1]
@@ -117,7 +138,7 @@ def test_no_csv_reader_finds_a_formula(payload: str, reader: str) -> None:
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_csv_keeps_the_text_and_its_lines(payload: str) -> None:
-    lines = list(csv.DictReader(io.StringIO(report.spreadsheet(summary(payload)))))
+    lines = list(csv.DictReader(io.StringIO(spreadsheet.output_csv(summary(payload)))))
     assert [line["record"] for line in lines] == ["invocation", "total"]
     for line in lines:
         assert line["job"].replace("'", "") == seen(payload).replace("'", "")
@@ -131,8 +152,8 @@ def test_a_terminal_finds_nothing_to_obey(payload: str) -> None:
     stream = io.StringIO()
     show = Progress(stream)
     show.step(f"shard 3 ({payload}): lost")
-    texts = [report.terminal(summary(payload)), report.table(surveyed(payload), WHERE), stream.getvalue()]
-    plain = [report.terminal(summary("x")), report.table(surveyed("x"), WHERE), "one\n"]
+    texts = [facts.terminal_text(summary(payload)), survey.table(surveyed(payload), WHERE), stream.getvalue()]
+    plain = [facts.terminal_text(summary("x")), survey.table(surveyed("x"), WHERE), "one\n"]
     for text, same in zip(texts, plain, strict=True):
         assert text.count("\n") == same.count("\n"), "no line of its own"
         assert not [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
@@ -163,7 +184,7 @@ def test_a_run_with_hostile_names_ends_in_inert_reports(compose: Callable[..., C
     assert list(frame["record"]) == ["total"] and frame["rows"].iloc[-1] == 9
 
 
-def test_csv_and_html_have_a_line_an_invocation_and_their_sum(
+def test_csv_and_html_have_a_line_per_invocation_and_their_sum(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And `report` writes them anew at today's prices; over a folder, by output and job, to a file if asked."""
@@ -264,9 +285,9 @@ def summary_on(**figures: Any) -> dict[str, Any]:
 
 
 def test_efficiency_is_said_where_it_is_known() -> None:
-    assert "efficiency" not in report.terminal(summary("x"))
-    both = report.terminal(summary_on(mfu=0.4449, joules_per_thousand_tokens=10.43))
-    assert "  efficiency MFU 44% · 10.4 J a 1,000 tokens\n" in both
-    generated = report.terminal(summary_on(mfu=0.0712, mbu=0.594, joules_per_thousand_tokens=10.43))
-    assert "  efficiency MFU 7% · MBU 59% · 10.4 J a 1,000 tokens\n" in generated
-    assert "  efficiency MFU 44%\n" in report.terminal(summary_on(mfu=0.4449))
+    assert "efficiency" not in facts.terminal_text(summary("x"))
+    both = facts.terminal_text(summary_on(mfu=0.4449, joules_per_thousand_tokens=10.43))
+    assert "  efficiency MFU 44% · 10.4 J per 1,000 tokens\n" in both
+    generated = facts.terminal_text(summary_on(mfu=0.0712, mbu=0.594, joules_per_thousand_tokens=10.43))
+    assert "  efficiency MFU 7% · MBU 59% · 10.4 J per 1,000 tokens\n" in generated
+    assert "  efficiency MFU 44%\n" in facts.terminal_text(summary_on(mfu=0.4449))

@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models, plan, reuse, storage
+from batchq import models, reuse, storage
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, NotFound
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import store_plan
 from batchq.reuse import Reuse
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import labelled, planned
@@ -128,7 +130,7 @@ def test_a_resume_is_refused_when_the_old_output_is_gone(
     asyncio.run(labelled(first, planned(first)))
     config = compose("output.path=again", "output.reuse=out")
     digest = models.resolve(config.model).digest
-    plan.store(plan.make(config, digest, Scheme.none, digest), str(project / "again"))
+    store_plan(make_plan(config, digest, Scheme.none, digest), str(project / "again"))
     shutil.rmtree(project / "out")
     assert main(AGAIN) == 2
     assert "no run has been planned there" in capsys.readouterr().err
@@ -218,7 +220,7 @@ def test_another_engine_has_other_keys(compose: Callable[..., Config], project: 
     keys = []
     for name, override in {"a": "engine.max_model_len=300", "b": "+engine.options.dtype=float16"}.items():
         config = compose(f"output.path={name}", override)
-        fixed = plan.store(plan.make(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
+        fixed = store_plan(make_plan(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
         if name == "b":
             config.engine.options.clear()  # the fake engine doesn't know it
         asyncio.run(labelled(config, fixed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -20,14 +21,17 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import lease, ledger, models, plan
+from batchq import lease, models
 from batchq.cli import compose as compose_job
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import Stopped
 from batchq.hardware import Gpu, Hardware
+from batchq.job.label import work_of
+from batchq.job.served import served_on
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import load_plan, store_plan
 from batchq.quantize import Checkpoint
-from batchq.run import note_work, worker_spec
 from tests.helpers import processes_below, rows_of, wait_for, write_jsonl
 from tests.jobs import labelled
 from tests.s3 import S3
@@ -36,9 +40,9 @@ from tests.tiny import make_tiny_model
 ROOT = Path(__file__).parent.parent
 
 
-def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(project: Path, *overrides: str, failpoint: str = "") -> subprocess.Popen[str]:
     """The command line as a process of its own, in its own group."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BATCHQ_FAILPOINT": failpoint}
     command = [sys.executable, "-m", "batchq", "job=mine", "engine=fake", *overrides]
     return subprocess.Popen(
         command,
@@ -172,6 +176,8 @@ def listening(root: int) -> list[str]:
 WATCHED = """
 import os, signal, threading
 from batchq.pool import cluster
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import load_plan, store_plan
 
 def ours(*_):
     print("heard", flush=True)
@@ -275,7 +281,7 @@ def test_a_newcomer_goes_on_with_the_plan_that_was_made_while_it_waited(
     asked = ["quantization.scheme=int8_rtn", "gate.fallback=[none]", f"+engine.options.asked={project / 'asked'}"]
     made = compose(*asked, "output.path=made")
     model = models.resolve(made.model)
-    fixed = plan.store(plan.make(made, model.digest, Scheme.none, model.digest), str(project / "made"))
+    fixed = store_plan(make_plan(made, model.digest, Scheme.none, model.digest), str(project / "made"))
     (project / "made/data").mkdir()
     if finished:
         asyncio.run(labelled(made, fixed))
@@ -419,13 +425,11 @@ def test_what_decoding_reads_is_known_where_text_is_generated(
     text = ["task.kind=generate", "task.labels=[]", "task.gold=null", "task.prompt='{{ text }}'"]
     limits = ["engine.max_num_seqs=100", "engine.in_flight=64", f"quantization.kv_cache={cache}"]
     config = compose(*limits, *(text if kind == "generate" else []), engine="vllm")
-    model, fixed = models.resolve(config.model), plan.make(config, "model", Scheme.none, "model")
+    model, fixed = models.resolve(config.model), make_plan(config, "model", Scheme.none, "model")
     gpu = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, (9, 0), "580")
     here = Hardware((gpu,), (0,), "Xeon", frozenset(), 64 << 30)
-    spec = worker_spec(config, fixed, Checkpoint(model.path, "model", 1 << 20, 0.0, True), here)
-    invocation = ledger.Invocation("out")
-    note_work(config, fixed, model, here, spec, invocation)
-    found = invocation.account("complete")
+    served = served_on(config, here, fixed, model, Checkpoint(model.path, "model", 1 << 20, 0.0, True))
+    found = work_of(config, here, served)
     weights = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 256 * 128)  # of the tiny model's two layers
     assert found.flop_per_token == 2 * weights
     if kind == "classify":
@@ -434,3 +438,35 @@ def test_what_decoding_reads_is_known_where_text_is_generated(
     assert found.bytes_per_generated == 2 * weights / 64, "a step writes at most one token of each row in flight"
     assert found.bytes_per_recalled == 2 * 2 * 2 * 32 * (1 if cache == "fp8" else 2)
     assert found.peak_bandwidth == 3.35e12
+
+
+def test_a_verdict_outlives_a_kill_right_after_the_plan_is_stored(project: Path) -> None:
+    """It stands in the plan itself, so there is no moment at which the one is there without the other."""
+    write_jsonl(project / "rows.jsonl", rows_of(120))
+    asked = ["quantization.scheme=int8_rtn"]
+    killed = start(project, *asked, failpoint="plan.store.after_put=kill")
+    assert killed.wait(120) == -signal.SIGKILL
+    assert (project / "out/meta/plan.json").exists() and not (project / "out/data").exists()
+    again = start(project, *asked)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "int8_rtn keeps 100.0%" in out
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert [v["verdict"] for v in report["gate"]] == ["pass"]
+
+
+def test_verdicts_of_the_version_before_are_still_reported(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(120))
+    asked = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn"]
+    assert main(asked) == 0
+    report = json.loads((project / "out/meta/report.json").read_text())
+    stored = load_plan(str(project / "out"))
+    assert stored is not None and [dict(v) for v in stored.verdicts] == [
+        {k: v for k, v in verdict.items() if k != "words"} for verdict in report["gate"]
+    ]
+    (project / "out/meta/plan.json").unlink()
+    store_plan(dataclasses.replace(stored, verdicts=()), str(project / "out"))
+    (project / "out/meta/gate.json").write_text(json.dumps([{**stored.verdicts[0], "high": math.inf}]))
+    capsys.readouterr()
+    assert main(["report", *asked]) == 0
+    assert "int8_rtn keeps 100.0% [100.0%, ?] of the baseline's accuracy" in capsys.readouterr().out

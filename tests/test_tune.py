@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from batchq import hardware, models, plan, tune
+from batchq import hardware, models, settings
 from batchq.cli import main
-from batchq.config import Config, EngineConfig, KvCache, QuantizationConfig, TaskConfig, TaskKind
+from batchq.config import Config, EngineConfig, KvCache, QuantizationConfig, Scheme, TaskConfig, TaskKind
 from batchq.hardware import Gpu, Hardware
+from batchq.job import tune
+from batchq.job.served import Served, served_on
+from batchq.plan.draft import make_plan
+from batchq.plan.sample import Lengths
+from batchq.quantize import Checkpoint
 from batchq.records import Plan
-from batchq.run import worker_spec
-from batchq.sample import Lengths
 from tests.helpers import rows_of, write_jsonl
 from tests.machines import GIB, LLAMA_8B, cpu, cuda
 
@@ -42,8 +45,8 @@ def job(generate: bool = False, **engine: Any) -> Config:
 
 def settle(
     config: Config, here: Hardware, folder: str, lengths: Lengths = THOUSAND
-) -> tuple[EngineConfig, dict[str, tune.Reason]]:
-    settled, reasons = tune.settled(config, DRAFT, folder, WEIGHTS, here, lengths)
+) -> tuple[EngineConfig, dict[str, settings.Reason]]:
+    settled, reasons = settings.settled(config, DRAFT, folder, WEIGHTS, here, lengths)
     assert all(r.why and "\n" not in r.why for r in reasons)
     return settled.engine, {r.name: r for r in reasons}
 
@@ -117,7 +120,7 @@ def test_a_cpu_takes_a_row_in_one_step(folder: str) -> None:
 def test_on_a_cpu_compiling_is_tried_first_and_kept(forgetful: Path, folder: str) -> None:
     config, here = job(), cpu(memory=64 * GIB)
     assert tune._axes(config, here)[0] == ("enforce_eager", [False])
-    tune.remember(config, DRAFT, here, tune.Tuned({"enforce_eager": False}, 3865.0, 3388.0, 1000, "2026-11-24"))
+    settings.remember(config, DRAFT, here, settings.Tuned({"enforce_eager": False}, 3865.0, 3388.0, 1000, "2026-11-24"))
     engine, reasons = settle(config, here, folder)
     assert engine.options == {"enforce_eager": False} and "1.14 times" in reasons["enforce_eager"].why
     given, _ = settle(job(options={"enforce_eager": True}), here, folder)
@@ -127,16 +130,17 @@ def test_on_a_cpu_compiling_is_tried_first_and_kept(forgetful: Path, folder: str
 def test_an_engine_starts_with_what_the_plan_says(compose: Callable[..., Config], project: Path, tiny: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(3))
     config: Config = compose(engine="vllm")
-    spec = worker_spec(config, *served(config, tiny), cpu(memory=8 * GIB))
-    assert (spec.engine.max_num_batched_tokens, spec.engine.max_num_seqs, spec.in_flight) == (2048, 64, 128)
+    found = served(config, cpu(memory=8 * GIB))
+    assert (found.engine.max_num_batched_tokens, found.engine.max_num_seqs, found.in_flight) == (2048, 64, 128)
 
 
-def served(config: Config, tiny: Path) -> tuple[Plan, Any]:
-    from batchq.config import Scheme
-    from batchq.quantize import Checkpoint
-
+def served(config: Config, here: Hardware) -> Served:
     model = models.resolve(config.model)
-    return plan.make(config, model.digest, Scheme.none, ""), Checkpoint(model.path, model.digest, 10**6, 0.0, True)
+    plan, checkpoint = (
+        make_plan(config, model.digest, Scheme.none, ""),
+        Checkpoint(model.path, model.digest, 10**6, 0.0, True),
+    )
+    return served_on(config, here, plan, model, checkpoint)
 
 
 # ---- how long the rows are ----
@@ -144,7 +148,7 @@ def served(config: Config, tiny: Path) -> tuple[Plan, Any]:
 
 def test_lengths_are_ranks_of_what_was_seen() -> None:
     found = Lengths.of([[0] * n for n in range(100, 0, -1)])
-    assert (found.median, found.at(0.99), found.longest, found.mean) == (50, 99, 100, 50.5)
+    assert (found.median, found.percentile(99), found.longest, found.mean) == (50, 99, 100, 50.5)
     assert found.above(90) == 10 and Lengths(()).longest == 0
 
 
@@ -197,7 +201,7 @@ def test_the_fastest_is_kept_used_and_forgotten(
     here = hardware.detect()
     for overrides, tokens in {(): 4096, ("engine.max_num_batched_tokens=512",): 512, ("tune.use=false",): 2048}.items():
         config: Config = compose(*overrides)
-        assert worker_spec(config, *served(config, tiny), here).engine.max_num_batched_tokens == tokens
+        assert served(config, here).engine.max_num_batched_tokens == tokens
     assert main(["run", *asked]) == 0
     assert main(["clean", *asked, "clean.cache_days=0.0000001"]) == 0
     assert "tuned settings" in capsys.readouterr().out and not list(forgetful.glob("*/*.json"))
@@ -205,7 +209,7 @@ def test_the_fastest_is_kept_used_and_forgotten(
 
 def test_what_was_found_on_other_rows_says_so(forgetful: Path, folder: str) -> None:
     config, here = job(), H200
-    tune.remember(config, DRAFT, here, tune.Tuned({"max_num_seqs": 256}, 2.0, 1.0, 100, "2026-11-24"))
+    settings.remember(config, DRAFT, here, settings.Tuned({"max_num_seqs": 256}, 2.0, 1.0, 100, "2026-11-24"))
     engine, reasons = settle(config, here, folder)
     assert engine.max_num_seqs == 256
     assert "2.00 times what is chosen without" in reasons["max_num_seqs"].why

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from batchq import models, plan, poison, storage, write
+from batchq import models, poison, storage, write
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
+from batchq.plan.committed import read_committed
+from batchq.plan.draft import ingredients, make_plan
+from batchq.plan.stored import refuse_drift, refuse_other, store_plan
 from batchq.records import Plan, Receipt, Shard
 from batchq.worker import Snapshot
 from tests.helpers import rows_of, write_jsonl
@@ -46,12 +49,12 @@ def test_failures_are_rows_with_a_code_and_neighbours_are_untouched(
     }
     (project / "rows.jsonl").write_text("\n".join([*good, *bad.values()]) + "\n")
     config = compose("input.limit=null")
-    schema = plan.make(config, "m", Scheme.none, "m")
+    schema = make_plan(config, "m", Scheme.none, "m")
     assert schema.format == "jsonl"
     # The sample would see the drifting id; a plan made when all ids were numbers meets it later.
     write_jsonl(project / "first.jsonl", rows_of(3))
-    narrow = plan.make(compose("input.path=first.jsonl"), "m", Scheme.none, "m")
-    fixed = plan.store(dataclasses.replace(schema, schema=narrow.schema), storage.normalize(config.output.path))
+    narrow = make_plan(compose("input.path=first.jsonl"), "m", Scheme.none, "m")
+    fixed = store_plan(dataclasses.replace(schema, schema=narrow.schema), storage.normalize(config.output.path))
     asyncio.run(labelled(config, fixed))
     found = rows(config)
     assert sorted(r["batchq_error"] for r in found if r["batchq_error"]) == sorted(bad)
@@ -86,11 +89,11 @@ def test_a_worker_says_how_many_rows_failed_so_far(compose: Callable[..., Config
 
 def test_unknown_keys_of_later_rows_are_kept(compose: Callable[..., Config], project: Path) -> None:
     write_jsonl(project / "first.jsonl", rows_of(2))
-    narrow = plan.make(compose("input.path=first.jsonl"), "m", Scheme.none, "m")
+    narrow = make_plan(compose("input.path=first.jsonl"), "m", Scheme.none, "m")
     write_jsonl(project / "rows.jsonl", [*rows_of(1), {"id": 5, "text": "late", "gold": "bad", "region": "north"}])
     config = compose()
-    drifting = dataclasses.replace(plan.make(config, "m", Scheme.none, "m"), schema=narrow.schema)
-    asyncio.run(labelled(config, plan.store(drifting, storage.normalize(config.output.path))))
+    drifting = dataclasses.replace(make_plan(config, "m", Scheme.none, "m"), schema=narrow.schema)
+    asyncio.run(labelled(config, store_plan(drifting, storage.normalize(config.output.path))))
     extras = {r["id"]: r["batchq_extra"] for r in rows(config)}
     assert extras == {0: None, 5: '{"region": "north"}'}
 
@@ -133,10 +136,10 @@ def test_a_last_part_that_stands_alone_is_no_finished_stream(compose: Callable[.
     asyncio.run(labelled(config, fixed))
     (project / "out/data/part-00000-0001.parquet").unlink()
     output = storage.normalize(config.output.path)
-    assert plan.standing(fixed, output).remaining == fixed.shards
+    assert read_committed(fixed, output).remaining == fixed.shards
     asyncio.run(labelled(config, fixed))
     assert sorted(r["id"] for r in rows(config)) == list(range(50))
-    assert not plan.standing(fixed, output).remaining
+    assert not read_committed(fixed, output).remaining
 
 
 def test_spilled_answers_are_not_asked_again(compose: Callable[..., Config], project: Path) -> None:
@@ -160,7 +163,7 @@ def test_an_empty_shard_and_one_of_failures_leave_a_clean_table(compose: Callabl
     assert any(r.usage.rows == 0 for r in receipts)
     assert any(r.usage.rows == r.usage.failures > 0 for r in receipts)
     assert len(rows(config)) == 4
-    standing = plan.standing(planned(config), storage.normalize(config.output.path))
+    standing = read_committed(planned(config), storage.normalize(config.output.path))
     assert not standing.remaining
 
 
@@ -211,20 +214,20 @@ def test_another_runs_objects_are_never_taken_for_ours(compose: Callable[..., Co
     asyncio.run(labelled(config, fixed))
     foreign = dataclasses.replace(fixed, fingerprint="f" * 64)
     with pytest.raises(StorageError, match="belongs to another run"):
-        plan.standing(foreign, storage.normalize(config.output.path))
+        read_committed(foreign, storage.normalize(config.output.path))
     other = compose("task.prompt='Another {{ text }}'")
     with pytest.raises(OutputTaken, match=r"another task\.prompt"):
-        plan.refuse_drift(fixed, plan.ingredients(other, "model", Scheme.none), "out")
+        refuse_drift(fixed, ingredients(other, "model", Scheme.none), "out")
 
 
 def test_a_driver_that_loses_the_race_for_the_plan_leaves(compose: Callable[..., Config], project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(5))
     mine, theirs = compose(), compose("task.prompt='Theirs {{ text }}'")
     planned(theirs)
-    draft = plan.make(mine, "model", Scheme.none, "model")
-    standing = plan.store(draft, storage.normalize(mine.output.path))
+    draft = make_plan(mine, "model", Scheme.none, "model")
+    standing = store_plan(draft, storage.normalize(mine.output.path))
     with pytest.raises(OutputTaken, match=r"task\.prompt"):
-        plan.refuse_other(standing, draft, "model", "out")
+        refuse_other(standing, draft, "model", "out")
 
 
 def test_another_checkpoint_than_the_one_that_answered_is_refused(
@@ -232,9 +235,9 @@ def test_another_checkpoint_than_the_one_that_answered_is_refused(
 ) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(5))
     fixed = planned(compose())
-    plan.refuse_other(fixed, fixed, "model", "out")
+    refuse_other(fixed, fixed, "model", "out")
     with pytest.raises(OutputTaken, match="quantizing now gives"):
-        plan.refuse_other(fixed, fixed, "made with a newer library", "out")
+        refuse_other(fixed, fixed, "made with a newer library", "out")
 
 
 def test_an_optional_key_that_a_row_lacks_is_null(compose: Callable[..., Config], project: Path) -> None:

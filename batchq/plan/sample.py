@@ -9,13 +9,17 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from batchq import models, plan, read, write
-from batchq.config import Config
-from batchq.errors import InputError, RowError, StorageError
+from batchq import models, read, write
+from batchq.config import Config, Scheme
+from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.models import digest_of
 from batchq.records import Plan, Row, Shard
+from batchq.scheme import FACTS
 from batchq.task import Task
+
+Taken = TypeVar("Taken")
 
 HEADS = 8  # files whose first rows are counted, of those that only reading would count
 MEASURED = 512  # prompts that lengths are taken from
@@ -39,17 +43,17 @@ class Lengths:
     def of(prompts: Iterable[Sequence[int]]) -> Lengths:
         return Lengths(tuple(sorted(map(len, prompts))))
 
-    def at(self, share: float) -> int:
-        """The length that this share of the prompts doesn't exceed; 0 without any."""
-        return self.tokens[max(0, math.ceil(share * len(self.tokens)) - 1)] if self.tokens else 0
+    def percentile(self, q: float) -> int:
+        """The length that `q` of 100 prompts don't exceed; 0 without any."""
+        return self.tokens[max(0, math.ceil(q / 100 * len(self.tokens)) - 1)] if self.tokens else 0
 
     @property
     def median(self) -> int:
-        return self.at(0.5)
+        return self.percentile(50)
 
     @property
     def longest(self) -> int:
-        return self.at(1.0)
+        return self.percentile(100)
 
     @property
     def mean(self) -> float:
@@ -68,44 +72,62 @@ def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Len
         draft.columns,
         config.model.chat_template,
     )
-    return Lengths.of(task.encode([message for message, _ in rendered(task, spread(draft, rows))][:rows]))
+    asked = itertools.islice(spread(draft, rows, lambda found: rendered(task, found)), rows)
+    return Lengths.of(task.encode([message for message, _ in asked]))
 
 
-def side(key: str, seed: int) -> str:
-    """Which of the two a row may serve, by its id alone: "gate" or "calibration". Never both."""
-    return "gate" if int(digest_of([key, seed])[:8], 16) % 2 else "calibration"
+def side_of(message: str, seed: int) -> str:
+    """Which of the two a row of the corpus may serve, by what it asks alone: "gate" or "calibration". Rows that ask the
+    same, in whichever file they stand, are on the same side."""
+    return "gate" if int(digest_of([message, seed])[:8], 16) % 2 else "calibration"
 
 
 def calibration(config: Config, draft: Plan, task: Task) -> list[list[int]]:
     """Prompts to calibrate on, tokenised and cut: rows of quantization.calibration, or of the corpus that the gate
     never judges by."""
-    settings = config.quantization
-    rows = drawn(config, draft, settings.calibration, settings.samples, "calibration")
-    messages = [message for message, _ in rendered(task, rows)]
-    return [ids[: settings.max_tokens] for ids in task.encode(messages[: settings.samples])]
+    limit = config.quantization.max_tokens
+    return [ids[:limit] for ids in task.encode(_calibration_messages(config, draft, task))]
 
 
 def judging(config: Config, draft: Plan, task: Task) -> Sample:
-    """Prompts to judge by, with gold labels: rows of gate.input, or rows of the corpus that are never calibrated on."""
-    rows = drawn(config, draft, config.gate.input, config.gate.rows, "gate")
-    asked = list(rendered(task, rows))[: config.gate.rows]
+    """Prompts to judge by, with gold labels: rows of gate.input, or of the corpus. Never what was calibrated on,
+    whatever inputs are named: rows that ask the same as one of the calibration's are passed over.
+
+    Raises ConfigError if no row is left.
+    """
+    settings, calibrated = config.gate, set[str]()
+    if FACTS[Scheme(draft.quantization)].calibrated and (settings.input or config.quantization.calibration):
+        calibrated = set(_calibration_messages(config, draft, task))
+    asked = _asked(config, draft, task, settings.input, settings.rows, "gate")
+    chosen = list(itertools.islice((pair for pair in asked if pair[0] not in calibrated), settings.rows))
     room = config.engine.max_model_len - task.sampling.max_tokens
-    prompts = task.encode([message for message, _ in asked])
-    kept = [(p, row) for p, (_, row) in zip(prompts, asked, strict=True) if len(p) <= room]
+    prompts = task.encode([message for message, _ in chosen])
+    kept = [(p, row) for p, (_, row) in zip(prompts, chosen, strict=True) if len(p) <= room]
+    if not kept:
+        why = f" but the {len(calibrated):,} that were calibrated on" if calibrated else ""
+        raise ConfigError(
+            f"gate: there is no row to judge by{why}; name others in gate.input, or set gate.enabled=false"
+        )
     gold = config.task.gold
     return Sample([p for p, _ in kept], [write.as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
 
 
-def golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
+def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
+    settings = config.quantization
+    asked = _asked(config, draft, task, settings.calibration, settings.samples, "calibration")
+    return [message for message, _ in itertools.islice(asked, settings.samples)]
+
+
+def sample_golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
     """Gold values of rows all over the corpus."""
     name = config.task.gold
     if not name:
         return []
-    found = itertools.islice(spread(draft, rows), rows)
+    found = itertools.islice(spread(draft, rows, iter), rows)
     return [write.as_gold(row.columns.get(name)) for row in found if row.error is None]
 
 
-def strange(config: Config, golds: Iterable[str | None]) -> str:
+def unknown_gold_warning(config: Config, golds: Iterable[str | None]) -> str:
     """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
     known, there = set(config.task.labels), [gold for gold in golds if gold is not None]
     others = [gold for gold in there if gold not in known]
@@ -120,40 +142,48 @@ def strange(config: Config, golds: Iterable[str | None]) -> str:
     )
 
 
-def drawn(config: Config, draft: Plan, path: str | None, wanted: int, serving: str) -> Iterator[Row]:
-    """About `wanted` rows: all of another input, or from the starts of evenly spread shards those of one side."""
-    columns = list(draft.columns)
+def _asked(
+    config: Config, draft: Plan, task: Task, path: str | None, wanted: int, side: str
+) -> Iterator[tuple[str, Row]]:
+    """About `wanted` rows with their messages: all of another input, or of the corpus those of one side."""
     if path is not None:
-        for found in read.list_input(dataclasses.replace(config.input, path=path)):
-            format = read.format_of(found.name, config.input.format)
-            unit = read.splittable(found.name, format)
-            yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=columns)
-        return
+        return rendered(task, _rows_of_input(config, draft, path))
     seed = config.gate.seed
-    yield from spread(draft, wanted, lambda row: side(row.id, seed) == serving)
+    return spread(draft, wanted, lambda rows: (pair for pair in rendered(task, rows) if side_of(pair[0], seed) == side))
 
 
-def spread(draft: Plan, wanted: int, fits: Callable[[Row], bool] = lambda _: True) -> Iterator[Row]:
-    """About `wanted` rows of the corpus that fit, from the starts of evenly spread shards."""
+def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
+    for found in read.list_input(dataclasses.replace(config.input, path=path)):
+        format = read.format_of(found.name, config.input.format)
+        unit = read.splittable(found.name, format)
+        yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=list(draft.columns))
+
+
+def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Taken]]) -> Iterator[Taken]:
+    """About `wanted` of what `take` makes of the corpus's rows, from the starts of evenly spread shards."""
     step = max(1, len(draft.shards) // wanted)
     chosen = draft.shards[::step][:wanted]
     each = -(-wanted // len(chosen))
     for shard in chosen:
-        yield from itertools.islice(filter(fits, rows_of(draft, shard)), each)
+        yield from itertools.islice(take(rows_of(draft, shard)), each)
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
-    """About how many rows there are; of files whose rows only reading would count, by the heads of a few of them. None
-    of a dataset in an object store, or if none of those can be read."""
-    if (counted := plan.expected_rows(draft, limit)) is not None or draft.format == "dataset":
-        return counted
+    """About how many rows there are, `limit` at most; of files whose rows only reading would count, by the heads of a
+    few of them. None of a dataset in an object store, or if none of those can be read."""
+    if limit is not None:
+        return limit
+    if all(shard.unit != "stream" for shard in draft.shards):
+        return sum(s.stop - s.start if s.unit == "rows" else draft.rows_per_part for s in draft.shards)
+    if draft.format == "dataset":
+        return None
     whole = [draft.objects[i] for i in sorted({shard.object for shard in draft.shards})]
-    size = found = 0.0
+    size = rows = 0.0
     for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
         with contextlib.suppress(InputError, StorageError):  # whoever labels it says so
-            found += obj.size * read.rows_a_byte(obj, draft.format)
+            rows += obj.size * read.rows_a_byte(obj, draft.format)
             size += obj.size
-    return round(found / size * sum(obj.size for obj in whole)) if size else None
+    return round(rows / size * sum(obj.size for obj in whole)) if size else None
 
 
 def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:

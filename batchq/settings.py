@@ -8,35 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import threading
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from batchq import capacity, findings, models, sample
+from batchq import capacity, findings, models
 from batchq.capacity import GPU_SHARE, OVERHEAD, SEQUENCES, gib
 from batchq.config import Config, EngineKind, KvCache, Scheme, TaskKind
-from batchq.engine import Completion
-from batchq.errors import ConfigError, EngineError
 from batchq.hardware import Hardware
-from batchq.pool import Pool, Question
-from batchq.progress import Progress
-from batchq.quantize import Checkpoint
+from batchq.plan import sample
+from batchq.plan.sample import Lengths
 from batchq.records import Plan
-from batchq.sample import Lengths
 from batchq.scheme import FACTS
-from batchq.task import Task
 
 STEP, ROWS, SHARE, EAGER = "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "enforce_eager"
 COMPILATION = "compilation_config"
 FIELDS = (STEP, ROWS)  # fields of conf/engine; the others are engine.options
 TIGHT_SHARE = 0.95  # of a GPU's memory, where the KV cache is short
-WARM = 8  # rows that an engine answers before it is measured
-MARGIN = 0.02  # by which a setting has to be faster to be kept
-BUSY = 0.5  # processes that wait for each core, from which on speeds on a CPU don't compare
 OTHER_LENGTH = 2.0  # times the median: what was found on such rows says little about these
 
 Settings = dict[str, Any]  # by vLLM's names
@@ -128,7 +116,7 @@ def settled(
         row = (lengths.mean if lengths and lengths.tokens else engine.max_model_len / 2) + config.task.max_tokens
         wanted = row * (rows or SEQUENCES["cuda"])
     share = GPU_SHARE
-    if kv_room(config, path, weights, here, share) < wanted and _free_share(here) > TIGHT_SHARE:
+    if kv_room(config, path, weights, here, share) < wanted and free_share(here) > TIGHT_SHARE:
         share = TIGHT_SHARE
     room = kv_room(config, path, weights, here, given.get(SHARE, share))
     if config.task.kind is TaskKind.generate:
@@ -242,7 +230,7 @@ def _smallest(here: Hardware) -> int:
     return min(gpu.memory for gpu in here.gpus)
 
 
-def _free_share(here: Hardware) -> float:
+def free_share(here: Hardware) -> float:
     return min(gpu.free / gpu.memory for gpu in here.gpus)
 
 
@@ -276,124 +264,3 @@ def engine_version() -> str:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
     return "none"
-
-
-# ---- trying ----
-
-
-def sweep(
-    config: Config,
-    draft: Plan,
-    checkpoint: Checkpoint,
-    pool: Pool,
-    here: Hardware,
-    stop: threading.Event,
-    show: Progress,
-) -> str:
-    """Try settings on a slice of the job's rows, an engine each, and keep the fastest; in words.
-
-    Begins with what is chosen without trying, then changes one setting at a time and keeps what helps. Raises
-    ConfigError when no row can be asked, EngineError when no engine ran, Stopped after `stop` was set.
-    """
-    began = time.monotonic()
-    task, prompts = _slice(config, draft, checkpoint.path)
-    untuned = dataclasses.replace(config, tune=dataclasses.replace(config.tune, use=False))
-    lengths = Lengths.of(prompts)
-    plain, _ = settled(untuned, draft, checkpoint.path, checkpoint.bytes, here, lengths)
-    show.step(
-        f"tune: {len(prompts):,} rows of {lengths.median:,} tokens in the median; "
-        f"at most {config.tune.engines} engines, {config.tune.seconds:g} s each after its start"
-    )
-
-    if not here.gpus and config.cluster.address is None and (load := os.getloadavg()[0]) > BUSY * len(here.cores):
-        show.step(f"tune: this machine is busy already (load {load:.1f}), so what is found may not be the fastest")
-
-    def attempt(settings: Settings, number: int) -> float:
-        """Tokens of prompt and answer a second; 0 if the engine didn't run."""
-        spec = capacity.engine_spec(with_settings(plain, settings), checkpoint.path, checkpoint.bytes, here)
-        in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
-        question = Question(prompts, task.sampling, in_flight, WARM, config.tune.seconds)
-        told = f"tune: {_words(settings)}: "
-        try:
-            answers, spent = pool.ask(
-                spec,
-                question,
-                here,
-                f"tune-{number}.log",
-                stop,
-                lambda count: show.update(f"{told}{count:,} rows answered"),
-                lambda _: None,  # the error says it again
-            )
-        except EngineError as error:
-            show.step(f"tune: {_words(settings)}: didn't run: {error}")
-            return 0.0
-        done = [a for a in answers[WARM:] if isinstance(a, Completion)]
-        phases = spent.phases
-        rate = sum(a.prompt_tokens + a.output_tokens for a in done) / max(phases["gate"], 1e-3)
-        up = phases["start"] + phases["load"] + phases["compile"]
-        show.step(
-            f"tune: {_words(settings)}: {rate:,.0f} tokens/s "
-            f"({len(done):,} rows in {phases['gate']:.1f} s, up after {up:.0f} s)"
-        )
-        return rate
-
-    best = {name: getattr(plain.engine, name) for name in FIELDS if name not in configured(config)}
-    tried = [(best, attempt(best, 0))]
-    highest = before = tried[0][1]
-    for name, values in _axes(plain, here):
-        base = best
-        for value in values if name not in configured(config) else ():
-            trial = {**base, name: value}
-            if len(tried) >= config.tune.engines or any(trial == settings for settings, _ in tried):
-                continue
-            tried.append((trial, attempt(trial, len(tried))))
-            if tried[-1][1] > (1 + MARGIN) * highest:
-                best, highest = tried[-1]
-    if not highest:
-        raise EngineError("tune: no engine ran; the lines above name their logs")
-    found = Tuned(best, round(highest, 1), round(before, 1), lengths.median, f"{datetime.now(UTC):%Y-%m-%d}")
-    remember(config, draft, here, found)
-    show.clear()
-    gain = f"{highest / before:.2f} times what is chosen without" if before else "the only ones that ran"
-    if best == tried[0][0]:
-        gain = f"what is chosen without; nothing else was faster by {MARGIN:.0%}"
-    return (
-        f"{_words(best)}: {highest:,.0f} tokens/s, {gain}\n"
-        f"{len(tried)} engines in {time.monotonic() - began:.0f} s; kept for this hardware, model, scheme and vLLM, "
-        "until it is tuned again; tune.use=false goes without"
-    )
-
-
-def _slice(config: Config, draft: Plan, path: str) -> tuple[Task, list[list[int]]]:
-    """Prompts from all over the corpus that the engine takes."""
-    task = Task(
-        config.task,
-        models.open_tokenizer(path, config.model.trust_remote_code),
-        draft.columns,
-        config.model.chat_template,
-    )
-    room = config.engine.max_model_len - task.sampling.max_tokens
-    wanted = config.tune.rows + WARM
-    messages = [message for message, _ in sample.rendered(task, sample.spread(draft, wanted))]
-    prompts = [ids for ids in task.encode(messages) if len(ids) <= room][:wanted]
-    if len(prompts) <= WARM:
-        raise ConfigError(f"tune: only {len(prompts)} rows of this job can be asked, and it takes more than {WARM}")
-    return task, prompts
-
-
-def _axes(plain: Config, here: Hardware) -> list[tuple[str, list[Any]]]:
-    """What is tried of each setting, most promising first."""
-    step, rows = plain.engine.max_num_batched_tokens or 0, plain.engine.max_num_seqs or 0
-    if here.device == "cpu":
-        steps: list[tuple[str, list[Any]]] = [(STEP, [2 * step, 4 * step]), (ROWS, [rows // 2, 2 * rows])]
-        return [(EAGER, [False]), *steps] if plain.engine.kind is EngineKind.vllm else steps
-    axes: list[tuple[str, list[Any]]] = [(STEP, [step // 2, 2 * step]), (ROWS, [max(1, rows // 4)])]
-    if plain.engine.kind is EngineKind.vllm:
-        axes.append((EAGER, [True]))
-        if _free_share(here) > TIGHT_SHARE:
-            axes.append((SHARE, [TIGHT_SHARE]))
-    return axes
-
-
-def _words(settings: Settings) -> str:
-    return " · ".join(f"{name} {value:,}" if name in FIELDS else f"{name} {value}" for name, value in settings.items())

@@ -1,0 +1,109 @@
+"""`batchq plan job=NAME`: what would happen, how long and for how much; starts no engine, writes nothing."""
+
+from __future__ import annotations
+
+from batchq import capacity, estimate, forecast, models
+from batchq.config import Config
+from batchq.fit import Fit
+from batchq.hardware import Hardware
+from batchq.job.run import find_resume
+from batchq.job.scheme import choose_scheme
+from batchq.job.session import open_session
+from batchq.models import Model
+from batchq.plan import sample
+from batchq.plan.committed import source_plan
+from batchq.plan.draft import make_plan
+from batchq.plan.sample import Lengths
+from batchq.records import Plan
+from batchq.settings import settled, too_long
+
+
+def describe(config: Config) -> str:
+    """`batchq plan`: inputs, shards, scheme, limits and an estimate of tokens; starts no engine, writes nothing."""
+    with open_session(config, "plan") as session:
+        model = models.resolve(config.model)
+        resume = find_resume(session, model)
+        if not resume:
+            source_plan(config)
+        there, output = session.hardware, session.output
+        choice = choose_scheme(session, model, resume.plan if resume else None)
+    scheme, why = choice.scheme, choice.why
+    drafted = resume.plan if resume else make_plan(config, model.digest, scheme, "")
+    fit = Fit(model, there, config)
+    lengths = sample.lengths(config, drafted, model.path)
+    remaining = len(resume.committed.remaining if resume else drafted.shards)
+    weights = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
+    _, reasons = settled(config, drafted, model.path, weights, there, lengths)
+    left = remaining / max(1, len(drafted.shards))
+    lines = [
+        f"batchq · plan of {config.job.name}",
+        f"  hardware   {hardware_words(there)}",
+        f"  model      {model.name} · {weights_words(model)}",
+        f"  scheme     {scheme.value}: {why}",
+        f"  input      {input_words(drafted)}",
+        f"  shards     {len(drafted.shards)}, about {drafted.rows_per_part:,} rows each",
+        f"  prompt     {tokens(drafted, lengths, config.input.limit)}",
+        f"  output     {state(drafted, remaining, output) if resume else new_output(drafted, output)}",
+        f"  estimate   {estimate.words(config, drafted, fit, scheme, lengths, left)}",
+    ]
+    if whole := sum(shard.unit == "stream" for shard in drafted.shards):
+        lines.append(
+            f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
+            "one engine reads each"
+        )
+    golds = sample.sample_golds(config, drafted)
+    warnings = too_long(config, model.path, lengths), sample.unknown_gold_warning(config, golds)
+    lines += [f"  warning    {warning}" for warning in warnings if warning]
+    lines += [f"  {'engine' if i == 0 else '':<11}{r.name:<23}{r.value:>9}  {r.why}" for i, r in enumerate(reasons)]
+    if not model.quantized:
+        lines += [f"  {'schemes' if i == 0 else '':<11}{line}" for i, line in enumerate(forecast.of_job(fit, config))]
+    if resume and (new := resume.new_inputs):
+        lines.append(
+            f"  note       {len(new)} input files appeared since the plan and are not part of it: {', '.join(new[:3])}"
+        )
+    return "\n".join(lines)
+
+
+def hardware_words(here: Hardware) -> str:
+    if here.gpus:
+        kinds = {
+            f"{g.name} ({g.memory / 2**30:.0f} GiB, capability {g.capability[0]}.{g.capability[1]})" for g in here.gpus
+        }
+        return (
+            f"{len(here.gpus)} x {', '.join(sorted(kinds))} · {len(here.cores)} cores · {here.memory / 2**30:.0f} GiB"
+        )
+    return f"no GPU · {len(here.cores)} cores of {here.cpu} · {here.memory / 2**30:.1f} GiB free"
+
+
+def weights_words(model: Model) -> str:
+    size = capacity.stored_bytes(capacity.read_tensors(model.path))
+    return f"{size / 1e9:.2f} GB of weights" + (f", {model.quantized}" if model.quantized else "")
+
+
+def input_words(draft: Plan) -> str:
+    size = sum(o.size for o in draft.objects)
+    return f"{len(draft.objects)} objects, {size:,} bytes, {draft.format} · columns {', '.join(draft.columns)}"
+
+
+def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
+    """How long the prompts are, in a sample, and what that makes for the corpus where rows can be counted."""
+    if not lengths.tokens:
+        return "none of the sampled rows can be asked; see `preview`"
+    rows, mean = sample.expected_rows(draft, limit), lengths.mean
+    whole = "how many rows there are, only reading them tells"
+    if rows is not None:
+        counted = limit is not None or all(shard.unit != "stream" for shard in draft.shards)
+        whole = f"about {mean * rows:,.0f} for {'up to' if counted else 'about'} {rows:,} rows"
+    return (
+        f"{mean:,.0f} tokens per row, median {lengths.median:,}, p99 {lengths.percentile(99):,}, "
+        f"longest {lengths.longest:,} ({len(lengths.tokens):,} sampled); {whole}"
+    )
+
+
+def new_output(draft: Plan, output: str) -> str:
+    return f"{output} · new" + (f", with what can be reused of {draft.reuse}" if draft.reuse else "")
+
+
+def state(stored: Plan, remaining: int, output: str) -> str:
+    shards = len(stored.shards)
+    return f"{output} · {shards - remaining} of {shards} shards committed; a run resumes"

@@ -1,0 +1,86 @@
+"""Which scheme is served: chosen for the hardware, and judged on the job's own rows, rung by rung."""
+
+from __future__ import annotations
+
+import threading
+
+from batchq import capacity, models, quantize
+from batchq.config import Config, EngineKind, KvCache, Scheme
+from batchq.errors import ConfigError, GateRefused
+from batchq.fit import Choice, Fit, require_memory
+from batchq.job.gate import evaluate_gate
+from batchq.job.served import Served, ensure_checkpoint, serve
+from batchq.job.session import Session, open_session
+from batchq.models import Model
+from batchq.plan.draft import make_plan, with_scheme
+from batchq.records import Plan
+from batchq.scheme import FACTS
+from batchq.verdict import Verdict
+
+
+def choose_scheme(session: Session, model: Model, existing: Plan | None) -> Choice:
+    """The scheme, why, and what is tried after it; a resume keeps the stored run's.
+
+    Raises ConfigError if the model can't be served so, or doesn't fit.
+    """
+    config = session.config
+    if existing:
+        return Choice(Scheme(existing.quantization), "as this run was planned", ())
+    if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
+        return Choice(Scheme.none, "the fake engine reads no weights", ())
+    there = session.hardware
+    if config.quantization.kv_cache is KvCache.fp8 and (there.capability or (0, 0)) < FACTS[Scheme.fp8].since:
+        raise ConfigError("quantization.kv_cache=fp8: takes a GPU that computes in FP8; choose auto")
+    fit = Fit(model, there, config)
+    choice = fit.choose()
+    if config.engine.kind is EngineKind.vllm:
+        require_memory(fit.memory(choice.scheme), choice.scheme, there, config)
+    return choice
+
+
+def choose_checkpoint(
+    session: Session, drafted: Plan, model: Model, choice: Choice, judge: bool
+) -> tuple[Plan, Served, list[Verdict]]:
+    """Quantize and judge, rung by rung, until one keeps the wanted quality: (plan, what is served, all verdicts).
+
+    A resume doesn't `judge`: that was done before its run was planned. Raises GateRefused when no rung passes.
+    """
+    verdicts: list[Verdict] = []
+    why = choice.why
+    for scheme in (choice.scheme, *choice.fallback):
+        if scheme is not choice.scheme:
+            drafted = with_scheme(drafted, session.config, scheme)
+        objects, shards = len(drafted.objects), len(drafted.shards)
+        session.progress.step(f"{objects} input objects in {shards} shards · {scheme.value}: {why}")
+        served = serve(session, drafted, model, scheme)
+        verdict = evaluate_gate(session, drafted, served) if judge else None
+        if verdict is None:
+            return drafted, served, verdicts
+        verdicts.append(verdict)
+        session.progress.step(f"gate: {verdict.words()}")
+        if verdict.accepts(session.config.gate.strict):
+            return drafted, served, verdicts
+        session.pool.release()
+        why = f"{scheme.value} costs too much quality"
+    tried = "; ".join(f"{v.scheme} keeps {v.recovery:.1%} of {v.measure}" for v in verdicts)
+    raise GateRefused(
+        f"no scheme that fits keeps gate.recovery={session.config.gate.recovery}: {tried}. "
+        "Lower it, name others in gate.fallback, or give the model more memory"
+    )
+
+
+def quantize_only(config: Config, stop: threading.Event | None = None) -> str:
+    """`batchq quantize`: make the checkpoint or find it; returns lines that say where it is."""
+    with open_session(config, "quantize", stop) as session:
+        model = models.resolve(config.model)
+        choice = choose_scheme(session, model, None)
+        drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
+        made = ensure_checkpoint(session, drafted, model, choice.scheme)
+    before, after = capacity.stored_bytes(capacity.read_tensors(model.path)), made.bytes
+    how = "from the cache" if made.cached else f"made in {made.seconds:.0f} s"
+    if choice.scheme is Scheme.none:
+        how = "as it is"
+    elif peaks := quantize.read_card(made).get("peak_bytes"):
+        how += ", at most " + " and ".join(f"{capacity.gib(n)} of {where} memory" for where, n in peaks.items())
+    sizes = f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB"
+    return f"{choice.scheme.value}: {choice.why}\n{model.name}: {sizes}, {how}\n{made.path}"

@@ -1,0 +1,59 @@
+"""One invocation at work: what every step of a job needs and none of them changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from batchq import models, storage
+from batchq.config import Config, check
+from batchq.errors import GateRefused, Stopped
+from batchq.hardware import Hardware
+from batchq.ledger import Invocation
+from batchq.pool import Pool
+from batchq.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """`output` is output.path, normalized; `stop` asks for an early end with all answers kept."""
+
+    config: Config
+    output: str
+    pool: Pool
+    invocation: Invocation
+    stop: threading.Event
+    progress: Progress
+
+    @property
+    def hardware(self) -> Hardware:
+        """What will run the engines: this machine, or the cluster, which is connected to for it."""
+        return self.pool.hardware()
+
+
+@contextmanager
+def open_session(config: Config, verb: str, stop: threading.Event | None = None) -> Iterator[Session]:
+    """A session for one command. However it ends, what it held of devices is on record afterwards.
+
+    Raises ConfigError for a configuration that can't be.
+    """
+    check(config)
+    output = storage.normalize(config.output.path)
+    invocation, progress = Invocation(output, config.job.name, verb), Progress()
+    with Pool(config.cluster, config.engine, models.cache_dir() / "logs" / config.job.name) as pool:
+        try:
+            yield Session(config, output, pool, invocation, stop or threading.Event(), progress)
+        except BaseException as error:
+            progress.clear()
+            invocation.end(_state_after(error))
+            raise
+        progress.clear()
+        invocation.end("complete")
+
+
+def _state_after(error: BaseException) -> str:
+    if isinstance(error, Stopped):
+        return "stopped"
+    return "refused" if isinstance(error, GateRefused) else "failed"

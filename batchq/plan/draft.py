@@ -1,0 +1,149 @@
+"""Input listing -> a plan: objects, shards, one schema, and the fingerprint of all that decides an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from batchq import read, storage, task, write
+from batchq.config import Config, KvCache, Scheme, Unreadable
+from batchq.errors import InputError
+from batchq.records import InputObject, Plan, Shard
+from batchq.scheme import FACTS
+
+TAPERED = 8  # shards at the end of a large plan that are cut smaller
+
+# Of vLLM's engine arguments, those that change what a model answers; the others may differ on a resume.
+ANSWER_OPTIONS = {"dtype", "hf_overrides", "kv_cache_dtype", "load_format", "quantization", "tokenizer"}
+
+
+def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
+    """All that decides an answer but the input objects, by name, each as text. `model`: its digest."""
+    quantization = config.quantization
+    recipe: list[Any] = [scheme.value]
+    options = {k: v for k, v in config.engine.options.items() if k in ANSWER_OPTIONS}
+    if quantization.kv_cache is not KvCache.auto:
+        recipe += [quantization.kv_cache.value]
+    if scheme not in (Scheme.none, Scheme.auto):
+        recipe += [quantization.ignore, quantization.group_size]
+        if FACTS[scheme].calibrated:
+            recipe += [quantization.samples, quantization.max_tokens, quantization.seed, quantization.calibration]
+            recipe += [quantization.smoothing, quantization.dampening]
+    return {
+        "model": model,
+        "engine": json.dumps([config.engine.kind.value, options], sort_keys=True, default=str),
+        "quantization": json.dumps(recipe),
+        **task.ingredients(config.task),
+        "template": json.dumps(config.model.chat_template, sort_keys=True),
+        "length": str(config.engine.max_model_len),
+        "columns": json.dumps(
+            [config.input.columns, config.output.columns, config.input.format.value, config.task.gold]
+        ),
+        "inputs": json.dumps([config.input.path, config.input.limit]),
+        **({"reuse": storage.normalize(config.output.reuse)} if config.output.reuse else {}),
+    }
+
+
+def fingerprint(parts: dict[str, str], objects: Iterable[InputObject]) -> str:
+    """sha256 over the ingredients and every input object's name, size and etag."""
+    listing = [[o.name, o.size, o.etag] for o in objects]
+    return hashlib.sha256(json.dumps([parts, listing], sort_keys=True).encode()).hexdigest()
+
+
+def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Plan:
+    """Plan a new run. `model` and `checkpoint` are digests of what is named and of what is served.
+
+    Raises InputError for an input that is missing or empty, ConfigError for columns that clash.
+    """
+    objects = read.list_input(config.input)
+    format = read.format_of(objects[0].name, config.input.format)
+    unreadable: dict[str, str] = {}
+    if config.input.unreadable is Unreadable.quarantine:
+        unreadable = read.unreadable(objects, format)
+        objects = [each for each in objects if each.name not in unreadable]
+        if not objects:
+            raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
+    schema = read.infer_schema(objects, format, config.input.columns)
+    task.prompt_columns(config.task, schema.names)
+    for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
+        if name is not None and name not in schema.names:
+            raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}")
+    chosen = list(schema.names) if config.output.columns is None else config.output.columns
+    if unknown := sorted(set(chosen) - set(schema.names)):
+        raise InputError(
+            f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}"
+        )
+    everything = config.input.columns is None and config.output.columns is None
+    output = write.output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
+    parts = ingredients(config, model, scheme)
+    return Plan(
+        fingerprint=fingerprint(parts, objects),
+        ingredients=parts,
+        job=config.job.name,
+        objects=tuple(objects),
+        shards=tuple(_shards(config, objects, format)),
+        format=format,
+        schema=write.schema_to_text(output),
+        columns=tuple(schema.names),
+        rows_per_part=config.output.rows_per_shard,
+        quantization=scheme.value,
+        model=model,
+        unreadable=unreadable,
+        checkpoint=checkpoint,
+        reuse=parts.get("reuse", ""),
+    )
+
+
+def with_scheme(draft: Plan, config: Config, scheme: Scheme) -> Plan:
+    """The same inputs and shards under another scheme, without listing and sampling them again."""
+    parts = ingredients(config, draft.model, scheme)
+    return dataclasses.replace(
+        draft,
+        ingredients=parts,
+        fingerprint=fingerprint(parts, draft.objects),
+        quantization=scheme.value,
+        checkpoint="",
+    )
+
+
+def _subset(schema: Any, names: list[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.schema([schema.field(name) for name in names])
+
+
+def _shards(config: Config, objects: list[InputObject], format: str) -> list[Shard]:
+    cut = functools.partial(read.split, format=format, rows_per_shard=config.output.rows_per_shard)
+    with ThreadPoolExecutor(read.OPENED_AT_ONCE) as threads:  # each is a request to the store
+        ranges = [(number, *each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
+    if len(ranges) > 4 * TAPERED:
+        ranges = read.taper(ranges, TAPERED)
+    if config.input.limit is not None:
+        ranges = list(_limited(ranges, objects, format, config.input.limit))
+    return [Shard(index, *place) for index, place in enumerate(ranges)]
+
+
+def _limited(
+    ranges: list[tuple[int, str, int, int]], objects: list[InputObject], format: str, limit: int
+) -> Iterable[tuple[int, str, int, int]]:
+    """The first `limit` rows. Byte ranges and streams are read up to there, because only rows can be counted."""
+    left = limit
+    for number, unit, start, stop in ranges:
+        if not left:
+            return
+        if unit == "rows":
+            stop = min(stop, start + left)
+            left -= stop - start
+        else:
+            last = None
+            for row in read.read_rows(objects[number], format, unit, start, stop, columns=None):
+                last, left = row.position, left - 1
+                if not left:
+                    stop = last + 1
+                    break
+        yield number, unit, start, stop

@@ -1,0 +1,118 @@
+"""The plan that stands at an output: stored create-only, obeyed by every resume, and refused where it differs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Iterable
+
+from batchq import failpoint, read, storage
+from batchq.config import Config
+from batchq.errors import AlreadyExists, Changed, NotFound, OutputTaken, StorageError
+from batchq.records import InputObject, Plan, Shard, sealed, unsealed
+
+NAME = "meta/plan.json"
+
+# What a person changed when this ingredient differs.
+FIELDS = {
+    "model": "model.path (or the model's files)",
+    "engine": "engine.kind or engine.options",
+    "quantization": "quantization (its scheme, calibration, group_size, ignore or kv_cache)",
+    "prompt": "task.prompt or task.system",
+    "labels": "task.labels, task.kind, task.codes or task.name",
+    "sampling": "task.max_tokens, task.temperature, task.stop or task.seed",
+    "template": "model.chat_template",
+    "length": "engine.max_model_len",
+    "columns": "input.columns, output.columns, input.format or task.gold",
+    "inputs": "input.path or input.limit",
+    "reuse": "output.reuse",
+}
+KEYED = ("model", "engine", "quantization", "prompt", "labels", "sampling")  # with another, no batchq_key is the same
+
+
+def load_plan(output: str) -> Plan | None:
+    """The plan that stands at this output, if any. Raises StorageError if it is damaged."""
+    uri = storage.join(output, NAME)
+    try:
+        fields = storage.read_checked(uri, unsealed)
+        objects = tuple(InputObject(*o) for o in fields.pop("objects"))
+        shards = tuple(Shard(i, *s) for i, s in enumerate(fields.pop("shards")))
+        lists = {name: tuple(fields.pop(name, ())) for name in ("columns", "verdicts")}
+        return Plan(**{**fields, **lists, "objects": objects, "shards": shards})
+    except NotFound:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{uri}: damaged; choose another output.path") from error
+
+
+def store_plan(plan: Plan, output: str) -> Plan:
+    """Put the plan where there is none yet; returns the one that is there now, which may be another driver's.
+
+    Raises NoConditionalWrites for a store that would let the last writer win.
+    """
+    uri = storage.join(output, NAME)
+    fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
+    fields["shards"] = [[s.object, s.unit, s.start, s.stop] for s in plan.shards]
+    data, staging = sealed(fields), storage.join(output, "meta/tmp")
+    # Asked before the plan stands: afterwards every later run would take the store for a good one.
+    probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
+    with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost
+        storage.create(probe, b"", staging=staging)
+    failpoint.reach("plan.store.probe_made")
+    try:
+        storage.require_create_only(probe, b"")
+    finally:
+        storage.delete(probe)
+    failpoint.reach("plan.store.before_put")
+    with contextlib.suppress(AlreadyExists):
+        storage.create(uri, data, staging=staging)
+    failpoint.reach("plan.store.after_put")
+    winner = load_plan(output)
+    if winner is None:
+        raise StorageError(f"{uri}: vanished after it was written")
+    return winner
+
+
+def differing(plan: Plan, parts: dict[str, str], names: Iterable[str] = tuple(FIELDS)) -> str:
+    """The fields in which these ingredients differ from a plan's, in a person's words; empty if they don't."""
+    return "; ".join(FIELDS[name] for name in names if plan.ingredients.get(name) != parts.get(name))
+
+
+def refuse_drift(plan: Plan, parts: dict[str, str], output: str) -> None:
+    """Raises OutputTaken naming what differs between the stored plan and this run."""
+    if changed := differing(plan, parts):
+        raise OutputTaken(
+            f"{output}: holds a run of job {plan.job} with another {changed}. "
+            "Choose a new output.path, or go back to the old setting to resume it"
+        )
+
+
+def refuse_other(stored: Plan, draft: Plan, checkpoint: str, output: str) -> None:
+    """Raises OutputTaken if another driver's plan won the race for this output, or if quantizing again, with other
+    library versions say, made another checkpoint than the one that answered so far."""
+    refuse_drift(stored, draft.ingredients, output)
+    if stored.fingerprint != draft.fingerprint:
+        raise OutputTaken(f"{output}: another run planned other input files there just now; choose a new output.path")
+    if stored.checkpoint != checkpoint:
+        raise OutputTaken(
+            f"{output}: its rows were answered by checkpoint {stored.checkpoint[:12]}, but quantizing now gives "
+            f"{checkpoint[:12]} (llm-compressor or compressed-tensors changed?); go back to those versions, "
+            "or choose a new output.path"
+        )
+
+
+def check_inputs(plan: Plan, config: Config) -> list[str]:
+    """Compare the inputs with the plan's; returns the names that appeared since (they are not part of this run).
+
+    Raises Changed if a planned object is gone or is another one now.
+    """
+    now = {o.uri: o for o in read.list_input(config.input)}
+    for planned in plan.objects:
+        found = now.pop(planned.uri, None)
+        if found is None:
+            raise Changed(f"{planned.uri}: was planned and is gone; put it back, or choose a new output.path")
+        if (found.size, found.etag) != (planned.size, planned.etag):
+            raise Changed(f"{planned.uri}: is not the file that was planned; put it back, or choose a new output.path")
+    return sorted(o.name for o in now.values() if o.name not in plan.unreadable)

@@ -1,0 +1,149 @@
+"""One output's summary -> words: the lines of a terminal, and how figures are written everywhere. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from batchq.progress import visible
+
+LOW_MASS = 0.5  # below this the labels held less than half of the model's probability
+FILES_NAMED = 3  # of each kind in a terminal's lines; the manifest has all
+
+Summary = Mapping[str, Any]  # of one output: outcome.summarise's, or ledger.survey's
+Line = tuple[str, str]  # a name and its words
+
+
+def terminal_text(summary: Summary) -> str:
+    """A dozen lines for a terminal, from `outcome.summarise`'s summary."""
+    lines = [f"  {name:<11}{visible(words)}" for name, words in summary_lines(summary)]
+    return "\n".join([visible(title(summary)), *lines])
+
+
+def title(s: Summary) -> str:
+    """The job and what has come of it."""
+    return f"batchq · {s['job']} · {s['state']}"
+
+
+def summary_lines(s: Summary) -> list[Line]:
+    """What is worth a line, in the order in which it is read."""
+    return [
+        ("model", f"{s['model']} · {s['quantization']}: {s['why']}"),
+        ("rows", f"{s['rows']:,} = {s['answers']:,} answers + {s['failures']:,} failures{_codes(s)}"),
+        *_quality(s),
+        *_usage(s),
+        ("cost", cost(s)),
+        *_input(s),
+        *_history(s),
+        ("output", f"{s['output']}/data · {s['parts']} objects · {s['output']}/meta/report.html .csv .json"),
+    ]
+
+
+def cost(s: Summary) -> str:
+    """Money, or why there is none."""
+    if s["cost"] is None:
+        return f"unknown: pricing has no price for {', '.join(s['unpriced'])}; add it under pricing.per_hour"
+    return (
+        f"{s['cost']:.4f} {s['currency']} = {number(s['cost_per_million_tokens'], 4)} per million tokens"
+        f" = {number(s['cost_per_thousand_rows'], 4)} per thousand rows (prices of {s['prices_as_of'] or 'no date'})"
+    )
+
+
+def efficiency(s: Summary) -> str:
+    """What was made of the accelerators, as far as it is known; nothing on a CPU."""
+    words = [f"{name.upper()} {share(s[name])}" for name in ("mfu", "mbu") if s[name] is not None]
+    if s["joules_per_thousand_tokens"] is not None:
+        words.append(f"{s['joules_per_thousand_tokens']:,.1f} J per 1,000 tokens")
+    return " · ".join(words)
+
+
+# ---- how figures are written ----
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def share(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}%}"
+
+
+def devices(s: Summary) -> str:
+    """Accelerators, or cores, of an output or of one of its invocations."""
+    return ", ".join(f"{count} x {name}" for name, count in s["devices"].items())
+
+
+def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+# ---- lines by what they are about ----
+
+
+def _codes(s: Summary) -> str:
+    failures = s["failures_by_code"]
+    return f" ({', '.join(f'{code} {n:,}' for code, n in sorted(failures.items()))})" if failures else ""
+
+
+def _quality(s: Summary) -> list[Line]:
+    lines = []
+    if s["labels"]:
+        lines.append(("labels", " · ".join(f"{label} {count:,}" for label, count in most_first(s["labels"]))))
+    if s["accuracy"] is not None:
+        lines.append(("accuracy", f"{s['accuracy']:.3f} against gold on {s['gold_rows']:,} rows"))
+    if s["mean_label_mass"] is not None:
+        warning = "; low: left to itself, the model would say something else" if s["mean_label_mass"] < LOW_MASS else ""
+        words = f"{s['mean_label_mass']:.3f} of the model's probability was on the labels{warning}"
+        lines.append(("label mass", words))
+    return lines + [("gate", verdict["words"]) for verdict in s["gate"]]
+
+
+def _usage(s: Summary) -> list[Line]:
+    prompt = f"{s['prompt_tokens']:,} prompt ({s['cached_tokens']:,} cached)"
+    speed = f"{number(s['tokens_per_second'])} tokens/s · {number(s['rows_per_second'], 1)} rows/s per engine"
+    busy = f"engine busy {share(s['busy_share'], 1)} of the time after start-up"
+    seconds = " · ".join(f"{phase} {seconds:,.1f}" for phase, seconds in s["device_seconds"].items())
+    used = efficiency(s)
+    return [
+        ("tokens", f"{prompt} + {s['output_tokens']:,} generated"),
+        ("speed", f"{speed} · {busy}"),
+        *([("efficiency", used)] if used else []),
+        ("seconds", f"{seconds} (device-seconds on {devices(s) or 'none'})"),
+    ]
+
+
+def _input(s: Summary) -> list[Line]:
+    """What was wrong with the input, or has been added to it."""
+    lines = []
+    if s["duplicate_ids"]:
+        lines.append(("note", f"{s['duplicate_ids']:,} values of {s['id_column']} occur more than once in the input"))
+    for bad in s["quarantined"][:FILES_NAMED]:
+        lines.append(("quarantine", f"{bad['why']}; {bad['rows']:,} rows of it were read and are in the output"))
+    if (more := len(s["quarantined"]) - FILES_NAMED) > 0:
+        lines.append(("quarantine", f"and {more} more files; meta/manifest.json names them"))
+    if s["new_inputs"]:
+        appeared = f"{len(s['new_inputs'])} input files appeared since the plan and are not part of it"
+        lines.append(("note", f"{appeared}: {', '.join(s['new_inputs'][:FILES_NAMED])}"))
+    return lines
+
+
+def _history(s: Summary) -> list[Line]:
+    """Earlier invocations and earlier outputs that the answers come from."""
+    lines = []
+    if s["invocations"] > 1 or s["lost_replicas"] or s["reused_rows"]:
+        lost = f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost"
+        lines.append(("resumed", f"{lost}, {s['reused_rows']:,} answers taken over from earlier attempts"))
+    if s["reuse"]:
+        lines.append(("reused", f"{s['copied_rows']:,} answers of {s['reuse']}: copied, not asked, not billed"))
+    if s["beside"]:
+        lines.append(("beside", beside(s)))
+    return lines
+
+
+def beside(s: Summary) -> str:
+    """What other commands held for this job, which the cost of the run leaves out."""
+    verbs = ", ".join(f"{each['verb']} {each['invocations']}" for each in s["beside"])
+    costs = [each["cost"] for each in s["beside"]]
+    money = "" if None in costs else f" = {sum(costs):.4f} {s['currency']}"
+    seconds = sum(each["device_seconds"] for each in s["beside"])
+    return f"{verbs}: {seconds:,.1f} device-seconds{money}, not in the cost above"

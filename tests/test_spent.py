@@ -1,0 +1,115 @@
+"""What was held before a plan, or beside it, is on record and in reports: nobody gets devices for nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchq import ledger
+from batchq.account import RunAccount
+from batchq.cli import main
+from batchq.config import Config, Scheme
+from batchq.hardware import Gpu, Hardware
+from batchq.job.served import ensure_checkpoint
+from batchq.job.session import open_session
+from batchq.models import resolve
+from batchq.plan.draft import make_plan
+from tests.helpers import rows_of, wait_for, write_jsonl
+
+ASKED = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn", "pricing.per_hour.cpu_core=3600"]
+
+
+def records(project: Path) -> list[RunAccount]:
+    return ledger.read_runs(str(project / "out"))
+
+
+def held(record: RunAccount, phase: str) -> float:
+    return sum(r.devices * r.phases.get(phase, 0.0) for r in record.replicas)
+
+
+def test_a_refused_gate_is_billed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(200))
+    refused = [*ASKED, "gate.recovery=1.5", "gate.fallback=[]"]
+    assert main(refused) == 5
+    (record,) = records(project)
+    assert (record.state, record.verb) == ("refused", "run")
+    assert held(record, "quantize") > 0 and held(record, "gate") > 0
+    assert not (project / "out/meta/plan.json").exists()
+    capsys.readouterr()
+
+    assert main(["report", *refused]) == 1
+    told = capsys.readouterr().err
+    assert "no run has been planned there yet; what was tried held" in told and "1 x run (refused)" in told
+
+    assert main(["report", str(project), "pricing.per_hour.cpu_core=3600"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing planned, refused" in said and "1 outputs" in said
+
+    assert main([*ASKED, "gate.recovery=0.9"]) == 0  # both invocations of `run` are in the bill
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert report["invocations"] == 2
+    assert report["device_seconds"]["quantize"] == pytest.approx(held(record, "quantize"), abs=0.01)
+
+
+def test_a_run_that_is_stopped_while_it_quantizes_is_billed(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    command = [sys.executable, "-m", "batchq", *ASKED, "job.name=stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    wait_for(process, lambda: "quantizing" in (process.stderr.readline() if process.stderr else ""))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    if process.returncode == 3 and not (project / "out/meta/plan.json").exists():
+        (record,) = records(project)
+        assert (record.state, record.verb) == ("stopped", "run") and held(record, "quantize") > 0
+
+
+def test_what_other_verbs_hold_is_reported_beside_the_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(60))
+    plain = ["job=mine", "engine=fake", "pricing.per_hour.cpu_core=3600"]
+    assert main(["preview", *plain]) == 0
+    assert main(["tune", *plain, "tune.engines=1", "tune.seconds=1"]) == 0
+    assert not (project / "out").exists(), "a look at a job makes no output"
+    assert sorted(record.verb for record in records(project)) == ["preview", "tune"]
+
+    assert main(plain) == 0
+    assert main(["preview", *plain]) == 0
+    assert len(list((project / "out/meta/runs").glob("*.json"))) == 2, "there is an output now, which keeps it"
+    assert main(["report", *plain]) == 0
+    report = json.loads((project / "out/meta/report.json").read_text())
+    assert report["invocations"] == 1
+    beside = {each["verb"]: each for each in report["beside"]}
+    assert {verb: each["invocations"] for verb, each in beside.items()} == {"preview": 2, "tune": 1}
+    assert all(each["device_seconds"] > 0 and each["cost"] > 0 for each in beside.values())
+    assert report["cost"] == pytest.approx(sum(run["cost"] for run in report["runs"]))
+    assert "preview 2, tune 1" in capsys.readouterr().out
+
+
+def test_a_configuration_that_is_refused_leaves_no_record(project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    assert main([*ASKED, "pricing.budget=6", "~pricing.per_hour.cpu_core"]) == 2
+    assert records(project) == [] and not (project / "out").exists()
+
+
+def test_quantizing_is_charged_to_the_machine_that_quantizes(
+    compose: Callable[..., Config], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's: on a cluster of GPUs it may be a machine without one."""
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    config = compose("quantization.scheme=int8_rtn", "job.name=charged")
+    gpu = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 80 << 30, (9, 0), "580")
+    there = Hardware((gpu,) * 8, tuple(range(96)), "Xeon", frozenset(), 64 << 30)
+
+    with open_session(config, "quantize") as session:
+        monkeypatch.setattr(type(session.pool), "hardware", lambda _: there)
+        model = resolve(config.model)
+        ensure_checkpoint(session, make_plan(config, model.digest, Scheme.int8_rtn, ""), model, Scheme.int8_rtn)
+        assert session.hardware == there
+        accounts = session.invocation.account("running").replicas
+    assert all(each.accelerator == "cpu_core" for each in accounts)
