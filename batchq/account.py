@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchq.config import PricingConfig
-from batchq.records import Receipt, Usage
+from batchq.records import Receipt, Usage, restored
 
 # What an accelerator-second held can be, exactly one of these at a time.
 PHASES = ("start", "load", "compile", "quantize", "gate", "infer", "idle")
@@ -58,6 +58,28 @@ def timed(cpu: dict[str, float], what: str, now: Callable[[], float] = time.thre
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """What an engine was asked and what that took, of all its rows, committed or not. Adds up over engines."""
+
+    rows: int = 0  # answers and failures
+    failures: int = 0  # of these
+    tokens: int = 0  # prompt and output
+    computed_tokens: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
+    output_tokens: int = 0
+    kv_tokens_read: int = 0  # tokens whose keys and values were read for the output: see `kv_tokens_read`
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            rows=self.rows + other.rows,
+            failures=self.failures + other.failures,
+            tokens=self.tokens + other.tokens,
+            computed_tokens=self.computed_tokens + other.computed_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            kv_tokens_read=self.kv_tokens_read + other.kv_tokens_read,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaAccount:
     """One engine's life. `devices`: accelerators it held, or cores where there is none."""
 
@@ -65,11 +87,8 @@ class ReplicaAccount:
     devices: int
     phases: dict[str, float]  # seconds of wall clock
     cpu: dict[str, float] = field(default_factory=dict)  # seconds of reading, tokenising, writing beside it
-    tokens: int = 0  # prompt and output, of the rows it answered, committed or not
-    computed: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
+    counters: Counters = Counters()
     joules: float | None = None  # that its devices took since its engine was ready; None where nothing counts them
-    generated: int = 0  # output tokens alone
-    recalled: int = 0  # tokens whose keys and values were read to generate them: see `recalled_tokens`
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +108,8 @@ class RunAccount:
     reached: dict[str, float] = field(default_factory=dict)  # what of the start-up, and seconds from the start
     flop_per_token: float | None = None  # of what was served; None where it isn't known
     peak_flops: float | None = None  # a second and device, dense, in the precision that it multiplies in
-    bytes_per_generated: float | None = None  # of weights, read at least; None where no text is generated
-    bytes_per_recalled: int | None = None  # of keys and values
+    weight_bytes_per_output_token: float | None = None  # read at least; None where no text is generated
+    kv_bytes_per_token: int | None = None  # of keys and values
     peak_bandwidth: float | None = None  # bytes of memory a second and device
     verb: str = "run"
     job: str = ""
@@ -103,14 +122,30 @@ def computed_tokens(prompt: int, cached: int, output: int) -> int:
     return prompt - cached + max(0, output - 1)
 
 
-def recalled_tokens(prompt: int, cached: int, output: int) -> int:
+def kv_tokens_read(prompt: int, cached: int, output: int) -> int:
     """Tokens whose keys and values are read to generate one answer, at least: for each output token after the first
     all that stand before it. Without cached ones, which may be read once for many rows."""
     return max(0, output - 1) * (2 * (prompt - cached) + output) // 2
 
 
+# Fields of meta/runs/*.json as they were called before, and as they are now.
+RENAMED_RUN = {"bytes_per_generated": "weight_bytes_per_output_token", "bytes_per_recalled": "kv_bytes_per_token"}
+RENAMED_COUNTERS = {
+    "tokens": "tokens",
+    "computed": "computed_tokens",
+    "generated": "output_tokens",
+    "recalled": "kv_tokens_read",
+}
+
+
 def account_from_json(data: Mapping[str, Any]) -> RunAccount:
-    return RunAccount(**{**data, "replicas": tuple(ReplicaAccount(**r) for r in data["replicas"])})
+    """A record of meta/runs/, also one of before its counters were a record of their own. Raises ValueError."""
+    return restored({**data, "replicas": [*map(_with_counters, data["replicas"])]}, RunAccount, RENAMED_RUN)
+
+
+def _with_counters(replica: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {RENAMED_COUNTERS[name]: value for name, value in replica.items() if name in RENAMED_COUNTERS}
+    return {"counters": flat, **replica}
 
 
 def price(accelerator: str, pricing: PricingConfig) -> float | None:
@@ -134,9 +169,9 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         labels.update(receipt.labels)
         failures.update(receipt.failures)
         parts += 1
-        reused += receipt.reused
-        copied += receipt.copied
-        copied_tokens += receipt.copied_tokens
+        reused += receipt.from_spill
+        copied += receipt.from_reuse
+        copied_tokens += receipt.from_reuse_tokens
     runs, beside = _by_verb(runs)
     replicas = [replica for run in runs for replica in run.replicas]
     phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}
@@ -238,16 +273,18 @@ def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:
     """
     worked = [(run, r) for run in runs for r in run.replicas if r.phases.get("infer")]
     known = all(run.flop_per_token and run.peak_flops for run, _ in worked)
-    done = sum(r.computed * (run.flop_per_token or 0.0) for run, r in worked)
+    done = sum(r.counters.computed_tokens * (run.flop_per_token or 0.0) for run, r in worked)
     could = sum(r.devices * r.phases["infer"] * (run.peak_flops or 0.0) for run, r in worked)
-    decoding = all(run.bytes_per_generated and run.peak_bandwidth for run, _ in worked)
+    decoding = all(run.weight_bytes_per_output_token and run.peak_bandwidth for run, _ in worked)
     moved = sum(
-        r.generated * (run.bytes_per_generated or 0.0) + r.recalled * (run.bytes_per_recalled or 0) for run, r in worked
+        r.counters.output_tokens * (run.weight_bytes_per_output_token or 0.0)
+        + r.counters.kv_tokens_read * (run.kv_bytes_per_token or 0)
+        for run, r in worked
     )
     could_move = sum(r.devices * r.phases["infer"] * (run.peak_bandwidth or 0.0) for run, r in worked)
     joules = [r.joules for _, r in worked if r.joules is not None]
     energy = sum(joules) if worked and len(joules) == len(worked) else None
-    answered = sum(r.tokens for _, r in worked)
+    answered = sum(r.counters.tokens for _, r in worked)
     return {
         "tokens_answered": answered,
         "mfu": _ratio(done, could) if known else None,

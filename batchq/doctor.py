@@ -13,6 +13,7 @@ from batchq.config import Config
 from batchq.describe import hardware_words, weights_words
 from batchq.errors import BatchqError
 from batchq.fit import Fit
+from batchq.output import layout
 
 PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors", "pyarrow", "obstore", "hydra-core")
 
@@ -93,18 +94,18 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
         return f"{found.name} · {weights_words(found)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:
-        from batchq import read
+        from batchq import input
 
-        objects = read.list_input(config.input)
+        objects = input.list_input(config.input)
         return f"{len(objects)} objects, {sum(o.size for o in objects):,} bytes"
 
     def output() -> str:
         uri = storage.normalize(config.output.path)
-        name = storage.join(uri, "meta/tmp/doctor")
+        name = storage.join(layout.staging(uri), "doctor")
         storage.delete(name)
-        storage.create(name, b"batchq doctor", staging=storage.join(uri, "meta/tmp"))
+        storage.create(name, b"batchq doctor", staging=layout.staging(uri))
         try:
-            storage.require_create_only(name, b"batchq doctor")
+            storage.require_create_only(name, b"batchq doctor", layout.staging(uri))
         finally:
             storage.delete(name)
         return f"{uri} takes create-only writes"

@@ -103,12 +103,12 @@ def remember(config: Config, fixed: Plan, here: Hardware, replicas: Iterable[Rep
     """
     replicas = tuple(replicas)
     gate = sum(r.phases.get("gate", 0.0) for r in replicas)
-    worked = [(r, r.phases.get("infer", 0.0) + r.phases.get("idle", 0.0)) for r in replicas if r.tokens]
+    worked = [(r, r.phases.get("infer", 0.0) + r.phases.get("idle", 0.0)) for r in replicas if r.counters.tokens]
     seconds = sum(time for _, time in worked)
     if not rows or seconds < max(LEAST, 10 * gate):
         return
-    rate = sum(r.tokens for r, _ in worked) / seconds
-    answer = sum(r.generated for r, _ in worked) / rows
+    rate = sum(r.counters.tokens for r, _ in worked) / seconds
+    answer = sum(r.counters.output_tokens for r, _ in worked) / rows
     reached = Reached(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
     findings.keep("reached", settings.key(config, fixed, here), dataclasses.asdict(reached))
 

@@ -21,12 +21,12 @@ from batchq import account, failpoint, models, storage
 from batchq.account import ReplicaAccount, RunAccount, account_from_json
 from batchq.config import PricingConfig
 from batchq.errors import NotFound, StorageError
+from batchq.output import layout
 from batchq.plan.committed import read_committed
-from batchq.plan.stored import NAME, load_plan
+from batchq.plan.stored import load_plan
 from batchq.records import sealed, unsealed
 
 REWRITE_SECONDS = 15.0
-RUNS = "meta/runs"
 
 
 class Invocation:
@@ -93,8 +93,8 @@ class Invocation:
         )
 
     def _folder(self) -> str:
-        if self.verb == "run" or storage.exists(storage.join(self.output, NAME)):
-            return storage.join(self.output, RUNS)
+        if self.verb == "run" or storage.exists(layout.plan(self.output)):
+            return layout.runs(self.output)
         return storage.join(_elsewhere(), models.digest_of(self.output))
 
 
@@ -104,8 +104,8 @@ class Work:
 
     flop_per_token: float | None = None
     peak_flops: float | None = None
-    bytes_per_generated: float | None = None
-    bytes_per_recalled: int | None = None
+    weight_bytes_per_output_token: float | None = None
+    kv_bytes_per_token: int | None = None
     peak_bandwidth: float | None = None
 
 
@@ -118,7 +118,7 @@ def _age() -> float:
 def read_runs(output: str) -> list[RunAccount]:
     """All invocations' records of one output, oldest first, those in this machine's cache included. Raises StorageError
     for one that is damaged."""
-    places = storage.join(output, RUNS), storage.join(_elsewhere(), models.digest_of(output))
+    places = layout.runs(output), storage.join(_elsewhere(), models.digest_of(output))
     return sorted(
         (_read(found.uri) for place in places for found in storage.list_objects(place)), key=lambda each: each.id
     )
@@ -149,7 +149,7 @@ def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
     Raises NotFound if there is none.
     """
     where = storage.normalize(prefix)
-    marks = re.compile(rf"(.*)/(?:{re.escape(NAME)}|{re.escape(RUNS)}/[^/]+\.json)")
+    marks = re.compile(rf"(.*)/(?:{re.escape(layout.PLAN)}|{re.escape(layout.RUNS)}/[^/]+\.json)")
     outputs = {mark[1] for stat in storage.list_objects(where) if (mark := marks.fullmatch(stat.uri))}
     for stat in storage.list_objects(_elsewhere()):
         if f"{(output := _read(stat.uri).output)}/".startswith(f"{where}/"):

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchq import account, failpoint, ledger, storage, write
+from batchq import account, failpoint, ledger, storage
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
+from batchq.output import duplicates, layout
+from batchq.output.schema import schema_from_text
 from batchq.plan.committed import Committed, read_committed
 from batchq.plan.stored import load_plan
 from batchq.records import Plan
@@ -35,9 +37,7 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
     output = storage.normalize(config.output.path)
     summary = summarise(config, plan, committed, model, new_inputs)
     if not committed.remaining:
-        storage.delete_prefix(
-            storage.join(output, "meta/partial")
-        )  # of attempts that were killed while they cleaned up
+        storage.delete_prefix(layout.partial(output))  # of attempts that were killed while they cleaned up
         manifest = {
             "fingerprint": plan.fingerprint,
             "rows": summary["rows"],
@@ -47,10 +47,10 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
             "quarantined": summary["quarantined"],
         }
         failpoint.reach("outcome.finish.before_manifest")
-        storage.put(storage.join(output, "meta/manifest.json"), json.dumps(manifest, indent=1).encode())
+        storage.put(layout.manifest(output), json.dumps(manifest, indent=1).encode())
     failpoint.reach("outcome.finish.before_report")
     for kind, written in files.output_files(summary).items():
-        storage.put(storage.join(output, f"meta/report.{kind}"), written.encode())
+        storage.put(layout.report(output, kind), written.encode())
     rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
     limit, code = config.output.max_error_rate, 0
     if rate > limit:
@@ -71,7 +71,7 @@ def summarise(
     output, shards = storage.normalize(config.output.path), len(plan.shards)
     summary = account.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
     id_column = config.input.id
-    there = id_column is not None and id_column in write.schema_from_text(plan.schema).names
+    there = id_column is not None and id_column in schema_from_text(plan.schema).names
     left = len(committed.remaining)
     return {
         "job": plan.job,
@@ -87,7 +87,7 @@ def summarise(
         "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in verdicts(plan, output)],
         "reuse": plan.reuse,
         "id_column": id_column,
-        "duplicate_ids": write.count_duplicates(output, id_column) if there and id_column else 0,
+        "duplicate_ids": duplicates.count(output, id_column) if there and id_column else 0,
         "new_inputs": list(new_inputs),
         "quarantined": quarantined(plan, committed),
     }
@@ -160,5 +160,5 @@ def verdicts(plan: Plan, output: str) -> list[Verdict]:
     found: Iterable[dict[str, Any]] = plan.verdicts
     if not found:
         with contextlib.suppress(NotFound):
-            found = json.loads(storage.read(storage.join(output, "meta/gate.json")))
+            found = json.loads(storage.read(layout.gate(output)))
     return [verdict_from_json(v) for v in found]

@@ -6,20 +6,19 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from batchq import models
-from batchq.batch import too_long
+from batchq import input, models
 from batchq.config import Config, Scheme
 from batchq.engine import Completion, EngineSpec
 from batchq.errors import RowError
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import serve
 from batchq.job.session import Session, open_session
-from batchq.plan import sample
 from batchq.plan.draft import make_plan
-from batchq.pool import Question
+from batchq.pool import SampleRequest
 from batchq.records import Failure, Row
 from batchq.scheme import FACTS
 from batchq.task import Task
+from batchq.worker.batch import too_long
 
 ROWS = 5  # previewed unless input.limit says otherwise
 LOG = "preview.log"
@@ -48,21 +47,21 @@ def preview(config: Config) -> str:
         served = serve(session, drafted, model, shown_scheme)
         tokenizer = models.open_tokenizer(model.path, model.trusted)
         task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
-        rows = [row for shard in drafted.shards for row in sample.rows_of(drafted, shard)]
+        rows = [row for shard in drafted.shards for row in input.rows_of(drafted, shard, drafted.columns)]
         shown = [_shown(task, row, config.engine.max_model_len) for row in rows]
         asked = [each.prompt for each in shown if each.failure is None]
         session.progress.step(f"the engine starts (log: {session.pool.logs / LOG})")
-        question = Question(asked, task.sampling, served.in_flight)
-        answers = iter(_ask(session, served.engine, question) if asked else [])
+        request = SampleRequest(asked, task.sampling, served.in_flight, log=LOG)
+        answers = iter(_ask(session, served.engine, request) if asked else [])
     lines = [_words(task, each, each.failure or next(answers)) for each in shown]
     if shown_scheme is not scheme:
         lines.append(f"from the unquantized model; the run quantizes to {scheme.value}")
     return "\n\n".join(lines)
 
 
-def _ask(session: Session, engine: EngineSpec, question: Question) -> list[Completion | Failure]:
-    answers, spent = session.pool.ask(
-        engine, question, session.hardware, LOG, session.stop, lambda _: None, session.progress.step
+def _ask(session: Session, engine: EngineSpec, request: SampleRequest) -> list[Completion | Failure]:
+    answers, spent = session.pool.answer_sample(
+        engine, request, session.hardware, session.stop, lambda _: None, session.progress.step
     )
     session.invocation.spent(spent)
     return answers

@@ -5,8 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+END = sys.maxsize  # a position behind every object's last
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +28,33 @@ class InputObject:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """A piece of one input object that one worker labels.
+class Range:
+    """A piece of one input object: the positions from `start` up to `stop`, that one not included.
 
-    `unit` says how `start` and `stop` count: "bytes" (of plain JSONL or text, a row belongs to
-    the shard in which its first byte lies), "rows" (of a Parquet row group range or a dataset,
-    by row ordinal), or "stream" (the whole of an object that can't be split; it commits one part
-    per `rows_per_part` rows).
+    `unit` says how they count: "bytes" (of plain JSONL or text, a row belongs to the range in which its first byte
+    lies), "rows" (of Parquet or a dataset, by row ordinal), or "stream" (by row ordinal too, of an object that can only
+    be read from its beginning).
     """
+
+    unit: str
+    start: int = 0
+    stop: int = END
+
+    def to_json(self) -> list[Any]:
+        return [self.unit, self.start, 0 if self.stop == END else self.stop]
+
+    @classmethod
+    def from_json(cls, unit: str, start: int, stop: int) -> Range:
+        return cls(unit, start, stop or END)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A piece of one input object that one worker labels. A stream's has one part for each `rows_per_part` rows."""
 
     index: int
     object: int  # position in Plan.objects
-    unit: str
-    start: int = 0
-    stop: int = 0
+    range: Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +126,9 @@ class Receipt:
     labels: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)  # by code
     next_position: int = 0  # where the shard's next part begins
-    reused: int = 0  # rows taken over from an earlier attempt's spill, not asked again
-    copied: int = 0  # answers copied from the run that output.reuse names; in `usage` like the others
-    copied_tokens: int = 0  # prompt and output tokens of these, which that run has paid for
+    from_spill: int = 0  # rows taken over from an earlier attempt's spill, not asked again
+    from_reuse: int = 0  # answers copied from the run that output.reuse names; in `usage` like the others
+    from_reuse_tokens: int = 0  # prompt and output tokens of these, which that run has paid for
     quarantined: str = ""  # why the rest of the shard's input can't be read
 
 
@@ -143,6 +164,20 @@ def unsealed(data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict) or fields.pop("digest", None) != _digest(fields):
         raise ValueError("its digest doesn't fit")
     return fields
+
+
+def restored(fields: Any, kind: type[T], renamed: Mapping[str, str] | None = None) -> T:
+    """A record of that kind from the dicts and lists of its JSON, nested records too.
+
+    `renamed`: fields of the record itself as they were called before -> as they are now. Raises ValueError that names
+    a field which is missing or doesn't fit.
+    """
+    if renamed and isinstance(fields, dict):
+        fields = {renamed.get(name, name): value for name, value in fields.items()}
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
 
 
 def _digest(fields: dict[str, Any]) -> str:

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from batchq import models, read, storage, write
+from batchq import input, models, storage
 from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
+from batchq.output import layout, parts, receipts
+from batchq.output.schema import schema_from_text
 from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard, Usage
@@ -48,13 +50,13 @@ def verify(config: Config) -> tuple[bool, str]:
         raise BatchqError(f"{output}: no run has been planned there yet")
     parts: dict[int, dict[int, str]] = defaultdict(dict)
     problems = []
-    for found in storage.list_objects(storage.join(output, "data")):
-        place = write.parse_part_name(found.uri)
+    for found in storage.list_objects(layout.data(output)):
+        place = layout.parse_part(found.uri)
         if place is None or place[0] >= len(fixed.shards):
             problems.append(f"{found.uri}: is none of this run's objects; readers take it for data")
         else:
             parts[place[0]][place[1]] = found.uri
-    empty = {s.uri for s in storage.list_objects(storage.join(output, "meta/empty"))}
+    empty = {s.uri for s in storage.list_objects(layout.empties(output))}
 
     def one(shard: Shard) -> Finding:
         return _shard(fixed, shard, output, parts[shard.index], empty)
@@ -84,26 +86,20 @@ def verify(config: Config) -> tuple[bool, str]:
 def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
     """Compare one shard's input rows with what stands for them, in order."""
     finding = Finding()
-    receipts: list[Receipt] = []
+    found: list[Receipt] = []
 
     def standing() -> Iterator[str]:
         for number in sorted(parts):
             ids, receipt = _part(parts[number], fixed, finding)
             if receipt is not None:
-                receipts.append(receipt)
+                found.append(receipt)
             yield from ids
 
     ends_early = []  # why the input couldn't be read to its end
 
     def expected() -> Iterator[str]:
-        source = fixed.objects[shard.object]
         try:
-            rows = read.read_rows(
-                source, fixed.format, shard.unit, shard.start, shard.stop, columns=list(fixed.columns[:1])
-            )
-            for row in rows:
-                if shard.unit == "stream" and shard.stop and row.position >= shard.stop:
-                    return
+            for row in input.rows_of(fixed, shard, fixed.columns[:1]):
                 yield row.id
         except InputError as error:
             ends_early.append(str(error))
@@ -117,22 +113,22 @@ def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty:
                 missing[there] -= 1
     finding.lost = sum(n for n in missing.values() if n > 0)
     finding.repeated = -sum(n for n in missing.values() if n < 0)
-    uri = storage.join(output, write.empty_name(shard.index))
+    uri = layout.empty(output, shard.index)
     if not parts and uri in empty:
-        receipts.append(write.read_receipt(uri))
-    if ends_early and not any(r.quarantined for r in receipts):
+        found.append(receipts.read(uri))
+    if ends_early and not any(r.quarantined for r in found):
         finding.problems.append(ends_early[0])
-    if [r.part for r in receipts] != list(range(len(receipts))) or [r.last for r in receipts][-1:] != [True]:
+    if [r.part for r in found] != list(range(len(found))) or [r.last for r in found][-1:] != [True]:
         finding.problems.append(f"shard {shard.index} isn't committed whole; the same job goes on with it")
     return finding
 
 
 def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt | None]:
     """The ids in one data object, and its receipt if that tells of what is in it."""
-    schema = write.schema_from_text(fixed.schema)
+    schema = schema_from_text(fixed.schema)
     try:
-        receipt = write.read_receipt(uri)
-        table = write.read_part(uri, schema.names)
+        receipt = receipts.read(uri)
+        table = parts.read(uri, schema.names)
     except BatchqError as error:
         finding.problems.append(str(error))
         return [], None
@@ -158,7 +154,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
         finding.problems.append(f"{uri}: holds other rows than its receipt says")
     if receipt.fingerprint != fixed.fingerprint:
         finding.problems.append(f"{uri}: belongs to another run")
-    if (receipt.shard, receipt.part) != write.parse_part_name(uri):
+    if (receipt.shard, receipt.part) != layout.parse_part(uri):
         finding.problems.append(f"{uri}: stands under a name that isn't its own")
     if any(a == (e is not None) for a, e in zip(answered, errors, strict=True)):
         finding.problems.append(f"{uri}: has a row that is neither an answer nor a failure")
@@ -166,7 +162,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
 
 
 def _manifest(output: str, counted: dict[str, int]) -> list[str]:
-    uri = storage.join(output, "meta/manifest.json")
+    uri = layout.manifest(output)
     try:
         said = json.loads(storage.read(uri))
     except NotFound:
@@ -189,13 +185,12 @@ def clean(config: Config) -> str:
     if left := len(read_committed(fixed, output).remaining):
         raise BatchqError(f"{output}: {left} shards to go; what would be removed is what a resume goes on from")
     count = size = 0
-    for name in ("meta/partial", "meta/attempts", "meta/tmp", "meta/.tmp", "meta/runs/.tmp"):
-        folder = storage.join(output, name)
+    for folder in layout.leftovers(output):
         for found in storage.list_objects(folder):
             count, size = count + 1, size + found.size
         storage.delete_prefix(folder)
     for found in storage.list_objects(storage.join(output, "meta")):
-        if found.uri.startswith(storage.join(output, "meta/probe-")):
+        if layout.is_probe(output, found.uri):
             storage.delete(found.uri)
             count += 1
     lines = [f"{output}: removed {count:,} objects, {size / 1e6:,.1f} MB, that the finished run no longer needs"]

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from batchq import cli, hardware, models, read
+from batchq import cli, hardware, input, models
 from batchq.capacity import engine_spec
 from batchq.config import Config
 from batchq.engine import EngineSpec, Sampling
@@ -100,9 +100,7 @@ def prepare(config: Config, request: Path) -> int:
     task = Task(config.task, models.open_tokenizer(model.path), draft.columns, config.model.chat_template)
     prompts: list[list[int]] = []
     for shard in draft.shards:
-        source = draft.objects[shard.object]
-        rows = read.read_rows(source, draft.format, shard.unit, shard.start, shard.stop, columns=list(draft.columns))
-        prompts += task.encode([task.render(row.columns) for row in rows])
+        prompts += task.encode([task.render(row.columns) for row in input.rows_of(draft, shard, draft.columns)])
     sampling = dataclasses.asdict(task.sampling)
     request.write_text(json.dumps({"spec": dataclasses.asdict(spec), "sampling": sampling, "prompts": prompts}))
     return sum(map(len, prompts))

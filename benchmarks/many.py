@@ -32,13 +32,15 @@ from pathlib import Path
 import pyarrow as pa
 from spine import labelled, labelling_seconds, one_token_model
 
-from batchq import storage, write
+from batchq import storage
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.outcome import status
+from batchq.output import layout, parts, receipts
+from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import check_inputs, load_plan, store_plan
-from batchq.records import InputObject, Plan, Receipt, Shard, Usage
+from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
 JOB = """# @package _global_
@@ -184,29 +186,28 @@ def config(output: Path) -> Config:
 def finish(output: str, shards: int) -> None:
     """A plan of so many shards, and an object for each, as a worker would have committed it."""
     task = TaskConfig(prompt="{{ text }}", labels=["a", "b"])
-    schema = write.output_schema(pa.schema([("text", pa.string())]), task, extra=False)
+    schema = output_schema(pa.schema([("text", pa.string())]), task, extra=False)
     fixed = Plan(
         fingerprint="f" * 64,
         ingredients={},
         job="many",
         objects=(InputObject("/none", "none", shards, "e"),),
-        shards=tuple(Shard(i, 0, "rows", i, i + 1) for i in range(shards)),
+        shards=tuple(Shard(i, 0, Range("rows", i, i + 1)) for i in range(shards)),
         format="parquet",
-        schema=write.schema_to_text(schema),
+        schema=schema_to_text(schema),
         columns=("text",),
         rows_per_part=1,
         quantization="none",
         model="none",
     )
     store_plan(fixed, output)
-    folder = Path(storage.join(output, "data"))
-    folder.mkdir(parents=True, exist_ok=True)
+    Path(layout.data(output)).mkdir(parents=True, exist_ok=True)
     row = {"batchq_id": ["none:0"], "text": ["t"], "label": ["a"]}
     table = pa.table([row.get(f.name, pa.nulls(1, f.type)) for f in schema], schema=schema)
-    for shard in fixed.shards:  # not through write.commit: its fsyncs are not what is measured
+    for shard in fixed.shards:  # not through parts.commit: its fsyncs are not what is measured
         receipt = Receipt(shard.index, 0, True, "a", fixed.fingerprint, Usage(rows=1, answers=1), {"a": 1})
-        data = write.serialize(table, {write.RECEIPT: write.receipt_to_json(receipt)})
-        (folder / Path(write.part_name(shard, 0)).name).write_bytes(data)
+        data = parts.serialize(table, {receipts.KEY: receipts.to_json(receipt)})
+        Path(layout.part(output, shard, 0)).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from batchq.engine import Completion
 from batchq.errors import BatchqError
 from batchq.fit import Fit
 from batchq.plan.sample import Sample
-from batchq.pool import Pool, Question
+from batchq.pool import Pool, SampleRequest
 from batchq.quantize import Checkpoint, quantize
 from batchq.task import Task
 
@@ -152,11 +152,11 @@ def choose(config: Config, model: models.Model, tokenizer: Any, seed: int) -> Ta
         labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens
         asked = [p for task in tasks for p in task.encode([task.render({"text": s.text}) for s in tuning])]
         quiet: Callable[[int], None] = lambda _: None  # noqa: E731
-        answers, _ = pool.ask(
+        sampling = dataclasses.replace(tasks[0].sampling, score_ids=tuple(labels))
+        answers, _ = pool.answer_sample(
             spec,
-            Question(asked, dataclasses.replace(tasks[0].sampling, score_ids=tuple(labels)), 2 * spec.max_num_seqs),
+            SampleRequest(asked, sampling, 2 * spec.max_num_seqs, log="choose.log"),
             here,
-            "choose.log",
             threading.Event(),
             quiet,
             print,
@@ -225,11 +225,10 @@ def compare(
             checkpoint = future.result()
             spec = capacity.engine_spec(config, checkpoint.path, checkpoint.bytes, here)
             quiet: Callable[[int], None] = lambda _: None  # noqa: E731
-            answers, spent = pool.ask(
+            answers, spent = pool.answer_sample(
                 spec,
-                Question(sample.prompts, task.sampling, 2 * spec.max_num_seqs),
+                SampleRequest(sample.prompts, task.sampling, 2 * spec.max_num_seqs, log=f"{name}.log"),
                 here,
-                f"{name}.log",
                 threading.Event(),
                 quiet,
                 print,

@@ -31,18 +31,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchq import failpoint, ledger, models, storage, write
+from batchq import failpoint, ledger, models, storage
 from batchq.config import Config, Scheme
 from batchq.engine import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.job.run import check_resume
 from batchq.models import Model
 from batchq.outcome import finish
+from batchq.output import parts
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
-from batchq.records import Receipt, Shard, Usage
-from batchq.worker import Worker, WorkerSpec
+from batchq.records import Range, Receipt, Shard, Usage
+from batchq.worker.spec import WorkerSpec
+from batchq.worker.worker import Worker
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
@@ -217,11 +219,11 @@ def commit_forever(output: str, first: int, ready: Event) -> None:
     text = os.urandom(100).hex()
     ids = [f":{i}:{text[i % 100 :]}" for i in range(ROWS_A_COMMIT)]
     for index in itertools.count(first):
-        shard = Shard(index, 0, "rows")
+        shard = Shard(index, 0, Range("rows"))
         receipt = Receipt(index, 0, True, "chaos", "chaos", Usage(rows=ROWS_A_COMMIT))
         table = pa.table({"batchq_id": [f"{index}{i}" for i in ids]})
         ready.set()
-        write.commit(output, shard, receipt, table)
+        parts.commit(output, shard, receipt, table)
 
 
 def ids_of(data: bytes) -> list[str]:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from batchq.account import ReplicaAccount, RunAccount, summarise
+from batchq.account import Counters, ReplicaAccount, RunAccount, summarise
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 from batchq.report import pages, spreadsheet
@@ -113,7 +113,9 @@ PAYLOADS = (*HTML, *FORMULAS, *CONTROLS)
 
 def summary(text: str) -> dict[str, Any]:
     """What `outcome.finish` would report if everything that somebody else named were called `text`."""
-    run = RunAccount(text, text, text, 9.0, (ReplicaAccount(text, 1, {"infer": 3.0, "idle": 1.0}, tokens=2000),))
+    run = RunAccount(
+        text, text, text, 9.0, (ReplicaAccount(text, 1, {"infer": 3.0, "idle": 1.0}, counters=Counters(tokens=2000)),)
+    )
     receipt = Receipt(0, 0, True, "a", "f", Usage(rows=9, answers=8, failures=1), {text: 8}, {text: 1})
     return {
         **{name: text for name in ("job", "state", "output", "model", "quantization", "why", "id_column", "reuse")},

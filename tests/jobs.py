@@ -18,7 +18,8 @@ from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
 from batchq.records import Plan, Receipt
-from batchq.worker import Worker, WorkerSpec
+from batchq.worker.spec import WorkerSpec
+from batchq.worker.worker import Worker
 
 
 def planned(config: Config) -> Plan:

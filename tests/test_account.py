@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from batchq.account import (
+    Counters,
     PhaseClock,
     ReplicaAccount,
     RunAccount,
     account_from_json,
     computed_tokens,
     efficiency,
+    kv_tokens_read,
     price,
-    recalled_tokens,
     summarise,
 )
 from batchq.config import PricingConfig
@@ -76,9 +77,9 @@ def test_an_unknown_accelerator_has_no_cost_rather_than_a_wrong_one() -> None:
     assert summary["unpriced"] == ["Mystery"]
 
 
-def worked(devices: int = 1, accelerator: str = "NVIDIA H200", **figures: float | None) -> ReplicaAccount:
+def worked(devices: int = 1, computed: int = 800, joules: float | None = None) -> ReplicaAccount:
     phases = {"load": 90.0, "infer": 40.0, "idle": 10.0}
-    return ReplicaAccount(accelerator, devices, phases, {}, **{"tokens": 1000, "computed": 800, **figures})  # type: ignore[arg-type]
+    return ReplicaAccount("NVIDIA H200", devices, phases, {}, Counters(tokens=1000, computed_tokens=computed), joules)
 
 
 def of(*replicas: ReplicaAccount, flop: float | None = 2e9, peak: float | None = 1e11, **decoding: Any) -> RunAccount:
@@ -102,35 +103,37 @@ def test_mfu_is_what_was_computed_over_what_the_devices_could_have() -> None:
 
 def test_this_is_the_figure_that_was_measured_by_hand() -> None:
     """INT8 on an H200, 6.98e9 linear parameters, 69,853 prompt tokens a second: 49% of 1,979 teraFLOPS."""
-    replica = ReplicaAccount("NVIDIA H200", 1, {"infer": 100.0}, tokens=6_985_300, computed=6_985_300, joules=68_456.0)
+    answered = Counters(tokens=6_985_300, computed_tokens=6_985_300)
+    replica = ReplicaAccount("NVIDIA H200", 1, {"infer": 100.0}, {}, answered, 68_456.0)
     found = efficiency([of(replica, flop=2 * 6.98e9, peak=1979e12)])
     assert found["mfu"] == pytest.approx(0.49, abs=0.005)
     assert found["joules_per_thousand_tokens"] == pytest.approx(9.8, abs=0.005)
 
 
 def test_a_generated_token_reads_all_that_stand_before_it() -> None:
-    assert recalled_tokens(prompt=1000, cached=0, output=1) == 0  # the prefill gives the first
-    assert recalled_tokens(prompt=1000, cached=0, output=4) == 1001 + 1002 + 1003
-    assert recalled_tokens(prompt=1000, cached=960, output=4) == 41 + 42 + 43
-    assert recalled_tokens(prompt=7, cached=0, output=0) == 0
+    assert kv_tokens_read(prompt=1000, cached=0, output=1) == 0  # the prefill gives the first
+    assert kv_tokens_read(prompt=1000, cached=0, output=4) == 1001 + 1002 + 1003
+    assert kv_tokens_read(prompt=1000, cached=960, output=4) == 41 + 42 + 43
+    assert kv_tokens_read(prompt=7, cached=0, output=0) == 0
 
 
 def test_mbu_is_what_decoding_has_read_over_what_the_memory_gives() -> None:
     """10,000 rows of 1,000 prompt tokens and 201 of output in 200 s, at most 256 at once: Llama 3.1 8B in BF16, its
     layers 13.96 GB and a token's keys and values 131,072 bytes, on an H100, 3.35 TB/s."""
-    generated = 10_000 * 201
-    recalled = 10_000 * recalled_tokens(1000, 0, 201)
-    assert recalled == 10_000 * 200 * (1000 + 201 / 2)
+    written = 10_000 * 201
+    read = 10_000 * kv_tokens_read(1000, 0, 201)
+    assert read == 10_000 * 200 * (1000 + 201 / 2)
     decoding: dict[str, Any] = {
-        "bytes_per_generated": 13.96e9 / 256,
-        "bytes_per_recalled": 131_072,
+        "weight_bytes_per_output_token": 13.96e9 / 256,
+        "kv_bytes_per_token": 131_072,
         "peak_bandwidth": 3.35e12,
     }
-    replica = ReplicaAccount("NVIDIA H100", 1, {"infer": 200.0}, generated=generated, recalled=recalled)
-    steps = generated / 256
-    read = steps * 13.96e9 + recalled * 131_072
+    replica = ReplicaAccount(
+        "NVIDIA H100", 1, {"infer": 200.0}, counters=Counters(output_tokens=written, kv_tokens_read=read)
+    )
+    moved = written / 256 * 13.96e9 + read * 131_072
     found = efficiency([of(replica, **decoding)])["mbu"]
-    assert found == pytest.approx(read / (200 * 3.35e12)) == pytest.approx(0.594, abs=0.0005)
+    assert found == pytest.approx(moved / (200 * 3.35e12)) == pytest.approx(0.594, abs=0.0005)
     assert efficiency([of(dataclasses.replace(replica, devices=2), **decoding)])["mbu"] == pytest.approx(found / 2)
     assert efficiency([of(replica, **decoding), of(replica, **decoding)])["mbu"] == pytest.approx(found)
     # Labels are scored and nothing is decoded; or the device isn't known, in one invocation of two.
@@ -158,12 +161,39 @@ def test_what_is_not_counted_everywhere_is_left_out_rather_than_wrong() -> None:
 def test_a_record_of_before_there_were_these_figures_is_read() -> None:
     record = dataclasses.asdict(of(worked(joules=5.0)))
     assert account_from_json(json.loads(json.dumps(record))) == of(worked(joules=5.0))
-    for name in ("flop_per_token", "peak_flops", "bytes_per_generated", "bytes_per_recalled", "peak_bandwidth"):
+    for name in (
+        "flop_per_token",
+        "peak_flops",
+        "weight_bytes_per_output_token",
+        "kv_bytes_per_token",
+        "peak_bandwidth",
+    ):
         del record[name]
-    for name in ("tokens", "computed", "joules", "generated", "recalled"):
+    for name in ("counters", "joules"):
         del record["replicas"][0][name]
     old = efficiency([account_from_json(record)])
     assert old["mfu"] is None and old["mbu"] is None
+
+
+def test_a_record_of_the_version_before_is_read() -> None:
+    stored = """{"id": "20260901T080000-1234abcd", "state": "complete", "started": "2026-09-01T08:00:00+00:00",
+        "wall_seconds": 61.5, "replicas": [{"accelerator": "NVIDIA H100", "devices": 2,
+            "phases": {"load": 20.0, "infer": 40.0}, "cpu": {"read": 1.5}, "tokens": 900, "computed": 700,
+            "joules": 12.5, "generated": 40, "recalled": 5000}],
+        "lost_replicas": 1, "reached": {"model": 0.5}, "flop_per_token": 2e9, "peak_flops": 1e15,
+        "bytes_per_generated": 5.5e7, "bytes_per_recalled": 131072, "peak_bandwidth": 3.35e12}"""
+    read = account_from_json(json.loads(stored))
+    counters = Counters(tokens=900, computed_tokens=700, output_tokens=40, kv_tokens_read=5000)
+    phases = {"load": 20.0, "infer": 40.0}
+    assert read.replicas == (ReplicaAccount("NVIDIA H100", 2, phases, {"read": 1.5}, counters, 12.5),)
+    assert (read.weight_bytes_per_output_token, read.kv_bytes_per_token) == (5.5e7, 131_072)
+    assert efficiency([read])["mbu"] == pytest.approx((40 * 5.5e7 + 5000 * 131_072) / (2 * 40 * 3.35e12))
+
+
+def test_counters_add_up_field_by_field() -> None:
+    fields = [f.name for f in dataclasses.fields(Counters)]
+    one, other = Counters(*range(1, len(fields) + 1)), Counters(*range(10, 10 * len(fields) + 1, 10))
+    assert dataclasses.asdict(one + other) == {name: 11 * n for n, name in enumerate(fields, 1)}
 
 
 def test_an_invocations_line_and_their_sum_agree() -> None:

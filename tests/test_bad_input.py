@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchq import input
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
 from batchq.plan.draft import make_plan
@@ -158,10 +159,8 @@ def test_duplicate_ids_of_the_users_are_counted(compose: Callable[..., Config], 
 def test_a_file_that_was_only_damaged_on_its_way_is_read_again(
     compose: Callable[..., Config], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchq import read
-
     (project / "rows.jsonl").write_bytes(jsonl(*rows_of(30)))
-    real = read.read_rows
+    real = input.rows_of
     failed: list[str] = []
 
     def once(*where: Any, **how: Any) -> Any:
@@ -173,7 +172,7 @@ def test_a_file_that_was_only_damaged_on_its_way_is_read_again(
 
     config = compose()
     fixed = planned(config)
-    monkeypatch.setattr(read, "read_rows", once)
+    monkeypatch.setattr(input, "rows_of", once)
     manifest, rows, code = finished(config, fixed)
     assert failed and len(rows) == 30 and not manifest["quarantined"] and code == 0
 

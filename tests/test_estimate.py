@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from batchq import estimate, read, settings
-from batchq.account import ReplicaAccount
+from batchq import estimate, input, settings
+from batchq.account import Counters, ReplicaAccount
 from batchq.cli import main
 from batchq.config import ClusterConfig, Config, InputConfig, PricingConfig, Scheme, TaskConfig, TaskKind
 from batchq.fit import Fit
 from batchq.hardware import Hardware
 from batchq.plan import sample
 from batchq.plan.sample import Lengths
-from batchq.records import Plan, Shard
+from batchq.records import Plan, Range, Shard
 from tests.helpers import compressed, rows_of, write_jsonl
 from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
@@ -27,7 +27,7 @@ ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)
 PRICES = PricingConfig(currency="USD", as_of="2026-11-01", per_hour={"H200": 3.6, "cpu_core": 0.05})
 LENGTHS = Lengths((999,) * 100)
-MILLION = tuple(Shard(n, 0, "rows", n * 1000, n * 1000 + 1000) for n in range(1000))
+MILLION = tuple(Shard(n, 0, Range("rows", n * 1000, n * 1000 + 1000)) for n in range(1000))
 DRAFT = Plan("", {}, "mine", (), MILLION, "parquet", "", ("text",), 1000, "fp8", "m" * 64)
 
 
@@ -76,17 +76,19 @@ def test_a_cpu_has_none_until_something_ran() -> None:
     settings.remember(job(), DRAFT, here, settings.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
     assert "4,000 tokens/s" in (tuned := said(job(), here)) and "as `tune` found on 2026-11-24" in tuned
     phases = {"load": 50.0, "infer": 80.0, "idle": 20.0}
-    estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, tokens=300_000, generated=300)], 300)
+    counters = Counters(tokens=300_000, output_tokens=300)
+    estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, {}, counters)], 300)
     assert "3,000 tokens/s" in (ran := said(job(), here)) and "as a run reached on" in ran
 
 
 def test_a_run_that_was_over_at_once_says_nothing() -> None:
     here = cpu(memory=64 * GIB)
-    estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, {"infer": 1.0}, tokens=300)], 3)
+    short = ReplicaAccount("cpu_core", 2, {"infer": 1.0}, counters=Counters(tokens=300))
+    estimate.remember(job(), DRAFT, here, [short], 3)
     estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, {"infer": 90.0})], 0)
     gated = [
         ReplicaAccount("cpu_core", 2, {"gate": 30.0}),
-        ReplicaAccount("cpu_core", 2, {"infer": 90.0}, tokens=300_000),
+        ReplicaAccount("cpu_core", 2, {"infer": 90.0}, counters=Counters(tokens=300_000)),
     ]
     estimate.remember(job(), DRAFT, here, gated, 300)
     assert "isn't known here yet" in said(job(), here)
@@ -96,14 +98,15 @@ def test_answers_that_are_written_count_as_long_as_they_were() -> None:
     """A thousand answers of 1,001 tokens to prompts of 999, 1,000 tokens/s: 2,000 seconds for a thousand rows."""
     config = job(TaskKind.generate)
     assert "isn't known here yet" in said(config, ONE), "a forecast can't know how long answers are"
-    ran = [ReplicaAccount("NVIDIA H200", 1, {"infer": 2000.0}, tokens=2_000_000, generated=1_001_000)]
+    counters = Counters(tokens=2_000_000, output_tokens=1_001_000)
+    ran = [ReplicaAccount("NVIDIA H200", 1, {"infer": 2000.0}, {}, counters)]
     estimate.remember(config, DRAFT, ONE, ran, 1000)
     whole = dataclasses.replace(DRAFT, shards=DRAFT.shards[:1])
     assert "about 33:20 of labelling and 2.00 USD" in said(config, ONE, whole)
 
 
 def test_files_whose_rows_nobody_counted_have_a_price_a_thousand() -> None:
-    stream = dataclasses.replace(DRAFT, format="dataset", shards=(Shard(0, 0, "stream", 0, 0),))  # on an object store
+    stream = dataclasses.replace(DRAFT, format="dataset", shards=(Shard(0, 0, Range("stream")),))  # on an object store
     assert "for a thousand rows" in said(job(), ONE, stream) and "about 0:16 of" in said(job(), ONE, stream)
 
 
@@ -113,7 +116,7 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
 ) -> None:
     """Of the larger file of two the head is a quarter, which is some two of bzip2's blocks: it counts by whole ones."""
     near = 0.25 if name.endswith("bz2") else 0.1
-    monkeypatch.setattr(read.rows, "HEAD", 1 << 21)
+    monkeypatch.setattr(input.rows, "HEAD", 1 << 21)
     luck = random.Random(0)
     for number, rows in enumerate((12_000, 200)):
         texts = [luck.randbytes(luck.randint(50, 600)).hex() for _ in range(rows)]
@@ -125,17 +128,17 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
         _, kind, *packed = name.split(".")
         data = "\n".join(lines[kind]).encode()
         (tmp_path / f"{number}-{name}").write_bytes(compressed(data, f".{packed[0]}") if packed else data)
-    listed = read.list_input(InputConfig(path=str(tmp_path)))
-    shards = tuple(Shard(n, n, "stream", 0, 0) for n in range(2))
+    listed = input.list_input(InputConfig(path=str(tmp_path)))
+    shards = tuple(Shard(n, n, Range("stream")) for n in range(2))
     draft = dataclasses.replace(DRAFT, objects=tuple(listed), shards=shards, format={"txt": "text"}.get(kind, kind))
     assert sample.expected_rows(draft, None) == pytest.approx(12_200, rel=near)
     assert sample.expected_rows(draft, 7) == 7
-    monkeypatch.setattr(read.rows, "HEAD", 1 << 24)
+    monkeypatch.setattr(input.rows, "HEAD", 1 << 24)
     assert sample.expected_rows(draft, None) == 12_200, "where the head is all, they are counted"
 
     if packed:
         (tmp_path / f"1-{name}").write_bytes(b"not packed at all" * 9)
-        draft = dataclasses.replace(draft, objects=tuple(read.list_input(InputConfig(path=str(tmp_path)))))
+        draft = dataclasses.replace(draft, objects=tuple(input.list_input(InputConfig(path=str(tmp_path)))))
         assert sample.expected_rows(draft, None) == pytest.approx(12_000, rel=near), "a damaged one doesn't stop it"
 
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import read, storage
+from batchq import input, storage
 from batchq.config import InputConfig, InputFormat
 from batchq.errors import Changed, InputError
-from batchq.records import InputObject, Row
+from batchq.records import InputObject, Range, Row
 from tests.helpers import compressed
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def objects(path: Path | str, **config: Any) -> list[InputObject]:
-    return read.list_input(InputConfig(path=str(path), **config))
+    return input.list_input(InputConfig(path=str(path), **config))
 
 
 def one(path: Path | str, **config: Any) -> tuple[InputObject, str]:
     [obj] = objects(path, **config)
-    return obj, read.format_of(obj.name, config.get("format", InputFormat.auto))
+    return obj, input.format_of(obj.name, config.get("format", InputFormat.auto))
 
 
 def rows(path: Path | str, columns: list[str] | None = None, skip_until: int = 0, **config: Any) -> list[Row]:
@@ -39,8 +39,8 @@ def rows(path: Path | str, columns: list[str] | None = None, skip_until: int = 0
     obj, format = one(path, **config)
     return [
         row
-        for unit, start, stop in read.split(obj, format, rows_per_shard=1000)
-        for row in read.read_rows(obj, format, unit, start, stop, columns=columns, skip_until=skip_until)
+        for each in input.split(obj, format, rows_per_shard=1000)
+        for row in input.read_rows(obj, format, each, columns=columns, skip_until=skip_until)
     ]
 
 
@@ -52,8 +52,8 @@ def write(path: Path, data: bytes | str) -> Path:
 
 def schema_of(path: Path | str, columns: list[str] | None = None, **config: Any) -> dict[str, pa.DataType]:
     listed = objects(path, **config)
-    format = read.format_of(listed[0].name, config.get("format", InputFormat.auto))
-    return {field.name: field.type for field in read.infer_schema(listed, format, columns)}
+    format = input.format_of(listed[0].name, config.get("format", InputFormat.auto))
+    return {field.name: field.type for field in input.infer_schema(listed, format, columns)}
 
 
 # ---- what there is ----
@@ -74,16 +74,16 @@ def schema_of(path: Path | str, columns: list[str] | None = None, **config: Any)
     ],
 )
 def test_a_format_goes_by_the_name(name: str, format: str, unit: str) -> None:
-    assert read.format_of(name, InputFormat.auto) == format
-    assert read.splittable(name, format) == unit
+    assert input.format_of(name, InputFormat.auto) == format
+    assert input.splittable(name, format) == unit
 
 
 def test_a_format_that_cannot_be_told_names_the_choices() -> None:
     with pytest.raises(InputError, match=r"notes\.md.*jsonl, csv, parquet, text, dataset"):
-        read.format_of("notes.md", InputFormat.auto)
-    assert read.format_of("notes.md.gz", InputFormat.text) == "text"
+        input.format_of("notes.md", InputFormat.auto)
+    assert input.format_of("notes.md.gz", InputFormat.text) == "text"
     with pytest.raises(InputError, match="decompress"):
-        read.format_of("x.parquet.gz", InputFormat.auto)
+        input.format_of("x.parquet.gz", InputFormat.auto)
 
 
 def test_input_is_a_file_a_folder_a_pattern_or_a_list(tmp_path: Path) -> None:
@@ -126,12 +126,12 @@ AWKWARD = b'\xef\xbb\xbf{"a": "\xc3\xa9"}\r\n\n  \n{"a": 22}\n\r\n{"a": "x\\ny"}
 def test_a_cut_at_any_offset_gives_each_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: bytes, block: int, format: InputFormat
 ) -> None:
-    monkeypatch.setattr("batchq.read.lines.BLOCK", block)
-    monkeypatch.setattr("batchq.read.lines.TAIL", min(block, 5))
+    monkeypatch.setattr("batchq.input.lines.BLOCK", block)
+    monkeypatch.setattr("batchq.input.lines.TAIL", min(block, 5))
     obj, _ = one(write(tmp_path / "x", AWKWARD + ending), format=format)
 
     def between(start: int, stop: int) -> list[Row]:
-        return list(read.read_rows(obj, format.value, "bytes", start, stop, columns=None))
+        return list(input.read_rows(obj, format.value, Range("bytes", start, stop), columns=None))
 
     whole = between(0, obj.size)
     expected = [b'{"a": "\xc3\xa9"}', b'{"a": 22}', b'{"a": "x\\ny"}', b'{"a": 4}']
@@ -145,7 +145,7 @@ def test_a_cut_at_any_offset_gives_each_row_once(
     for cut in range(obj.size + 1):
         assert between(0, cut) + between(cut, obj.size) == whole
         assert [row for row in whole if row.position >= cut] == list(
-            read.read_rows(obj, format.value, "bytes", 0, obj.size, columns=None, skip_until=cut)
+            input.read_rows(obj, format.value, Range("bytes", 0, obj.size), columns=None, skip_until=cut)
         )
     assert [row for at in range(obj.size) for row in between(at, at + 1)] == whole
 
@@ -153,12 +153,12 @@ def test_a_cut_at_any_offset_gives_each_row_once(
 def test_split_estimates_rows_from_a_sample(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", "".join(f'{{"n": {n:06d}, "text": "{"x" * 480}"}}\n' for n in range(5000)))
     obj, format = one(path)
-    ranges = read.split(obj, format, rows_per_shard=500)
-    assert len(ranges) == 10 and ranges[0][:2] == ("bytes", 0) and ranges[-1][2] == obj.size
-    assert all(a[2] == b[1] for a, b in pairwise(ranges))
-    counts = [len(list(read.read_rows(obj, format, *each, columns=[]))) for each in ranges]
+    ranges = input.split(obj, format, rows_per_shard=500)
+    assert len(ranges) == 10 and (ranges[0].unit, ranges[0].start, ranges[-1].stop) == ("bytes", 0, obj.size)
+    assert all(a.stop == b.start for a, b in pairwise(ranges))
+    counts = [len(list(input.read_rows(obj, format, each, columns=[]))) for each in ranges]
     assert sum(counts) == 5000 and max(counts) <= 502 and min(counts) >= 498
-    assert read.split(obj, format, rows_per_shard=10**6) == [("bytes", 0, obj.size)]
+    assert input.split(obj, format, rows_per_shard=10**6) == [Range("bytes", 0, obj.size)]
 
 
 @pytest.mark.parametrize(
@@ -181,17 +181,33 @@ def test_row_groups_stay_whole_unless_they_are_too_large(
         for count in groups:
             writer.write_table(pa.table({"n": range(count)}, schema=schema))
     obj, format = one(tmp_path / "x.parquet")
-    ranges = read.split(obj, format, rows_per_shard=wanted)
-    assert [stop - start for _, start, stop in ranges] == expected
-    assert [n for _, start, stop in ranges for n in range(start, stop)] == list(range(sum(groups)))
+    ranges = input.split(obj, format, rows_per_shard=wanted)
+    assert [each.stop - each.start for each in ranges] == expected
+    assert [n for each in ranges for n in range(each.start, each.stop)] == list(range(sum(groups)))
 
 
 def test_the_last_ranges_get_smaller() -> None:
-    ranges = [(0, "bytes", 0, 80), (0, "bytes", 80, 160), (1, "stream", 0, 0), (2, "rows", 0, 80)]
-    tapered = read.taper(ranges, 2)
-    assert tapered == [*ranges[:3], (2, "rows", 0, 20), (2, "rows", 20, 40), (2, "rows", 40, 60), (2, "rows", 60, 80)]
-    assert read.taper([(0, "rows", 0, 1)], 4) == [(0, "rows", 0, 1)]
-    assert read.taper([], 4) == []
+    first = [(0, Range("bytes", 0, 80)), (0, Range("bytes", 80, 160)), (1, Range("stream"))]
+    quarters = [(2, Range("rows", at, at + 20)) for at in range(0, 80, 20)]
+    assert input.taper([*first, (2, Range("rows", 0, 80))], 2) == [*first, *quarters]
+    one_row = [(0, Range("rows", 0, 1))]
+    assert input.taper(one_row, 4) == one_row
+    assert input.taper([], 4) == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "csv"])
+def test_a_stream_ends_before_its_range_does(tmp_path: Path, kind: str) -> None:
+    lines = "".join(f'{{"n": {n}}}\n' for n in range(9)) if kind == "jsonl.gz" else "n\n" + "1\n" * 9
+    obj, format = one(write(tmp_path / f"x.{kind}", gzip.compress(lines.encode()) if "gz" in kind else lines))
+    assert [row.position for row in input.read_rows(obj, format, Range("stream", 0, 4), columns=None)] == [0, 1, 2, 3]
+    rest = input.read_rows(obj, format, Range("stream", 0, 4), columns=None, skip_until=3)
+    assert [row.position for row in rest] == [3]
+
+
+def test_a_range_is_stored_as_it_was_before_there_were_ranges() -> None:
+    for cut in (("stream", 0, 0), ("stream", 0, 33), ("bytes", 0, 80), ("rows", 5, 10)):
+        assert Range.from_json(*cut).to_json() == [*cut]
+    assert Range.from_json("stream", 0, 0) == Range("stream")
 
 
 # ---- JSONL and text ----
@@ -227,8 +243,8 @@ def test_each_broken_line_is_a_row_with_a_code_and_its_neighbours_are_read(tmp_p
 def test_a_line_that_is_too_long_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("batchq.read.broken.MAX_LINE", 1000)
-    monkeypatch.setattr("batchq.read.lines.BLOCK", 300)
+    monkeypatch.setattr("batchq.input.broken.MAX_LINE", 1000)
+    monkeypatch.setattr("batchq.input.lines.BLOCK", 300)
     lines = ["a"] if "csv" in name else []
     lines += [f'{{"a": "{"x" * length}"}}' for length in (10, 991, 992, 5000, 10, 5000)]
     data = "\n".join(line.replace('"', "") if "csv" in name else line for line in lines).encode()
@@ -298,7 +314,7 @@ def test_a_damaged_archive_gives_its_good_rows_then_names_itself(tmp_path: Path,
     obj, format = one(write(tmp_path / f"x.jsonl{ending}", bytes(packed)))
     good: list[int] = []
     with pytest.raises(InputError, match=rf"x\.jsonl{ending}: is (cut short|damaged)") as refused:
-        good.extend(row.columns["n"] for row in read.read_rows(obj, format, "stream", 0, 0, columns=None))
+        good.extend(row.columns["n"] for row in input.read_rows(obj, format, Range("stream"), columns=None))
     assert "\n" not in str(refused.value)
     assert good == list(range(len(good)))
     if damage == "cut":
@@ -372,7 +388,7 @@ def test_parquet_rows_are_read_by_ordinal(tmp_path: Path) -> None:
     obj, format = one(parquet(tmp_path / "x.parquet"))
 
     def between(start: int, stop: int, **options: Any) -> list[Row]:
-        return list(read.read_rows(obj, format, "rows", start, stop, **{"columns": None, **options}))
+        return list(input.read_rows(obj, format, Range("rows", start, stop), **{"columns": None, **options}))
 
     whole = between(0, 1000)
     assert [row.id for row in whole] == [f"x.parquet:{n}" for n in range(1000)]
@@ -398,16 +414,16 @@ def test_a_flipped_byte_in_parquet_stops_after_the_good_rows(tmp_path: Path) -> 
     obj, format = one(path)
     good: list[int] = []
     with pytest.raises(InputError, match=r"x\.parquet: is damaged, or not parquet"):
-        good.extend(row.columns["n"] for row in read.read_rows(obj, format, "rows", 0, 1000, columns=None))
+        good.extend(row.columns["n"] for row in input.read_rows(obj, format, Range("rows", 0, 1000), columns=None))
     assert good == list(range(500))
-    assert len(list(read.read_rows(obj, format, "rows", 600, 1000, columns=None))) == 400
+    assert len(list(input.read_rows(obj, format, Range("rows", 600, 1000), columns=None))) == 400
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"not parquet at all" * 10])
 def test_what_is_not_parquet_is_named(tmp_path: Path, data: bytes) -> None:
     [obj] = objects(write(tmp_path / "x.parquet", data))
     with pytest.raises(InputError, match=r"x\.parquet: is damaged, or not parquet"):
-        read.split(obj, "parquet", rows_per_shard=10)
+        input.split(obj, "parquet", rows_per_shard=10)
 
 
 def test_a_value_that_python_cannot_hold_fails_its_own_row(tmp_path: Path) -> None:
@@ -443,15 +459,16 @@ def test_a_dataset_on_disk_is_recognised_and_read_by_ordinal(dataset: Path) -> N
         assert [each.name for each in listed] == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
     whole = []
     for obj in listed:
-        ranges = read.split(obj, "dataset", rows_per_shard=400)
-        assert all(stop - start <= 800 for _, start, stop in ranges)
-        part = [row for each in ranges for row in read.read_rows(obj, "dataset", *each, columns=["text", "n"])]
+        ranges = input.split(obj, "dataset", rows_per_shard=400)
+        assert all(each.stop - each.start <= 800 for each in ranges)
+        part = [row for each in ranges for row in input.read_rows(obj, "dataset", each, columns=["text", "n"])]
         assert [row.id for row in part] == [f"{obj.name}:{n}" for n in range(1250)]
-        assert list(read.read_rows(obj, "dataset", "rows", 990, 1010, columns=None, skip_until=995)) == part[995:1010]
+        across = Range("rows", 990, 1010)
+        assert list(input.read_rows(obj, "dataset", across, columns=None, skip_until=995)) == part[995:1010]
         whole += part
     assert [row.columns for row in whole] == [{"text": f"row {n}", "n": n} for n in range(2500)]
     with pytest.raises(InputError, match="no column label"):
-        list(read.read_rows(obj, "dataset", "rows", 0, 10, columns=["label"]))
+        list(input.read_rows(obj, "dataset", Range("rows", 0, 10), columns=["label"]))
     assert schema_of(dataset) == {"n": pa.int64(), "text": pa.string()}
 
 
@@ -469,7 +486,7 @@ def test_a_dataset_file_that_is_cut_short_is_named(dataset: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5000])
     obj = objects(dataset)[0]
     with pytest.raises(InputError, match=r"data-00000-of-00002\.arrow: is "):
-        list(read.read_rows(obj, "dataset", "rows", 0, 1250, columns=None))
+        list(input.read_rows(obj, "dataset", Range("rows", 0, 1250), columns=None))
 
 
 # ---- S3 ----
@@ -494,9 +511,9 @@ def test_everything_reads_the_same_from_s3(
         assert schema_of(f"{root}/{kind}") == schema_of(tmp_path / "in" / kind)
     storage.publish_tree(dataset, root + "/saved")
     [first, second] = objects(root + "/saved")
-    assert read.split(first, "dataset", rows_per_shard=10) == [("stream", 0, 0)]
-    found = list(read.read_rows(second, "dataset", "stream", 0, 0, columns=None, skip_until=1000))
-    assert found == list(read.read_rows(objects(dataset)[1], "dataset", "rows", 1000, 1250, columns=None))
+    assert input.split(first, "dataset", rows_per_shard=10) == [Range("stream")]
+    found = list(input.read_rows(second, "dataset", Range("stream"), columns=None, skip_until=1000))
+    assert found == list(input.read_rows(objects(dataset)[1], "dataset", Range("rows", 1000, 1250), columns=None))
 
 
 @pytest.mark.parametrize("kind", ["x.jsonl", "x.jsonl.gz", "x.parquet"])
@@ -515,14 +532,14 @@ def test_an_input_that_was_replaced_is_changed_not_damaged(
         data = (tmp_path / kind).read_bytes()
     storage.put(uri, gzip.compress(data, 1) if kind.endswith("gz") else data)
     obj, format = one(uri)
-    [(unit, start, stop)] = read.split(obj, format, rows_per_shard=10**9)
-    reading = read.read_rows(obj, format, unit, start, stop, columns=None)
+    [whole] = input.split(obj, format, rows_per_shard=10**9)
+    reading = input.read_rows(obj, format, whole, columns=None)
     assert next(reading).position == 0
     storage.put(uri, b"another object")
     with pytest.raises(Changed, match="was replaced"):
         list(reading)
     with pytest.raises(Changed, match="was replaced"):
-        list(read.read_rows(obj, format, unit, start, stop, columns=None))
+        list(input.read_rows(obj, format, whole, columns=None))
 
 
 # ---- schema ----
@@ -556,7 +573,7 @@ def test_a_jsonl_schema_holds_every_value(tmp_path: Path) -> None:
         "strings": pa.list_(text),
     }
     assert list(schema_of(tmp_path, columns=["late", "i"])) == ["late", "i"]
-    assert read.as_text("plain") == "plain" and json.loads(read.as_text({"é": [1]})) == {"é": [1]}
+    assert input.as_text("plain") == "plain" and json.loads(input.as_text({"é": [1]})) == {"é": [1]}
 
 
 def test_a_parquet_schema_is_the_files_own(tmp_path: Path) -> None:
@@ -564,7 +581,7 @@ def test_a_parquet_schema_is_the_files_own(tmp_path: Path) -> None:
     expected = {"n": pa.int64(), "text": pa.string(), "kind": pa.string(), "odd.name": pa.list_(pa.int64())}
     assert schema_of(tmp_path / "x.parquet") == expected
     listed = objects(tmp_path / "x.parquet")
-    assert not read.infer_schema(listed, "parquet", None).metadata
+    assert not input.infer_schema(listed, "parquet", None).metadata
 
 
 def test_csv_and_text_are_strings(tmp_path: Path) -> None:

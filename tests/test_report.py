@@ -198,11 +198,11 @@ def test_csv_and_html_have_a_line_per_invocation_and_their_sum(
     assert total["cost_per_million_tokens"] == pytest.approx(total["cost"] * 1e6 / total["billed_tokens"])
     assert total["rows"] == 40 and frame["tokens_answered"][0] == total["billed_tokens"]
     (record,) = (json.loads(p.read_text()) for p in (project / "out/monday/meta/runs").glob("*.json"))
-    computed = sum(r["computed"] for r in record["replicas"])
+    computed = sum(r["counters"]["computed_tokens"] for r in record["replicas"])
     assert computed == total["prompt_tokens"] - total["cached_tokens"], "a label is one prefill"
     assert record["flop_per_token"] is None, "the fake engine multiplies nothing"
-    assert sum(r["generated"] for r in record["replicas"]) == total["output_tokens"]
-    assert sum(r["recalled"] for r in record["replicas"]) == 0, "nothing is decoded for a label"
+    assert sum(r["counters"]["output_tokens"] for r in record["replicas"]) == total["output_tokens"]
+    assert sum(r["counters"]["kv_tokens_read"] for r in record["replicas"]) == 0, "nothing is decoded for a label"
 
     dear = "pricing.per_hour.cpu_core=45"
     assert main(["report", "job=mine", "engine=fake", "output.path=out/monday", dear]) == 0
@@ -234,8 +234,8 @@ def test_what_decoding_reads_is_counted_row_by_row(project: Path) -> None:
     prompt, output = table["batchq_prompt_tokens"], table["batchq_output_tokens"]
     assert output.min() > 1
     before = sum(p + written for p, o in zip(prompt, output, strict=True) for written in range(1, o))
-    assert sum(r["recalled"] for r in record["replicas"]) == before
-    assert sum(r["generated"] for r in record["replicas"]) == output.sum()
+    assert sum(r["counters"]["kv_tokens_read"] for r in record["replicas"]) == before
+    assert sum(r["counters"]["output_tokens"] for r in record["replicas"]) == output.sum()
 
 
 def test_one_output_that_cannot_be_read_is_named_and_the_others_counted(

@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import models, reuse, storage
+from batchq import models, storage
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, NotFound
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
-from batchq.reuse import Reuse
+from batchq.worker import reuse
+from batchq.worker.reuse import Reuse
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import labelled, planned
 from tests.jobs import rows as rows_at
@@ -168,7 +169,7 @@ def test_a_run_that_dies_on_the_way_copies_again_and_asks_no_row_twice(
     assert 25 <= spilled < 40
     asked(project)
     (receipt,) = asyncio.run(labelled(config, fixed, asked=str(project / "asked")))
-    assert (receipt.copied, receipt.reused, asked(project)) == (20, spilled, 40 - spilled)
+    assert (receipt.from_reuse, receipt.from_spill, asked(project)) == (20, spilled, 40 - spilled)
     assert len(rows_at(config)) == 60
 
 
@@ -183,7 +184,7 @@ def test_reuse_from_a_store(
     asyncio.run(labelled(first, planned(first)))
     config = compose("output.path=again", old.replace("path", "reuse"))
     receipts = asyncio.run(labelled(config, planned(config)))
-    assert sum(r.copied for r in receipts) == 50
+    assert sum(r.from_reuse for r in receipts) == 50
 
 
 def test_answers_are_found_in_any_order_within_little_memory(

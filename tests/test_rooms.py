@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = [
     *("__main__", "cli", "doctor", "describe", "preview", "verify", "job", "outcome", "report", "budget", "estimate"),
-    *("settings", "verdict", "ledger", "lease", "quantize", "plan", "forecast", "shapes", "fit", "capacity", "pool"),
-    *("worker", "attempt", "batch", "poison", "reuse", "vllm_engine", "fake_engine", "write", "read", "task"),
+    *("settings", "verdict", "ledger", "quantize", "plan", "forecast", "shapes", "fit", "capacity", "pool"),
+    *("worker", "vllm_engine", "fake_engine", "output", "input", "task"),
     *("engine", "findings", "models", "scheme", "hardware", "account", "progress"),
     *("storage", "config", "records", "failpoint", "errors"),
 ]

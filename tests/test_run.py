@@ -21,7 +21,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import lease, models
+from batchq import models
 from batchq.cli import compose as compose_job
 from batchq.cli import main
 from batchq.config import Config, Scheme
@@ -29,6 +29,7 @@ from batchq.errors import Stopped
 from batchq.hardware import Gpu, Hardware
 from batchq.job.label import work_of
 from batchq.job.served import served_on
+from batchq.output import lease
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
 from batchq.quantize import Checkpoint
@@ -433,10 +434,12 @@ def test_what_decoding_reads_is_known_where_text_is_generated(
     weights = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 256 * 128)  # of the tiny model's two layers
     assert found.flop_per_token == 2 * weights
     if kind == "classify":
-        assert found.bytes_per_generated is None and found.peak_bandwidth is None
+        assert found.weight_bytes_per_output_token is None and found.peak_bandwidth is None
         return
-    assert found.bytes_per_generated == 2 * weights / 64, "a step writes at most one token of each row in flight"
-    assert found.bytes_per_recalled == 2 * 2 * 2 * 32 * (1 if cache == "fp8" else 2)
+    assert found.weight_bytes_per_output_token == 2 * weights / 64, (
+        "a step writes at most one token of each row in flight"
+    )
+    assert found.kv_bytes_per_token == 2 * 2 * 2 * 32 * (1 if cache == "fp8" else 2)
     assert found.peak_bandwidth == 3.35e12
 
 

@@ -310,27 +310,33 @@ storage.create(uri, b"whole" * 100_000, staging=staging or None)
 """
 
 
-@pytest.mark.parametrize("staging", ["meta/tmp", ""])
+@pytest.mark.parametrize("staging", ["meta/tmp", "data/.tmp"])
 @pytest.mark.parametrize(
     ("step", "nth", "linked"), [("fsync", 1, 0), ("link", 1, 0), ("fsync", 2, 1), ("unlink", 1, 1)]
 )
 def test_a_killed_local_writer_leaves_nothing_stray(
     tmp_path: Path, step: str, nth: int, linked: bool, staging: str
 ) -> None:
-    (tmp_path / "meta/tmp").mkdir(parents=True)  # with the folders there, the first fsync is the file's
-    (tmp_path / "data").mkdir()
+    (tmp_path / staging).mkdir(parents=True)  # with the folders there, the first fsync is the file's
+    (tmp_path / "data").mkdir(exist_ok=True)
     final = tmp_path / "data/part-00001.parquet"
-    arguments = [step, str(nth), str(final), staging and str(tmp_path / staging)]
+    given = str(tmp_path / staging) if staging == "meta/tmp" else None  # without one it is beside the file, unlisted
+    arguments = [step, str(nth), str(final), given or ""]
     command = [sys.executable, "-c", KILLED, *arguments]
     killed = subprocess.run(command, cwd=Path(__file__).parent.parent, check=False)
     assert killed.returncode == -9
-    assert os.listdir(tmp_path / "data") == ([final.name] if linked else [])
+
+    def there() -> list[str]:
+        return names(list(storage.list_objects(str(tmp_path / "data"))), str(tmp_path / "data"))
+
+    assert there() == ([final.name] if linked else [])
     try:
-        storage.create(str(final), b"whole" * 100_000)
+        storage.create(str(final), b"whole" * 100_000, given)
     except AlreadyExists:
         assert linked
     assert final.read_bytes() == b"whole" * 100_000
-    assert os.listdir(tmp_path / "data") == [final.name]
+    assert there() == [final.name]
+    assert {path.name for path in (tmp_path / "data").iterdir()} <= {final.name, ".tmp"}
 
 
 def test_staged_files_are_never_listed_and_go_away(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gzip
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -13,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from batchq import models, poison, storage, write
+from batchq import models, storage
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
+from batchq.output import marks, receipts
+from batchq.output.marks import Mark, Search
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import ingredients, make_plan
 from batchq.plan.stored import refuse_drift, refuse_other, store_plan
-from batchq.records import Plan, Receipt, Shard
-from batchq.worker import Snapshot
+from batchq.records import Plan, Range, Receipt, Shard
+from batchq.worker import poison
+from batchq.worker.counters import Snapshot
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import labelled, planned, rows, worker
 
@@ -84,7 +88,7 @@ def test_a_worker_says_how_many_rows_failed_so_far(compose: Callable[..., Config
             await made.close()
 
     seen = asyncio.run(asked())
-    assert (seen.rows, seen.failed) == (51, 8)
+    assert (seen.counters.rows, seen.counters.failures) == (51, 8)
 
 
 def test_unknown_keys_of_later_rows_are_kept(compose: Callable[..., Config], project: Path) -> None:
@@ -106,7 +110,7 @@ def test_a_stream_commits_parts_and_resumes_between_them(compose: Callable[..., 
     gzipped(project / "rows.jsonl.gz", 70)
     config = compose("input.path=rows.jsonl.gz")
     fixed = planned(config)
-    assert [s.unit for s in fixed.shards] == ["stream"]
+    assert [s.range.unit for s in fixed.shards] == ["stream"]
     with pytest.raises(EngineError):
         asyncio.run(labelled(config, fixed, die_after=45))
     committed = sorted(p.name for p in (project / "out/data").iterdir())
@@ -150,7 +154,7 @@ def test_spilled_answers_are_not_asked_again(compose: Callable[..., Config], pro
         asyncio.run(labelled(config, fixed, die_after=12))
     receipts = asyncio.run(labelled(config, fixed))
     assert [r.usage.rows for r in receipts] == [20]
-    assert receipts[0].reused >= 12
+    assert receipts[0].from_spill >= 12
     assert not list((project / "out/meta/partial").rglob("*.parquet"))
     assert len(list((project / "out/meta/attempts/00000").iterdir())) >= 2
 
@@ -176,7 +180,7 @@ def test_stop_keeps_what_was_answered(compose: Callable[..., Config], project: P
         made = worker(config, fixed, latency_s=0.01)
         await made.start()
         label = asyncio.create_task(made.label(fixed.shards[0]))
-        while made.snapshot().rows < 30:
+        while made.snapshot().counters.rows < 30:
             await asyncio.sleep(0)
         made.stop(20)
         with pytest.raises(Stopped):
@@ -185,7 +189,7 @@ def test_stop_keeps_what_was_answered(compose: Callable[..., Config], project: P
 
     asyncio.run(stopped())
     receipts = asyncio.run(labelled(config, fixed))
-    assert receipts[0].reused >= 30
+    assert receipts[0].from_spill >= 30
     assert len(rows(config)) == 300
 
 
@@ -254,7 +258,7 @@ def test_a_damaged_object_is_named(compose: Callable[..., Config], project: Path
     part = next((project / "out/data").iterdir())
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(StorageError, match="not a whole Parquet file"):
-        write.read_receipt(str(part))
+        receipts.read(str(part))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "txt", "parquet", "jsonl.zst", "csv.bz2"])
@@ -344,7 +348,7 @@ def test_two_rows_that_kill_engines_in_one_object(kind: str, compose: Callable[.
     assert lost <= 2 * (math.log2(16) + 2)
 
 
-def test_memory_pressure_convicts_no_row_and_lowers_concurrency(compose: Callable[..., Config], project: Path) -> None:
+def test_memory_pressure_lowers_concurrency_and_blames_no_row(compose: Callable[..., Config], project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(100))
     config = compose("output.rows_per_shard=1000")
     fixed = planned(config)
@@ -380,7 +384,7 @@ def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
         hung = worker(config, fixed, hang_token=token_of(config, "~"))
         await hung.start()
         label = asyncio.create_task(hung.label(fixed.shards[0]))
-        while hung.snapshot().rows < 39:
+        while hung.snapshot().counters.rows < 39:
             await asyncio.sleep(0)
         hung.stop(0.05)
         with pytest.raises(Stopped):
@@ -389,32 +393,45 @@ def test_what_is_not_answered_within_the_grace_is_given_up_and_the_rest_kept(
 
     asyncio.run(stopped())
     receipts = asyncio.run(labelled(config, fixed))
-    assert receipts[0].reused == 39
+    assert receipts[0].from_spill == 39
     assert [r["batchq_error"] for r in rows(config)] == [None] * 40, "to be told to leave accuses no row"
 
 
 def test_a_mark_in_which_a_byte_flipped_accuses_nobody(tmp_path: Path) -> None:
-    shard = Shard(0, 0, "rows")
-    search = dataclasses.replace(poison.Search(), convicted=(17,))
-    write.mark_attempt(str(tmp_path), shard, poison.to_json(poison.Mark("a", search)), 1)
-    assert [poison.from_json(m).search.convicted for m in write.read_marks(str(tmp_path), shard)] == [(17,)]
+    shard = Shard(0, 0, Range("rows"))
+    marks.add(str(tmp_path), shard, Mark("a", Search(culprits=(17,))), 1)
+    assert [m.search.culprits for m in marks.read(str(tmp_path), shard)] == [(17,)]
     (mark,) = (tmp_path / "meta/attempts/00000").iterdir()
     mark.write_bytes(mark.read_bytes().replace(b"[17]", b"[19]"))
     with pytest.raises(StorageError, match=r"0001\.json: is damaged"):
-        write.read_marks(str(tmp_path), shard)
+        marks.read(str(tmp_path), shard)
 
 
 def test_the_search_goes_on_where_another_driver_left_it() -> None:
-    search = poison.Search().died().died()  # two processes lost; nobody knows which rows were in flight
-    assert search.searching and search.suspects is None
-    search = search.asks_alone(range(50, 100))
-    killed_driver = [poison.Mark("a", search)]
+    search = poison.died(poison.died(Search()))  # two processes lost; nobody knows which rows were in flight
+    assert poison.searching(search) and search.suspects is None
+    search = poison.ask_alone(search, range(50, 100))
+    killed_driver = [Mark("a", search)]
     assert poison.resumed(killed_driver).suspects is None, "an end that nobody saw accuses no row"
     lost = poison.after_loss(killed_driver, "a")
     assert lost is not None and lost.search.suspects == tuple(range(50, 100))
-    again = [poison.from_json(json.loads(json.dumps(poison.to_json(m)))) for m in (*killed_driver, lost)]
+    again = [marks.from_json(json.loads(json.dumps(dataclasses.asdict(m)))) for m in (*killed_driver, lost)]
     assert poison.resumed(again).suspects == tuple(range(50, 100))
     assert poison.after_loss(again, "a") is None, "one loss counts once"
     assert poison.after_loss(again, "b") is None, "another's marks accuse nobody"
-    alone = lost.search.asks_alone([77])
-    assert alone.died().convicted == (77,)
+    alone = poison.ask_alone(lost.search, [77])
+    assert poison.died(alone).culprits == (77,)
+
+
+def test_marks_and_receipts_of_the_version_before_are_read() -> None:
+    search = {"strikes": 3, "suspects": [4, 9], "alone": [9], "convicted": [2], "kept": 40, "barren": 1, "lost": 3}
+    mark = marks.from_json({"attempt": "a", "search": search | {"witnessed": True}, "over": True, "in_flight": [9]})
+    assert mark == Mark("a", Search(3, (4, 9), (9,), (2,), 40, 1, 3, True), True, (9,))
+    body = json.dumps(
+        {"shard": 5, "part": 0, "last": True, "attempt": "a", "fingerprint": "f", "labels": {"good": 9}, "failures": {}}
+        | {"usage": {"rows": 9, "answers": 9}, "next_position": 0, "reused": 4, "copied": 3, "copied_tokens": 77}
+        | {"quarantined": ""}
+    )
+    stored = {"digest": hashlib.sha256(body.encode()).hexdigest(), "receipt": body}
+    receipt = receipts.from_json(json.dumps(stored).encode())
+    assert (receipt.from_spill, receipt.from_reuse, receipt.from_reuse_tokens) == (4, 3, 77)

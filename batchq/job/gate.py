@@ -15,7 +15,7 @@ from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.models import Model
 from batchq.plan import sample
-from batchq.pool import Question
+from batchq.pool import SampleRequest
 from batchq.records import Failure, Plan
 from batchq.settings import engine_version
 from batchq.task import Task
@@ -57,8 +57,9 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
         return verdict_from_json(cached)
 
     def ask(name: str, spec: EngineSpec, keep: bool) -> list[Completion | Failure]:
-        question = Question(asked.prompts, sampling, config.engine.in_flight or 2 * spec.max_num_seqs)
-        return _ask(session, name, spec, question, keep)
+        in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
+        request = SampleRequest(asked.prompts, sampling, in_flight, log=f"gate-{name}.log", stay_up=keep)
+        return _ask(session, name, spec, request)
 
     before = recall_answers(key)
     if before is None:
@@ -81,18 +82,16 @@ def find_baseline(config: Config, model: Model) -> Model | None:
     return None if model.quantized else model
 
 
-def _ask(session: Session, name: str, spec: EngineSpec, question: Question, keep: bool) -> list[Completion | Failure]:
-    rows = len(question.prompts)
+def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) -> list[Completion | Failure]:
+    rows = len(request.prompts)
     session.progress.step(f"gate: asking {name} for {rows:,} rows")
-    answers, spent = session.pool.ask(
+    answers, spent = session.pool.answer_sample(
         spec,
-        question,
+        request,
         session.hardware,
-        f"gate-{name}.log",
         session.stop,
         lambda count: session.progress.update(f"gate: {name} has answered {count:,} of {rows:,} rows", count / rows),
         session.progress.step,
-        keep,
     )
     session.invocation.spent(spent)
     return answers

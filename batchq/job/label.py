@@ -17,9 +17,9 @@ from batchq.job.share import Share
 from batchq.ledger import Work
 from batchq.plan import sample
 from batchq.plan.committed import Committed, read_committed
-from batchq.pool import State
+from batchq.pool import PoolSnapshot
 from batchq.records import Plan
-from batchq.worker import WorkerSpec
+from batchq.worker.spec import WorkerSpec
 
 
 def label(session: Session, plan: Plan, served: Served, before: Committed, budget: Budget) -> Committed:
@@ -73,22 +73,22 @@ class Watch:
             shards_before=len(plan.shards) - len(before.remaining),
             rows_before=before.rows,
             expected_rows=sample.expected_rows(plan, limit),
-            streams=any(shard.unit == "stream" for shard in plan.shards),
+            streams=any(shard.range.unit == "stream" for shard in plan.shards),
             limited=limit is not None,
         )
         self._first = 0.0  # when the first row was answered
 
-    def on_progress(self, state: State) -> None:
+    def on_progress(self, state: PoolSnapshot) -> None:
         session, invocation = self._session, self._session.invocation
-        self.rows = state.live_rows
+        self.rows = state.counters.rows
         invocation.update(state.accounts, state.lost_replicas)
         for what, at in state.reached.items():
             invocation.reached(what, at)
         now = time.monotonic()
-        if state.live_rows and not self._first:
+        if state.counters.rows and not self._first:
             self._first = now
         elapsed = now - self._first if self._first else 0.0
-        share = self._share.now(state.live_rows, state.committed_rows, state.committed_shards)
+        share = self._share.now(state.counters.rows, state.committed_rows, state.committed_shards)
         account = invocation.account("running")
         left = state.committed_shards < len(self._before.remaining)
         if left and not session.stop.is_set() and self._budget.spent(account):
@@ -96,11 +96,11 @@ class Watch:
             self.budget_spent = True
             session.stop.set()
         line = progress.LabellingLine(
-            rows=self._before.rows + state.live_rows,
-            failures=self._before.failures + state.live_failures,
+            rows=self._before.rows + state.counters.rows,
+            failures=self._before.failures + state.counters.failures,
             share=share,
             seconds_left=self._share.seconds_left(share, elapsed),
-            tokens_per_second=state.live_tokens / elapsed if elapsed > 1 else None,
+            tokens_per_second=state.counters.tokens / elapsed if elapsed > 1 else None,
             phases=tuple(state.phases),
             cost=self._budget.so_far(account),
         )
@@ -138,7 +138,7 @@ def work_of(config: Config, there: Hardware, served: Served) -> Work:
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
         weights = capacity.linear_bytes(fit.tensors, fit.shape, scheme, fit.ignore, fit.group(scheme))
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1
-        work.bytes_per_generated = weights / min(served.in_flight, engine.max_num_seqs)
-        work.bytes_per_recalled = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
+        work.weight_bytes_per_output_token = weights / min(served.in_flight, engine.max_num_seqs)
+        work.kv_bytes_per_token = capacity.kv_bytes_read(fit.shape, engine.max_model_len, element)
         work.peak_bandwidth = forecast.bandwidth(there.accelerator)
     return work

@@ -18,9 +18,9 @@ from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served
 from batchq.job.session import Session, open_session
-from batchq.lease import Lease
 from batchq.models import Model
 from batchq.outcome import Result, finish
+from batchq.output.lease import Lease
 from batchq.plan import draft
 from batchq.plan.committed import Committed, read_committed, source_plan
 from batchq.plan.draft import make_plan

@@ -22,7 +22,7 @@ from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Lengths
 from batchq.plan.stored import load_plan
-from batchq.pool import Question
+from batchq.pool import SampleRequest
 from batchq.quantize import Checkpoint
 from batchq.records import Plan
 from batchq.settings import (
@@ -120,14 +120,20 @@ def _rate(session: Session, plain: Config, checkpoint: Checkpoint, rows: Slice, 
         settings.with_settings(plain, trial), checkpoint.path, checkpoint.bytes, session.hardware
     )
     in_flight = config.engine.in_flight or 2 * spec.max_num_seqs
-    question = Question(rows.prompts, rows.task.sampling, in_flight, WARM, config.tune.seconds)
+    request = SampleRequest(
+        rows.prompts,
+        rows.task.sampling,
+        in_flight,
+        log=f"tune-{number}.log",
+        warm_up=WARM,
+        seconds=config.tune.seconds,
+    )
     told = f"tune: {_words(trial)}: "
     try:
-        answers, spent = session.pool.ask(
+        answers, spent = session.pool.answer_sample(
             spec,
-            question,
+            request,
             session.hardware,
-            f"tune-{number}.log",
             session.stop,
             lambda count: progress.update(f"{told}{count:,} rows answered"),
             lambda _: None,  # the error says it again

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from batchq import storage, write
+from batchq import storage
 from batchq.config import Config
 from batchq.errors import ConfigError, StorageError
+from batchq.output import receipts
 from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard
 
@@ -40,13 +41,13 @@ def read_committed(plan: Plan, output: str, known: Committed | None = None) -> C
     A shard is done when its last part is committed and all before it: a stream's parts are committed side by side, so a
     kill may leave the last one alone. Raises StorageError if a committed object belongs to another plan.
     """
-    receipts = write.read_receipts(output, known.by_uri if known else {})
-    for receipt in receipts.values():
+    by_uri = receipts.read_all(output, known.by_uri if known else {})
+    for receipt in by_uri.values():
         if receipt.fingerprint != plan.fingerprint:
             raise StorageError(f"{output}/data: part of shard {receipt.shard} belongs to another run; move it away")
-    parts = Counter(r.shard for r in receipts.values())
-    done = {r.shard for r in receipts.values() if r.last and parts[r.shard] == r.part + 1}
-    return Committed(receipts, tuple(s for s in plan.shards if s.index not in done))
+    parts = Counter(r.shard for r in by_uri.values())
+    done = {r.shard for r in by_uri.values() if r.last and parts[r.shard] == r.part + 1}
+    return Committed(by_uri, tuple(s for s in plan.shards if s.index not in done))
 
 
 def source_plan(config: Config) -> Plan | None:

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from batchq import read, storage, task, write
+from batchq import input, storage, task
 from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import InputError
-from batchq.records import InputObject, Plan, Shard
+from batchq.output.schema import output_schema, schema_to_text
+from batchq.records import InputObject, Plan, Range, Shard
 from batchq.scheme import FACTS
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
@@ -60,15 +61,15 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
 
     Raises InputError for an input that is missing or empty, ConfigError for columns that clash.
     """
-    objects = read.list_input(config.input)
-    format = read.format_of(objects[0].name, config.input.format)
+    objects = input.list_input(config.input)
+    format = input.format_of(objects[0].name, config.input.format)
     unreadable: dict[str, str] = {}
     if config.input.unreadable is Unreadable.quarantine:
-        unreadable = read.unreadable(objects, format)
+        unreadable = input.unreadable(objects, format)
         objects = [each for each in objects if each.name not in unreadable]
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
-    schema = read.infer_schema(objects, format, config.input.columns)
+    schema = input.infer_schema(objects, format, config.input.columns)
     task.prompt_columns(config.task, schema.names)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
         if name is not None and name not in schema.names:
@@ -79,7 +80,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
             f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}"
         )
     everything = config.input.columns is None and config.output.columns is None
-    output = write.output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
+    output = output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
     parts = ingredients(config, model, scheme)
     return Plan(
         fingerprint=fingerprint(parts, objects),
@@ -88,7 +89,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         objects=tuple(objects),
         shards=tuple(_shards(config, objects, format)),
         format=format,
-        schema=write.schema_to_text(output),
+        schema=schema_to_text(output),
         columns=tuple(schema.names),
         rows_per_part=config.output.rows_per_shard,
         quantization=scheme.value,
@@ -118,32 +119,32 @@ def _subset(schema: Any, names: list[str]) -> Any:
 
 
 def _shards(config: Config, objects: list[InputObject], format: str) -> list[Shard]:
-    cut = functools.partial(read.split, format=format, rows_per_shard=config.output.rows_per_shard)
-    with ThreadPoolExecutor(read.OPENED_AT_ONCE) as threads:  # each is a request to the store
-        ranges = [(number, *each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
+    cut = functools.partial(input.split, format=format, rows_per_shard=config.output.rows_per_shard)
+    with ThreadPoolExecutor(input.OPENED_AT_ONCE) as threads:  # each is a request to the store
+        ranges = [(number, each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
     if len(ranges) > 4 * TAPERED:
-        ranges = read.taper(ranges, TAPERED)
+        ranges = input.taper(ranges, TAPERED)
     if config.input.limit is not None:
         ranges = list(_limited(ranges, objects, format, config.input.limit))
     return [Shard(index, *place) for index, place in enumerate(ranges)]
 
 
 def _limited(
-    ranges: list[tuple[int, str, int, int]], objects: list[InputObject], format: str, limit: int
-) -> Iterable[tuple[int, str, int, int]]:
+    ranges: list[tuple[int, Range]], objects: list[InputObject], format: str, limit: int
+) -> Iterable[tuple[int, Range]]:
     """The first `limit` rows. Byte ranges and streams are read up to there, because only rows can be counted."""
     left = limit
-    for number, unit, start, stop in ranges:
+    for number, whole in ranges:
         if not left:
             return
-        if unit == "rows":
-            stop = min(stop, start + left)
-            left -= stop - start
+        stop = whole.stop
+        if whole.unit == "rows":
+            stop = min(stop, whole.start + left)
+            left -= stop - whole.start
         else:
-            last = None
-            for row in read.read_rows(objects[number], format, unit, start, stop, columns=None):
-                last, left = row.position, left - 1
+            for row in input.read_rows(objects[number], format, whole, columns=None):
+                left -= 1
                 if not left:
-                    stop = last + 1
+                    stop = row.position + 1
                     break
-        yield number, unit, start, stop
+        yield number, dataclasses.replace(whole, stop=stop)

@@ -6,16 +6,16 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from batchq import models, read, write
+from batchq import input, models
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.models import digest_of
-from batchq.records import Plan, Row, Shard
+from batchq.output.parts import as_gold
+from batchq.records import Plan, Range, Row
 from batchq.scheme import FACTS
 from batchq.task import Task
 
@@ -109,7 +109,7 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
             f"gate: there is no row to judge by{why}; name others in gate.input, or set gate.enabled=false"
         )
     gold = config.task.gold
-    return Sample([p for p, _ in kept], [write.as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
+    return Sample([p for p, _ in kept], [as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
 
 
 def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
@@ -124,7 +124,7 @@ def sample_golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str 
     if not name:
         return []
     found = itertools.islice(spread(draft, rows, iter), rows)
-    return [write.as_gold(row.columns.get(name)) for row in found if row.error is None]
+    return [as_gold(row.columns.get(name)) for row in found if row.error is None]
 
 
 def unknown_gold_warning(config: Config, golds: Iterable[str | None]) -> str:
@@ -153,10 +153,10 @@ def _asked(
 
 
 def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
-    for found in read.list_input(dataclasses.replace(config.input, path=path)):
-        format = read.format_of(found.name, config.input.format)
-        unit = read.splittable(found.name, format)
-        yield from read.read_rows(found, format, unit, 0, sys.maxsize, columns=list(draft.columns))
+    for obj in input.list_input(dataclasses.replace(config.input, path=path)):
+        format = input.format_of(obj.name, config.input.format)
+        whole = Range(input.splittable(obj.name, format))
+        yield from input.read_rows(obj, format, whole, columns=list(draft.columns))
 
 
 def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Taken]]) -> Iterator[Taken]:
@@ -165,7 +165,7 @@ def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Ta
     chosen = draft.shards[::step][:wanted]
     each = -(-wanted // len(chosen))
     for shard in chosen:
-        yield from itertools.islice(take(rows_of(draft, shard)), each)
+        yield from itertools.islice(take(input.rows_of(draft, shard, draft.columns)), each)
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
@@ -173,25 +173,18 @@ def expected_rows(draft: Plan, limit: int | None) -> int | None:
     few of them. None of a dataset in an object store, or if none of those can be read."""
     if limit is not None:
         return limit
-    if all(shard.unit != "stream" for shard in draft.shards):
-        return sum(s.stop - s.start if s.unit == "rows" else draft.rows_per_part for s in draft.shards)
+    ranges = [shard.range for shard in draft.shards]
+    if all(each.unit != "stream" for each in ranges):
+        return sum(each.stop - each.start if each.unit == "rows" else draft.rows_per_part for each in ranges)
     if draft.format == "dataset":
         return None
     whole = [draft.objects[i] for i in sorted({shard.object for shard in draft.shards})]
     size = rows = 0.0
     for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
         with contextlib.suppress(InputError, StorageError):  # whoever labels it says so
-            rows += obj.size * read.rows_a_byte(obj, draft.format)
+            rows += obj.size * input.rows_a_byte(obj, draft.format)
             size += obj.size
     return round(rows / size * sum(obj.size for obj in whole)) if size else None
-
-
-def rows_of(draft: Plan, shard: Shard) -> Iterator[Row]:
-    """All rows of one shard, with the columns that the plan reads."""
-    source, columns = draft.objects[shard.object], list(draft.columns)
-    stop = shard.stop or sys.maxsize
-    rows = read.read_rows(source, draft.format, shard.unit, shard.start, stop, columns=columns)
-    return itertools.takewhile(lambda row: shard.unit != "stream" or row.position < stop, rows)
 
 
 def rendered(task: Task, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:

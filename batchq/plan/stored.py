@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import uuid
 from collections.abc import Iterable
 
-from batchq import failpoint, read, storage
+from batchq import failpoint, input, storage
 from batchq.config import Config
 from batchq.errors import AlreadyExists, Changed, NotFound, OutputTaken, StorageError
-from batchq.records import InputObject, Plan, Shard, sealed, unsealed
-
-NAME = "meta/plan.json"
+from batchq.output import layout
+from batchq.records import InputObject, Plan, Range, Shard, sealed, unsealed
 
 # What a person changed when this ingredient differs.
 FIELDS = {
@@ -33,11 +31,11 @@ KEYED = ("model", "engine", "quantization", "prompt", "labels", "sampling")  # w
 
 def load_plan(output: str) -> Plan | None:
     """The plan that stands at this output, if any. Raises StorageError if it is damaged."""
-    uri = storage.join(output, NAME)
+    uri = layout.plan(output)
     try:
         fields = storage.read_checked(uri, unsealed)
         objects = tuple(InputObject(*o) for o in fields.pop("objects"))
-        shards = tuple(Shard(i, *s) for i, s in enumerate(fields.pop("shards")))
+        shards = tuple(Shard(i, number, Range.from_json(*cut)) for i, (number, *cut) in enumerate(fields.pop("shards")))
         lists = {name: tuple(fields.pop(name, ())) for name in ("columns", "verdicts")}
         return Plan(**{**fields, **lists, "objects": objects, "shards": shards})
     except NotFound:
@@ -51,18 +49,18 @@ def store_plan(plan: Plan, output: str) -> Plan:
 
     Raises NoConditionalWrites for a store that would let the last writer win.
     """
-    uri = storage.join(output, NAME)
+    uri = layout.plan(output)
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
-    fields["shards"] = [[s.object, s.unit, s.start, s.stop] for s in plan.shards]
-    data, staging = sealed(fields), storage.join(output, "meta/tmp")
+    fields["shards"] = [[s.object, *s.range.to_json()] for s in plan.shards]
+    data, staging = sealed(fields), layout.staging(output)
     # Asked before the plan stands: afterwards every later run would take the store for a good one.
-    probe = storage.join(output, f"meta/probe-{uuid.uuid4().hex}")
+    probe = layout.probe(output)
     with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost
         storage.create(probe, b"", staging=staging)
     failpoint.reach("plan.store.probe_made")
     try:
-        storage.require_create_only(probe, b"")
+        storage.require_create_only(probe, b"", staging)
     finally:
         storage.delete(probe)
     failpoint.reach("plan.store.before_put")
@@ -108,7 +106,7 @@ def check_inputs(plan: Plan, config: Config) -> list[str]:
 
     Raises Changed if a planned object is gone or is another one now.
     """
-    now = {o.uri: o for o in read.list_input(config.input)}
+    now = {o.uri: o for o in input.list_input(config.input)}
     for planned in plan.objects:
         found = now.pop(planned.uri, None)
         if found is None:

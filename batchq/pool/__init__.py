@@ -5,7 +5,9 @@ for the driver; nothing but shards, receipts and snapshots travels through Ray.
 
     cluster.py    Ray's nodes, and the places on them where replicas go
     replica.py    the actor: one engine in a process of its own
+    handles.py    replicas as the driver sees them
     labelling.py  shards handed out, replicas replaced, until all is committed
+    losses.py     what follows for a shard when its replica is lost
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from batchq.engine import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.hardware import Hardware
 from batchq.pool import cluster
-from batchq.pool.labelling import POLL_SECONDS, Kept, Labelling, State
-from batchq.pool.replica import Question
+from batchq.pool.handles import PoolSnapshot, Setting, WarmReplica
+from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
+from batchq.pool.replica import SampleRequest
 from batchq.records import Failure, Shard
-from batchq.worker import WorkerSpec
+from batchq.worker.spec import WorkerSpec
 
-__all__ = ["Pool", "Question", "State"]
+__all__ = ["Pool", "PoolSnapshot", "SampleRequest"]
 
 
 class _Stalled(Exception):
@@ -46,7 +49,7 @@ class Pool:
         self.logs = logs
         self._connected = False
         self._over = threading.Event()
-        self._kept: Kept | None = None
+        self._warm: WarmReplica | None = None
 
     def __enter__(self) -> Pool:
         return self
@@ -75,21 +78,19 @@ class Pool:
         self.connect()
         return cluster.detect()
 
-    def ask(
+    def answer_sample(
         self,
         spec: EngineSpec,
-        question: Question,
+        request: SampleRequest,
         here: Hardware,
-        log: str,
         stop: threading.Event,
         on_progress: Callable[[int], None],
-        say: Callable[[str], None],
-        keep: bool = False,
+        notify: Callable[[str], None],
     ) -> tuple[list[Completion | Failure], ReplicaAccount]:
         """Start one engine and have it answer; returns the answers in order and what it cost.
 
-        An engine that dies or stalls is replaced, up to `cluster.max_attempts`, and `say` is told. With `keep` it stays
-        up, and `label` goes on with it if it is to label with an engine of just this kind; `release` ends it otherwise.
+        An engine that dies or stalls is replaced, up to `cluster.max_attempts`, and `notify` is told. One that is to
+        stay up is used by `label`, if that takes an engine of just this kind; `release` ends it otherwise.
         Raises EngineError when it doesn't start or dies too often, Stopped after `stop` was set.
         """
         self.connect()
@@ -97,7 +98,7 @@ class Pool:
         import ray
 
         slot = cluster.slots(self.cluster, here)[0]
-        path = str(self.logs / log)
+        path = str(self.logs / request.log)
         spec = dataclasses.replace(spec, cores=slot.cores)
         spent: Counter[str] = Counter()
         for _ in range(self.cluster.max_attempts):
@@ -118,7 +119,7 @@ class Pool:
             try:
                 self._await_start(actor.open.remote(), look, path, stop)
                 ready = True
-                found, seen = self._await_answers(actor.ask.remote(question, keep), look, len(question.prompts), stop)
+                found, seen = self._await_answers(actor.answer_sample.remote(request), look, len(request.prompts), stop)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause if isinstance(error.cause, BaseException) else error
                 if not isinstance(cause, EngineError):
@@ -126,8 +127,8 @@ class Pool:
                 if not ready:  # it would not start another time either
                     raise EngineError(f"{cause}; log: {path}") from None
                 if isinstance(cause, EngineOutOfMemory):
-                    fewer = max(1, min(question.in_flight, spec.max_num_seqs) // 2)
-                    question = dataclasses.replace(question, in_flight=fewer)
+                    fewer = max(1, min(request.in_flight, spec.max_num_seqs) // 2)
+                    request = dataclasses.replace(request, in_flight=fewer)
                     spec = dataclasses.replace(spec, max_num_seqs=fewer)
                 why = str(cause)
             except _Stalled as error:
@@ -135,15 +136,15 @@ class Pool:
             except ray.exceptions.RayError:
                 why = "its process died"
             else:
-                self._kept = Kept(spec, slot, actor, path) if keep else None
+                self._warm = WarmReplica(spec, slot, actor, path) if request.stay_up else None
                 spent.update(seen)
                 devices = len(slot.cores) or spec.devices
                 return found, ReplicaAccount(here.accelerator, devices, {p: round(s, 3) for p, s in spent.items()})
             finally:
-                if self._kept is None or self._kept.actor is not actor:
+                if self._warm is None or self._warm.actor is not actor:
                     ray.kill(actor)
             spent.update(seen)
-            say(f"the engine that was asked a sample is lost: {why}; log: {path}")
+            notify(f"the engine that was asked a sample is lost: {why}; log: {path}")
         raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {path}")
 
     def _await_start(self, future: Any, look: Callable[[], int], log: str, stop: threading.Event) -> None:
@@ -166,10 +167,10 @@ class Pool:
         return _result(future)
 
     def release(self) -> None:
-        """End the engine that `ask` kept, if there is one."""
-        if self._kept is not None:
-            kept, self._kept = self._kept, None
-            kept.end()
+        """End the engine that `answer_sample` left up, if there is one."""
+        if self._warm is not None:
+            warm, self._warm = self._warm, None
+            warm.end()
 
     def label(
         self,
@@ -177,19 +178,19 @@ class Pool:
         shards: Sequence[Shard],
         here: Hardware,
         stop: threading.Event,
-        on_progress: Callable[[State], None],
-        say: Callable[[str], None],
-    ) -> State:
-        """Label all `shards`; returns the final state. `say` is told of every replica that is lost.
+        on_progress: Callable[[PoolSnapshot], None],
+        notify: Callable[[str], None],
+    ) -> PoolSnapshot:
+        """Label all `shards`; returns the final state. `notify` is told of every replica that is lost.
 
         Raises Stopped after `stop` was set, within `cluster.grace_seconds`; EngineError when an engine
         doesn't start or a shard lost too many (`cluster.max_attempts`); and what a worker raised for good.
         """
         self.connect()
-        places = cluster.slots(self.cluster, here)[: max(1, len(shards))]
-        kept, self._kept = self._kept, None
-        labelling = Labelling(self.cluster, self.engine, spec, here, self.logs, stop, on_progress, say)
-        return labelling.run(shards, places, kept)
+        slots = cluster.slots(self.cluster, here)[: max(1, len(shards))]
+        warm, self._warm = self._warm, None
+        setting = Setting(self.cluster, self.engine, here, self.logs)
+        return ShardScheduler(setting, spec, stop, on_progress, notify).run(shards, slots, warm)
 
 
 def _done(future: Any, stop: threading.Event) -> bool:

@@ -16,21 +16,22 @@ from batchq.account import PhaseClock
 from batchq.engine import Completion, EngineSpec, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.records import Failure, Receipt, Shard
-from batchq.worker import Snapshot, Worker, WorkerSpec, open_engine
+from batchq.worker.counters import Snapshot
+from batchq.worker.spec import WorkerSpec, open_engine
+from batchq.worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What one engine is asked apart from any labelling: by the gate, or to try settings.
-
-    The first `warm` prompts count as the engine's start. What isn't asked within `seconds` after them isn't asked.
-    """
+class SampleRequest:
+    """What one engine is asked apart from any labelling: by the gate, or to try settings."""
 
     prompts: list[list[int]]  # token ids
     sampling: Sampling
     in_flight: int
-    warm: int = 0
-    seconds: float = math.inf
+    log: str  # name of the file that the engine's output goes to
+    warm_up: int = 0  # the first so many prompts count as the engine's start
+    seconds: float = math.inf  # what isn't asked so soon after the warm-up isn't asked
+    stay_up: bool = False  # the engine may go on to label
 
 
 class Replica:
@@ -55,29 +56,29 @@ class Replica:
         self.clock.enter("gate")
         self.clock.move("load", "compile", phases.get("compile", 0.0))
 
-    async def ask(self, question: Question, keep: bool) -> tuple[list[Completion | Failure], dict[str, float]]:
-        """The answers in the prompts' order, and the seconds by phase; `keep` leaves the engine up."""
-        places = asyncio.Semaphore(question.in_flight)
+    async def answer_sample(self, request: SampleRequest) -> tuple[list[Completion | Failure], dict[str, float]]:
+        """The answers in the prompts' order, and the seconds by phase."""
+        slots = asyncio.Semaphore(request.in_flight)
         until = math.inf
 
         async def one(prompt: list[int]) -> Completion | Failure:
-            async with places:
+            async with slots:
                 if time.monotonic() >= until:
                     return Failure("not_asked", "the time was up")
                 try:
-                    return await self.engine.ask(prompt, question.sampling)
+                    return await self.engine.ask(prompt, request.sampling)
                 except RowError as error:
                     return Failure(error.code, error.message)
                 finally:
                     self.answered += 1
 
-        warm = question.warm
+        warm = request.warm_up
         self.clock.enter("load" if warm else "gate")
-        answers = list(await asyncio.gather(*map(one, question.prompts[:warm])))
+        answers = list(await asyncio.gather(*map(one, request.prompts[:warm])))
         self.clock.enter("gate")
-        until = time.monotonic() + question.seconds
-        answers += await asyncio.gather(*map(one, question.prompts[warm:]))
-        if not keep:
+        until = time.monotonic() + request.seconds
+        answers += await asyncio.gather(*map(one, request.prompts[warm:]))
+        if not request.stay_up:
             await self.engine.close()
         spent, self.clock = self.clock.seconds(), PhaseClock("idle")  # from here on it is the labelling's time
         return answers, spent
@@ -91,7 +92,7 @@ class Replica:
     async def start(self, spec: WorkerSpec) -> None:
         self.worker = Worker(spec, self.clock, self.engine)
         await self.worker.start()
-        # What stands now stays; looking through it again and again is up to 10 us a row.
+        # What is there now stays; looking through it again and again is up to 10 us a row.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
 

@@ -209,8 +209,8 @@ def create(uri: str, data: Data, staging: str | None = None) -> Stat:
     StorageError leaves open whether it was written.
 
     A local file is written and synced under `staging` and then hard-linked to its name, so that a writer killed at any
-    moment leaves nothing at or beside the name. `staging` is a folder on the same file system; None takes meta/tmp
-    beside a folder named data, else .tmp in the file's own folder, which listings leave out.
+    moment leaves nothing at or beside the name. `staging` is a folder on the same file system; None takes .tmp in the
+    file's own folder, which listings leave out.
     """
     view = memoryview(data).cast("B")
     return remote.create(uri, view) if is_remote(uri) else local.create(uri, view, staging)
@@ -222,13 +222,13 @@ def put(uri: str, data: Data) -> Stat:
     return remote.put(uri, view) if is_remote(uri) else local.put(uri, view)
 
 
-def require_create_only(uri: str, data: Data) -> None:
+def require_create_only(uri: str, data: Data, staging: str | None = None) -> None:
     """Prove that the store refuses a second create: try it on an object that `create` has just made of `data`.
 
-    Raises NoConditionalWrites if the store accepts.
+    `staging` as in `create`. Raises NoConditionalWrites if the store accepts.
     """
     try:
-        create(uri, data)
+        create(uri, data, staging)
     except AlreadyExists:
         return
     raise overwrites(uri)

@@ -152,11 +152,9 @@ def _staged(final: str, view: memoryview | None, staging: str | None) -> Iterato
     """A temporary file of these bytes (None: yet to be written), synced, gone when the block ends."""
     folder = os.path.dirname(final)
     _make_folder(folder)
-    if staging is None:
-        parent, name = os.path.split(folder)
-        staging = os.path.join(parent, "meta", "tmp") if name == "data" else os.path.join(folder, STAGING)
-    _make_folder(local_path(staging))
-    temporary = os.path.join(local_path(staging), f"{os.path.basename(final)}.{uuid.uuid4().hex}")
+    staging = os.path.join(folder, STAGING) if staging is None else local_path(staging)
+    _make_folder(staging)
+    temporary = os.path.join(staging, f"{os.path.basename(final)}.{uuid.uuid4().hex}")
     try:
         if view is not None:
             with open(temporary, "wb", buffering=0) as file:

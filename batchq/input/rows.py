@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from batchq import failpoint, storage
-from batchq.read.delimited import csv_rows
-from batchq.read.formats import opened, readable, unpacked
-from batchq.read.lines import json_rows, lines_of, numbered, text_rows
-from batchq.read.tables import table_rows
-from batchq.records import InputObject, Row
+from batchq.input.delimited import csv_rows
+from batchq.input.formats import opened, readable, unpacked
+from batchq.input.lines import json_rows, lines_of, numbered, text_rows
+from batchq.input.tables import table_rows
+from batchq.records import END, InputObject, Plan, Range, Row, Shard
 
 HEAD = 4 << 20  # bytes of text; their parsing takes a tenth of a second
 
 
+def rows_of(plan: Plan, shard: Shard, columns: Sequence[str] | None, skip: int = 0) -> Iterator[Row]:
+    """The rows of one shard, as `read_rows`, beginning with the first whose position is at least `skip`."""
+    wanted = None if columns is None else list(columns)
+    return read_rows(plan.objects[shard.object], plan.format, shard.range, columns=wanted, skip_until=skip)
+
+
 def read_rows(
-    obj: InputObject,
-    format: str,
-    unit: str,
-    start: int,
-    stop: int,
-    *,
-    columns: list[str] | None,
-    skip_until: int = 0,
+    obj: InputObject, format: str, range: Range, *, columns: list[str] | None, skip_until: int = 0
 ) -> Iterator[Row]:
     """The rows of one range, in order, beginning with the first whose position is at least `skip_until`.
 
@@ -38,11 +37,10 @@ def read_rows(
     failpoint.reach("read.rows.before")
     with readable(obj, format):
         if format in ("parquet", "dataset"):
-            begin, end = (start, stop) if unit == "rows" else (0, sys.maxsize)
-            yield from table_rows(obj, format, max(begin, skip_until), end, columns)
+            yield from table_rows(obj, format, Range("rows", max(range.start, skip_until), range.stop), columns)
             return
         with opened(obj) as file:
-            yield from _rows_in(obj, file, format, unit, start, stop, columns, skip_until)
+            yield from _rows_in(obj, file, format, range, columns, skip_until)
 
 
 def rows_a_byte(obj: InputObject, format: str) -> float:
@@ -56,7 +54,7 @@ def rows_a_byte(obj: InputObject, format: str) -> float:
             head.write(block)
         size = file.tell() if block else obj.size
         head.seek(0)
-        count = sum(1 for _ in _rows_in(obj, head, format, "stream", 0, 0, None, 0))
+        count = sum(1 for _ in _rows_in(obj, head, format, Range("stream"), None, 0))
     return count / max(1, size)
 
 
@@ -64,17 +62,18 @@ def _rows_in(
     obj: InputObject,
     file: BinaryIO,
     format: str,
-    unit: str,
-    start: int,
-    stop: int,
+    range: Range,
     columns: list[str] | None,
     skip_until: int,
 ) -> Iterator[Row]:
     if format == "csv":
-        yield from csv_rows(obj, file, columns, skip_until)
-        return
-    if unit == "bytes":
-        lines, prefix = lines_of(obj, file, max(start, skip_until), stop), f"{obj.name}@"
+        rows = csv_rows(obj, file, columns, skip_until)
     else:
-        lines, prefix = numbered(lines_of(obj, file, 0, sys.maxsize), skip_until), f"{obj.name}:"
-    yield from json_rows(lines, prefix, columns) if format == "jsonl" else text_rows(lines, prefix)
+        if range.unit == "bytes":
+            lines, prefix = lines_of(obj, file, max(range.start, skip_until), range.stop), f"{obj.name}@"
+        else:
+            lines, prefix = numbered(lines_of(obj, file, 0, END), skip_until), f"{obj.name}:"
+        rows = json_rows(lines, prefix, columns) if format == "jsonl" else text_rows(lines, prefix)
+    if range.unit == "stream" and range.stop != END:
+        rows = itertools.takewhile(lambda row: row.position < range.stop, rows)
+    yield from rows

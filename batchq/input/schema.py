@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from batchq import storage
 from batchq.errors import InputError
-from batchq.read.delimited import csv_header, csv_records
-from batchq.read.formats import opened, readable, require, splittable
-from batchq.read.rows import read_rows
-from batchq.read.tables import arrow_reader
-from batchq.records import InputObject, Row
+from batchq.input.delimited import csv_header, csv_records
+from batchq.input.formats import opened, readable, require, splittable
+from batchq.input.rows import read_rows
+from batchq.input.tables import arrow_reader
+from batchq.records import InputObject, Range, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +79,7 @@ def _spread(objects: list[InputObject]) -> list[InputObject]:
 
 
 def _head(obj: InputObject, format: str, count: int) -> list[Row]:
-    return list(islice(read_rows(obj, format, splittable(obj.name, format), 0, sys.maxsize, columns=None), count))
+    return list(islice(read_rows(obj, format, Range(splittable(obj.name, format)), columns=None), count))
 
 
 def _sample(objects: list[InputObject], format: str, count: int) -> list[Row]:

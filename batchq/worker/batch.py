@@ -11,17 +11,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchq import models, read, write
+from batchq import input, models
 from batchq.account import timed
 from batchq.errors import InputError, RowError
+from batchq.output.parts import as_gold
+from batchq.output.schema import EXTRA, input_columns, schema_from_text
 from batchq.records import Answer, Failure, Plan, Row, Shard
-from batchq.reuse import Reuse
 from batchq.task import Task
+from batchq.worker.reuse import Reuse
 
 BATCH = 256  # rows read, rendered and tokenised at a time
 _TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is kept as JSON
 
-Known = dict[str, tuple[str | None, Answer]]  # answers that earlier attempts spilled: see write.read_spills
+Known = dict[str, tuple[str | None, Answer]]  # answers that earlier attempts spilled: see output.spills
 
 
 @dataclass(slots=True)
@@ -40,8 +42,8 @@ class Batch:
     outcomes: list[Answer | Failure | None]
     raws: list[str | None]
     golds: list[str | None]
-    reused: int = 0
-    copied: frozenset[int] = frozenset()  # rows whose answer is another run's
+    from_spill: int = 0  # rows answered by an earlier attempt
+    from_reuse: frozenset[int] = frozenset()  # rows whose answer is another run's
 
 
 class Batches:
@@ -53,32 +55,30 @@ class Batches:
         """`cpu`: where the seconds are added. With `quarantine` a shard whose input can't be read on ends there."""
         self.plan = plan
         self.task = task
-        self.room = max_model_len - task.sampling.max_tokens  # tokens that a prompt may have
+        self.max_prompt_tokens = max_model_len - task.sampling.max_tokens
         self.reuse = reuse
         self.quarantine = quarantine
         self.cpu = cpu
         self.quarantined: dict[int, str] = {}  # shard -> why its input can't be read to its end
-        schema = write.schema_from_text(plan.schema)
-        self.columns = write.input_columns(schema, task.config)
-        self.extra = write.EXTRA.name in schema.names
+        schema = schema_from_text(plan.schema)
+        self.columns = input_columns(schema, task.config)
+        self.extra = EXTRA.name in schema.names
         answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
         self.answerer = models.digest_of(answers)  # what else than the prompt decides an answer
 
     def of(self, shard: Shard, part: int, skip: int, known: Known) -> Iterator[Batch]:
         """The shard's rows in batches; none straddles two parts."""
         rows = self._readable_rows(shard, skip)
-        if shard.unit == "stream":
-            if shard.stop:
-                rows = itertools.takewhile(lambda row: row.position < shard.stop, rows)
+        if shard.range.unit == "stream":
             size = self.plan.rows_per_part
             while True:
-                room = size
-                while room:
-                    batch = self._batch(part, rows, min(BATCH, room), known)
+                left = size
+                while left:
+                    batch = self._batch(part, rows, min(BATCH, left), known)
                     if batch is None:
                         return
                     yield batch
-                    room -= len(batch.ids)
+                    left -= len(batch.ids)
                 part += 1
         while (batch := self._batch(part, rows, BATCH, known)) is not None:
             yield batch
@@ -88,14 +88,11 @@ class Batches:
 
         Raises InputError, unless such input is to be quarantined.
         """
-        source = self.plan.objects[shard.object]
-        # Where unknown keys are kept, all are read.
-        columns = None if self.extra else list(self.plan.columns)
-        where = (source, self.plan.format, shard.unit, shard.start, shard.stop)
+        columns = None if self.extra else self.plan.columns  # where unknown keys are kept, all are read
         failed_at = -1
         while True:
             try:
-                for row in read.read_rows(*where, columns=columns, skip_until=skip):
+                for row in input.rows_of(self.plan, shard, columns, skip):
                     yield row
                     skip = row.position + 1
                 return
@@ -127,19 +124,19 @@ class Batches:
                         outcomes[i] = Failure(error.code, error.message)
         prompts: list[list[int] | None] = [None] * len(taken)
         keys: list[str | None] = [None] * len(taken)
-        reused = 0
-        copied: set[int] = set()
+        from_spill = 0
+        from_reuse: set[int] = set()
         with timed(self.cpu, "tokenize"):
             encoded = self.task.encode(messages) if messages else []
         for i, ids in zip(asked, encoded, strict=True):
-            if len(ids) > self.room:
-                outcomes[i] = too_long(len(ids), self.room)
+            if len(ids) > self.max_prompt_tokens:
+                outcomes[i] = too_long(len(ids), self.max_prompt_tokens)
                 continue
             keys[i] = self.task.key(ids, self.answerer)
-            kept = known.get(taken[i].id)
-            if kept is not None and kept[0] == keys[i]:
-                outcomes[i] = kept[1]
-                reused += 1
+            spilled = known.get(taken[i].id)
+            if spilled is not None and spilled[0] == keys[i]:
+                outcomes[i] = spilled[1]
+                from_spill += 1
             else:
                 prompts[i] = ids
         if self.reuse:
@@ -148,7 +145,7 @@ class Batches:
             for i, key in enumerate(keys):
                 if prompts[i] and key in earlier:
                     outcomes[i], prompts[i] = earlier[key], None
-                    copied.add(i)
+                    from_reuse.add(i)
         gold = self.task.config.gold
         return Batch(
             part=part,
@@ -159,9 +156,9 @@ class Batches:
             keys=keys,
             outcomes=outcomes,
             raws=[_raw(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
-            golds=[write.as_gold(row.columns.get(gold)) if gold else None for row in taken],
-            reused=reused,
-            copied=frozenset(copied),
+            golds=[as_gold(row.columns.get(gold)) if gold else None for row in taken],
+            from_spill=from_spill,
+            from_reuse=frozenset(from_reuse),
         )
 
     def _columns(self, rows: list[Row]) -> tuple[pa.RecordBatch, list[Answer | Failure | None]]:
@@ -173,7 +170,7 @@ class Batches:
             name = column.name
             raw = [row.columns.get(name) for row in rows]
             if pa.types.is_string(column.type) and not _TEXT.issuperset(map(type, raw)):
-                raw = [value if value is None else read.as_text(value) for value in raw]
+                raw = [value if value is None else input.as_text(value) for value in raw]
             values[name] = raw
             try:
                 arrays[name] = pa.array(raw, column.type)
@@ -193,7 +190,7 @@ class Batches:
                 for row in rows
             ]
             texts = [None if e is None else json.dumps(e, ensure_ascii=False) for e in extras]
-            arrays[write.EXTRA.name] = pa.array(texts, pa.string())
+            arrays[EXTRA.name] = pa.array(texts, pa.string())
         if not arrays:
             return pa.RecordBatch.from_pylist([{} for _ in rows], schema=pa.schema([])), outcomes
         return pa.RecordBatch.from_pydict(arrays), outcomes
@@ -214,6 +211,6 @@ def _raw(row: Row) -> str | None:
     return json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else None
 
 
-def too_long(tokens: int, room: int) -> Failure:
-    """What becomes of a row whose prompt is longer than there is room for."""
-    return Failure("too_long", f"{tokens} prompt tokens; engine.max_model_len leaves room for {room}")
+def too_long(tokens: int, most: int) -> Failure:
+    """What becomes of a row whose prompt is too long."""
+    return Failure("too_long", f"{tokens} prompt tokens; engine.max_model_len leaves room for {most}")

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 from batchq import failpoint
 from batchq.errors import InputError
-from batchq.read import broken
-from batchq.read.formats import BLOCK, base
+from batchq.input import broken
+from batchq.input.formats import BLOCK, base
 from batchq.records import InputObject, Row
 
 TAIL = 64 * 1024  # bytes read at a time beyond a range's end, to finish its last line

@@ -1,4 +1,4 @@
-"""One attempt at one shard: its parts in the making, and what of it stands in the store: marks, spills, commits.
+"""One attempt at one shard: its parts in the making, and what of it is in the store: marks, spills, commits.
 
 What touches the store blocks, and is called in a thread.
 """
@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchq import poison, storage, write
-from batchq.batch import Batch, Known
 from batchq.config import TaskConfig
-from batchq.poison import Mark, Search
+from batchq.output import marks, parts, receipts, spills
+from batchq.output.marks import Mark, Search
+from batchq.output.schema import schema_from_text
 from batchq.records import Answer, Failure, Plan, Receipt, Shard, Usage
+from batchq.worker import poison
+from batchq.worker.batch import Batch, Known
 
 
 @dataclass(slots=True, eq=False)
@@ -34,9 +36,9 @@ class Part:
     def seal(self, last: bool) -> None:
         """No more rows come."""
         self.sealed, self.last = True, last
-        self.settle()
+        self.close_if_over()
 
-    def settle(self) -> None:
+    def close_if_over(self) -> None:
         if (self.sealed and not self.pending) or self.error:
             self.done.set()
 
@@ -52,13 +54,13 @@ class Attempt:
     id: str
     search: Search
     known: Known
-    standing: list[Receipt]  # parts that are committed already
-    marks: int  # that the shard has, ours and earlier ones
+    receipts: list[Receipt]  # of parts that were committed before it began
+    marked: int  # marks that the shard has, ours and earlier ones
     parts: list[Part] = field(default_factory=list)  # open ones
     commits: list[asyncio.Task[Receipt]] = field(default_factory=list)
-    committed: int = 0  # rows
+    committed: int = 0  # rows that this attempt committed
     withheld: list[tuple[Part, Batch, int]] = field(default_factory=list)  # suspects, to be asked alone
-    kept: asyncio.Event = field(default_factory=asyncio.Event)  # over, one way or another, and nothing to lose
+    saved: asyncio.Event = field(default_factory=asyncio.Event)  # over, one way or another, and nothing to lose
 
     @classmethod
     def begin(cls, output: str, plan: Plan, task: TaskConfig, shard: Shard, attempt: str) -> Attempt:
@@ -66,25 +68,27 @@ class Attempt:
 
         Before the shard's turn: a mark that the engine waited for cost a tenth of the speed.
         """
-        marks = [poison.from_json(m) for m in write.read_marks(output, shard)]
-        known = write.read_spills(output, shard, plan.fingerprint, task)
-        standing = standing_parts(output, shard)
-        made = cls(output, plan, task, shard, attempt, poison.resumed(marks), known, standing, len(marks))
+        earlier = marks.read(output, shard)
+        known = spills.read(output, shard, plan.fingerprint, task)
+        committed = receipts.read_shard(output, shard)
+        made = cls(output, plan, task, shard, attempt, poison.resumed(earlier), known, committed, len(earlier))
         if not made.finished:
             made.mark()
         return made
 
     @property
     def finished(self) -> bool:
-        """Whether all its parts stood before it began."""
-        return bool(self.standing) and (self.standing[-1].last or self.shard.unit != "stream")
+        """Whether all its parts were committed before it began."""
+        return bool(self.receipts) and (self.receipts[-1].last or self.shard.range.unit != "stream")
 
-    def keeps(self) -> int:
+    def saved_rows(self) -> int:
         """Rows of the shard that need not be asked again once all is spilled."""
         batches = [b for p in self.parts for b in p.batches]
-        answered = sum(isinstance(o, Answer) for b in batches for o in b.outcomes) - sum(len(b.copied) for b in batches)
-        standing = sum(r.usage.rows for r in self.standing)
-        return standing + self.committed + max(answered, len(self.known) - standing)
+        answered = sum(isinstance(o, Answer) for b in batches for o in b.outcomes) - sum(
+            len(b.from_reuse) for b in batches
+        )
+        before = sum(r.usage.rows for r in self.receipts)
+        return before + self.committed + max(answered, len(self.known) - before)
 
     def in_flight(self) -> list[int]:
         return [
@@ -99,21 +103,22 @@ class Attempt:
 
     def mark(self) -> None:
         """Note in the store how far the attempt and its search are."""
-        self.search = self.search.keeps(self.keeps())
+        self.search = poison.progressed(self.search, self.saved_rows())
         self.note(Mark(self.id, self.search))
 
-    def death(self, strikes: int) -> Mark:
+    def death(self, weight: int) -> Mark:
         """That the engine died, and which rows were in flight: the next attempt suspects those and no others."""
         in_flight = tuple(self.in_flight())
-        return Mark(self.id, self.search.keeps(self.keeps()).died(in_flight, strikes), True, in_flight)
+        search = poison.progressed(self.search, self.saved_rows())
+        return Mark(self.id, poison.died(search, in_flight, weight), True, in_flight)
 
     def note(self, mark: Mark) -> None:
-        self.marks = write.mark_attempt(self.output, self.shard, poison.to_json(mark), self.marks + 1)
+        self.marked = marks.add(self.output, self.shard, mark, self.marked + 1)
 
     # -- answers -------------------------------------------------------------------------------
 
     def commit(self, part: Part, quarantined: str) -> Receipt:
-        """Publish a part whose every row has its outcome; returns the receipt that stands for it.
+        """Publish a part whose every row has its outcome; returns its receipt, which may be another attempt's.
 
         `quarantined`: why the rest of the shard's input can't be read.
         """
@@ -121,7 +126,7 @@ class Attempt:
         outcomes: list[Any] = [o for b in batches for o in b.outcomes]
         assert all(o is not None for o in outcomes), "a part is written when every row has an outcome"
         golds = [g for b in batches for g in b.golds]
-        usage, labels, failures = write.usage_of(outcomes, golds, self.task)
+        usage, labels, failures = parts.usage_of(outcomes, golds, self.task)
         receipt = Receipt(
             shard=self.shard.index,
             part=part.index,
@@ -132,54 +137,42 @@ class Attempt:
             labels=labels,
             failures=failures,
             next_position=batches[-1].positions[-1] + 1 if batches else 0,
-            reused=sum(b.reused for b in batches),
-            copied=sum(len(b.copied) for b in batches),
-            copied_tokens=sum(_tokens(b.outcomes[i]) for b in batches for i in b.copied),
+            from_spill=sum(b.from_spill for b in batches),
+            from_reuse=sum(len(b.from_reuse) for b in batches),
+            from_reuse_tokens=sum(_tokens(b.outcomes[i]) for b in batches for i in b.from_reuse),
             quarantined=quarantined,
         )
-        columns = write.outcome_columns(
+        columns = parts.outcome_columns(
             self.task,
             [i for b in batches for i in b.ids],
             [k for b in batches for k in b.keys],
             outcomes,
             [r for b in batches for r in b.raws],
         )
-        schema = write.schema_from_text(self.plan.schema)
+        schema = schema_from_text(self.plan.schema)
         for column in schema:
             if column.name not in columns:
                 columns[column.name] = pa.chunked_array([b.inputs.column(column.name) for b in batches], column.type)
         table = pa.table([columns[name] for name in schema.names], schema=schema)
-        return write.commit(self.output, self.shard, receipt, table)
+        return parts.commit(self.output, self.shard, receipt, table)
 
-    def spill(self, parts: list[Part], number: int) -> None:
+    def spill(self, open_parts: list[Part], number: int) -> None:
         """Save the answers that no spill, no commit and no other run holds yet."""
         ids: list[str] = []
         keys: list[str | None] = []
         answers: list[Answer | Failure] = []
-        for part in parts:
+        for part in open_parts:
             for batch in part.batches:
                 for i, outcome in enumerate(batch.outcomes):
-                    if isinstance(outcome, Answer) and i not in batch.copied and batch.ids[i] not in part.spilled:
+                    if isinstance(outcome, Answer) and i not in batch.from_reuse and batch.ids[i] not in part.spilled:
                         ids.append(batch.ids[i])
                         keys.append(batch.keys[i])
                         answers.append(outcome)
         if ids:
-            columns = write.outcome_columns(self.task, ids, keys, answers, [None] * len(ids))
-            write.spill(self.output, self.shard, self.id, number, self.plan.fingerprint, columns)
-            for part in parts:
+            columns = parts.outcome_columns(self.task, ids, keys, answers, [None] * len(ids))
+            spills.save(self.output, self.shard, self.id, number, self.plan.fingerprint, columns)
+            for part in open_parts:
                 part.spilled.update(ids)
-
-
-def standing_parts(output: str, shard: Shard) -> list[Receipt]:
-    """Receipts of a shard's parts that are committed already, in order and without a gap."""
-    found: list[Receipt] = []
-    while True:
-        uri = storage.join(output, write.part_name(shard, len(found)))
-        if not storage.exists(uri):
-            return found
-        found.append(write.read_receipt(uri))
-        if found[-1].last:
-            return found
 
 
 def _tokens(outcome: Answer | Failure | None) -> int:

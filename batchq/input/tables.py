@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchq import failpoint, storage
-from batchq.read import broken
-from batchq.read.formats import BLOCK, require
-from batchq.records import InputObject, Row
+from batchq.input import broken
+from batchq.input.formats import BLOCK, require
+from batchq.records import InputObject, Range, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,13 +18,14 @@ BATCH_BYTES = 16 * 1024 * 1024  # of a table, decoded at a time
 BATCH_ROWS = 1024
 
 
-def table_rows(obj: InputObject, format: str, start: int, stop: int, columns: list[str] | None) -> Iterator[Row]:
-    batches = _parquet_batches(obj, start, stop, columns) if format == "parquet" else arrow_batches(obj)
+def table_rows(obj: InputObject, format: str, wanted: Range, columns: list[str] | None) -> Iterator[Row]:
+    batches = _parquet_batches(obj, wanted, columns) if format == "parquet" else arrow_batches(obj)
     for begin, end, batch in batches:
-        if begin >= stop:
+        if begin >= wanted.stop:
             return
-        for first in range(max(begin, start), min(end, stop), BATCH_ROWS):
-            part = batch.slice(first - begin, min(BATCH_ROWS, min(end, stop) - first))
+        last = min(end, wanted.stop)
+        for first in range(max(begin, wanted.start), last, BATCH_ROWS):
+            part = batch.slice(first - begin, min(BATCH_ROWS, last - first))
             if columns is not None:
                 require(columns, part.schema.names, obj.name)
                 part = part.select(columns)
@@ -52,9 +53,9 @@ def _batch_rows(batch: pa.RecordBatch, prefix: str, first: int) -> Iterator[Row]
 
 
 def _parquet_batches(
-    obj: InputObject, start: int, stop: int, columns: list[str] | None
+    obj: InputObject, wanted: Range, columns: list[str] | None
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Ordinals and rows of the row groups that overlap [start, stop); others are not read."""
+    """Ordinals and rows of the row groups that overlap the range; others are not read."""
     import pyarrow.parquet as pq
 
     with storage.open_read(obj.uri, etag=obj.etag) as file:
@@ -65,13 +66,13 @@ def _parquet_batches(
         begin = 0
         for index in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(index)
-            if begin < stop and begin + group.num_rows > start:
+            if begin < wanted.stop and begin + group.num_rows > wanted.start:
                 at_a_time = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
                 size = min(max(1, at_a_time), BATCH_ROWS)
                 at = begin
                 for batch in parquet.iter_batches(size, row_groups=[index], columns=columns, use_threads=False):
                     failpoint.reach("read.parquet.batch")
-                    if at >= stop:
+                    if at >= wanted.stop:
                         return
                     yield at, at + batch.num_rows, batch
                     at += batch.num_rows

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from batchq.errors import InputError
-from batchq.read import broken
-from batchq.read.formats import base, require
-from batchq.read.lines import lines_of
+from batchq.input import broken
+from batchq.input.formats import base, require
+from batchq.input.lines import lines_of
 from batchq.records import InputObject, Row
 
 Record = tuple[list[str], str, tuple[str, str] | None]  # fields, raw text, error

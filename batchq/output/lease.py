@@ -22,6 +22,7 @@ from typing import Any
 
 from batchq import storage
 from batchq.errors import AlreadyExists, NotFound, Stopped, StorageError
+from batchq.output import layout
 
 BEAT_SECONDS = 2.0
 WATCH_SECONDS = 8.0  # four beats: one may be late by what a store's retries take
@@ -33,7 +34,7 @@ class Lease:
 
     def __init__(self, output: str, say: Callable[[str], None], stop: threading.Event, lost: threading.Event) -> None:
         """Raises Stopped when another driver is at work on this output, or `stop` is set meanwhile."""
-        self.folder = storage.join(output, "meta/lease")
+        self.folder = layout.lease(output)
         self.taken_by: str | None = None
         self._lost = lost
         self._beat = 0

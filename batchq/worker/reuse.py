@@ -1,4 +1,4 @@
-"""Answers of a finished run, found by batchq_key, wherever their rows stand now.
+"""Answers of a finished run, found by batchq_key, wherever their rows are now.
 
 An index is made once a process from the key columns: 24 bytes an answer, so 10 million take 240 MB, and more while it
 is sorted. The answers themselves are read a whole part at a time when one of them is wanted, and the parts that were
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchq import storage, write
+from batchq import storage
 from batchq.config import TaskConfig
+from batchq.output import layout, parts
+from batchq.output.schema import COUNTS
 from batchq.records import Answer
 from batchq.task import answer_fields
 
@@ -35,12 +37,10 @@ class Reuse:
 
         Raises NotFound if no run is there (any more: all rows would be asked), StorageError for a part that is damaged.
         """
-        storage.stat(storage.join(output, "meta/plan.json"))
+        storage.stat(layout.plan(output))
         self._columns = [f.name for f in answer_fields(task)]
-        self._tokens = [field.name for field in write.COUNTS]
-        self._parts = [
-            s.uri for s in storage.list_objects(storage.join(output, "data")) if write.parse_part_name(s.uri)
-        ]
+        self._tokens = [field.name for field in COUNTS]
+        self._parts = [s.uri for s in storage.list_objects(layout.data(output)) if layout.parse_part(s.uri)]
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._held = 0  # bytes in the cache
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Reuse:
 
     def _part(self, number: int) -> pa.Table:
         if number not in self._cache:
-            self._cache[number] = write.read_part(self._parts[number], [*self._columns, *self._tokens])
+            self._cache[number] = parts.read(self._parts[number], [*self._columns, *self._tokens])
             self._held += self._cache[number].nbytes
             while self._held > CACHE and len(self._cache) > 1:
                 self._held -= self._cache.popitem(last=False)[1].nbytes
@@ -94,7 +94,7 @@ class Reuse:
 
     def _keys(self, number: int) -> tuple[Any, Any]:
         """One part's keys, shape [answers, 2], and their places. A failure has no key."""
-        column = write.read_part(self._parts[number], ["batchq_key"]).column(0)
+        column = parts.read(self._parts[number], ["batchq_key"]).column(0)
         rows = np.flatnonzero(column.is_valid().to_numpy()).astype(np.uint64)
         return _halves(column.drop_null().to_pylist()), rows | np.uint64(number << 32)
 

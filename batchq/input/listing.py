@@ -1,46 +1,17 @@
-"""An input object's bytes -> rows: JSONL, CSV, Parquet, text lines, a dataset on disk; gz, zst and bz2 of the first two
-and of text.
-
-A row that can't be parsed is a Row with an error, and its neighbours are read as ever. An object that can't be read on
-raises InputError after the rows before the damage. Memory stays flat: a block, a batch or a line, whatever the size.
-"""
+"""Which objects an input consists of."""
 
 from __future__ import annotations
 
 import json
 import os
-from itertools import pairwise
 
 from batchq import storage
 from batchq.config import InputConfig, InputFormat
 from batchq.errors import InputError, NotFound
-from batchq.read.formats import format_of, readable, splittable
-from batchq.read.lines import TAIL
-from batchq.read.rows import read_rows, rows_a_byte
-from batchq.read.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
-from batchq.read.tables import arrow_batches, row_groups
+from batchq.input.formats import format_of
 from batchq.records import InputObject
 
-__all__ = [
-    "OPENED_AT_ONCE",
-    "as_text",
-    "format_of",
-    "infer_schema",
-    "list_input",
-    "read_rows",
-    "rows_a_byte",
-    "split",
-    "splittable",
-    "taper",
-    "unreadable",
-]
-
 DATASET_FILES = {"state.json", "dataset_info.json", "dataset_dict.json"}  # what save_to_disk writes beside the rows
-
-Range = tuple[str, int, int]  # unit, start, stop; as in records.Shard
-
-
-# ---- what there is ----
 
 
 def list_input(config: InputConfig) -> list[InputObject]:
@@ -98,58 +69,3 @@ def _common_root(roots: list[str]) -> str:
     shared = os.path.commonprefix([root.split("/") for root in roots])  # noqa: RUF071 - of lists, so by component
     is_bucket = len(shared) > 2 or (shared and "://" not in roots[0])
     return "/".join(shared) + "/" if is_bucket else ""
-
-
-# ---- cutting it up ----
-
-
-def split(obj: InputObject, format: str, *, rows_per_shard: int) -> list[Range]:
-    """Cut one object into ranges of about `rows_per_shard` rows, reading no more of it than a footer or a sample.
-
-    Bytes are cut evenly, by the length of the first rows. Row groups stay whole, unless one is twice too large. A
-    dataset in an object store is one stream: its rows can't be found without reading it.
-    """
-    unit = splittable(obj.name, format)
-    if unit == "stream" or (format == "dataset" and storage.is_remote(obj.uri)):
-        return [("stream", 0, 0)]
-    if unit == "bytes":
-        sample = storage.read(obj.uri, 0, TAIL * 4, etag=obj.etag)
-        row_bytes = len(sample) / max(1, sample.count(b"\n"))
-        return [("bytes", *each) for each in _even(0, obj.size, obj.size / row_bytes / rows_per_shard)]
-    with readable(obj, format):
-        groups = row_groups(obj) if format == "parquet" else [end - begin for begin, end, _ in arrow_batches(obj)]
-    ranges: list[Range] = []
-    start = stop = 0
-    for rows in groups:
-        if start < stop and stop - start + rows > rows_per_shard * 1.5:
-            ranges.append(("rows", start, stop))
-            start = stop
-        stop += rows
-        if rows > 2 * rows_per_shard:
-            ranges += [("rows", *each) for each in _even(start, stop, rows / rows_per_shard)]
-            start = stop
-        elif stop - start >= rows_per_shard:
-            ranges.append(("rows", start, stop))
-            start = stop
-    return [*ranges, ("rows", start, stop)] if start < stop else ranges
-
-
-def taper(ranges: list[tuple[int, str, int, int]], tail: int) -> list[tuple[int, str, int, int]]:
-    """Cut the last `tail` ranges (object, unit, start, stop) in halves, and the last `tail` of those again, so that no
-    worker waits long for another at the end. Streams stay whole."""
-    for _ in range(2):
-        ranges = [
-            *ranges[:-tail],
-            *(
-                (obj, unit, *half)
-                for obj, unit, start, stop in ranges[-tail:]
-                for half in ([(start, stop)] if unit == "stream" or stop - start < 2 else _even(start, stop, 2))
-            ),
-        ]
-    return ranges
-
-
-def _even(start: int, stop: int, pieces: float) -> list[tuple[int, int]]:
-    count = max(1, round(pieces))
-    cuts = [start + (stop - start) * cut // count for cut in range(count + 1)]
-    return [(begin, end) for begin, end in pairwise(cuts) if begin < end]

@@ -1,0 +1,29 @@
+"""An input object's bytes -> rows: JSONL, CSV, Parquet, text lines, a dataset on disk; gz, zst and bz2 of the first two
+and of text.
+
+A row that can't be parsed is a Row with an error, and its neighbours are read as ever. An object that can't be read on
+raises InputError after the rows before the damage. Memory stays flat: a block, a batch or a line, whatever the size.
+"""
+
+from __future__ import annotations
+
+from batchq.input.formats import format_of, splittable
+from batchq.input.listing import list_input
+from batchq.input.ranges import split, taper
+from batchq.input.rows import read_rows, rows_a_byte, rows_of
+from batchq.input.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
+
+__all__ = [
+    "OPENED_AT_ONCE",
+    "as_text",
+    "format_of",
+    "infer_schema",
+    "list_input",
+    "read_rows",
+    "rows_a_byte",
+    "rows_of",
+    "split",
+    "splittable",
+    "taper",
+    "unreadable",
+]

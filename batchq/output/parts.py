@@ -1,0 +1,124 @@
+"""Answers -> one Parquet object with its receipt in the footer -> commit.
+
+The data object is the commit: one create-only put under a name that the plan decides. Whoever
+finds the name taken reads the receipt back, because a put whose reply was lost has still won.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchq import failpoint, storage
+from batchq.config import TaskConfig
+from batchq.errors import AlreadyExists, StorageError
+from batchq.output import layout, receipts
+from batchq.records import Answer, Failure, Receipt, Shard, Usage
+from batchq.task import answer_fields
+
+Outcome = Answer | Failure
+
+
+def outcome_columns(
+    task: TaskConfig,
+    ids: Sequence[str],
+    keys: Sequence[str | None],
+    outcomes: Sequence[Outcome],
+    raws: Sequence[str | None],
+) -> dict[str, pa.Array]:
+    """The columns that batchq adds, one row per outcome."""
+    answers = [o if isinstance(o, Answer) else None for o in outcomes]
+    failures = [o if isinstance(o, Failure) else None for o in outcomes]
+    columns: dict[str, pa.Array] = {
+        "batchq_id": pa.array(ids, pa.string()),
+        "batchq_key": pa.array([k if a else None for k, a in zip(keys, answers, strict=True)], pa.string()),
+    }
+    for field in answer_fields(task):
+        columns[field.name] = pa.array([a.columns[field.name] if a else None for a in answers], field.type)
+    columns["batchq_prompt_tokens"] = pa.array([a.prompt_tokens if a else None for a in answers], pa.int32())
+    columns["batchq_cached_tokens"] = pa.array([a.cached_tokens if a else None for a in answers], pa.int32())
+    columns["batchq_output_tokens"] = pa.array([a.output_tokens if a else None for a in answers], pa.int32())
+    columns["batchq_error"] = pa.array([f.code if f else None for f in failures], pa.string())
+    columns["batchq_message"] = pa.array([f.message if f else None for f in failures], pa.string())
+    columns["batchq_raw"] = pa.array([r if f else None for f, r in zip(failures, raws, strict=True)], pa.string())
+    return columns
+
+
+def as_gold(value: Any) -> str | None:
+    """A gold value as text; NaN and empty are no gold."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value)
+
+
+def usage_of(
+    outcomes: Sequence[Outcome], golds: Sequence[str | None], task: TaskConfig
+) -> tuple[Usage, dict[str, int], dict[str, int]]:
+    """(usage, answers by label, failures by code) of one part."""
+    answers = [(o, g) for o, g in zip(outcomes, golds, strict=True) if isinstance(o, Answer)]
+    labels: Counter[str] = Counter(o.columns[task.name] for o, _ in answers) if task.labels else Counter()
+    usage = Usage(
+        rows=len(outcomes),
+        answers=len(answers),
+        failures=len(outcomes) - len(answers),
+        prompt_tokens=sum(o.prompt_tokens for o, _ in answers),
+        cached_tokens=sum(o.cached_tokens for o, _ in answers),
+        output_tokens=sum(o.output_tokens for o, _ in answers),
+        correct=sum(o.columns[task.name] == g for o, g in answers if g is not None),
+        gold=sum(g is not None for _, g in answers),
+        mass=float(sum(o.columns[f"{task.name}_mass"] for o, _ in answers)) if task.labels else 0.0,
+    )
+    return usage, dict(labels), dict(Counter(o.code for o in outcomes if isinstance(o, Failure)))
+
+
+def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
+    """One Parquet file in memory, page checksums on: a flipped byte is noticed by whoever verifies."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+        writer.add_key_value_metadata(metadata)
+    return sink.getvalue()
+
+
+def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Receipt:
+    """Publish one part; returns the receipt that the store holds, which may be another attempt's.
+
+    Raises StorageError if the store failed for good, or holds an object that isn't this plan's.
+    """
+    if receipt.usage.rows:
+        uri = layout.part(output, shard, receipt.part)
+        data: Any = serialize(table, {receipts.KEY: receipts.to_json(receipt)})
+    else:
+        uri = layout.empty(output, shard.index)
+        data = receipts.to_json(receipt)
+    failpoint.reach("write.commit.before_put")
+    try:
+        storage.create(uri, data, staging=layout.staging(output))
+        failpoint.reach("write.commit.after_put")
+    except AlreadyExists:
+        failpoint.reach("write.commit.taken")
+        there = receipts.read(uri)
+        if there.fingerprint != receipt.fingerprint:
+            raise StorageError(f"{uri}: holds an object of another run; choose another output.path") from None
+        return there  # ours after a lost reply, or another attempt's: either way the work is done
+    return receipt
+
+
+def read(uri: str, columns: list[str]) -> pa.Table:
+    """Columns of one data object, page checksums verified; bytes that don't pass are read again.
+
+    Raises StorageError if they never do.
+    """
+    for attempt in range(storage.CHECKED_READS):
+        try:
+            with storage.open_read(uri) as file:
+                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if attempt == storage.CHECKED_READS - 1:
+                raise StorageError(f"{uri}: damaged: its pages don't pass their checksums") from error
+    raise AssertionError("unreachable")

@@ -1,0 +1,65 @@
+"""Answered rows of a shard under way, saved for the attempt that may come after this one."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchq import failpoint, storage
+from batchq.config import TaskConfig
+from batchq.errors import AlreadyExists, NotFound
+from batchq.output import layout
+from batchq.output.parts import serialize
+from batchq.records import Answer, Shard
+from batchq.task import answer_fields
+
+
+def save(output: str, shard: Shard, attempt: str, number: int, fingerprint: str, columns: dict[str, pa.Array]) -> None:
+    """Save answered rows; `columns` as `parts.outcome_columns` gives them."""
+    data = serialize(pa.table(columns), {b"batchq.fingerprint": fingerprint.encode()})
+    # Its name holds its digest: nothing else would notice a byte that flipped in a page's header.
+    name = f"{attempt}-{number:04d}-{hashlib.sha256(data).hexdigest()}.parquet"
+    failpoint.reach("write.spill.before_put")
+    with suppress(AlreadyExists):  # nobody else writes this name: the reply was lost
+        storage.create(storage.join(layout.spills(output, shard.index), name), data, staging=layout.staging(output))
+    failpoint.reach("write.spill.after_put")
+
+
+def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[str, tuple[str | None, Answer]]:
+    """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again."""
+    failpoint.reach("write.read_spills.before")
+    names = [f.name for f in answer_fields(task)]
+    found: dict[str, tuple[str | None, Answer]] = {}
+    for stat in storage.list_objects(layout.spills(output, shard.index)):
+        try:
+            data = storage.read_checked(stat.uri, partial(_whole, stat.uri))
+        except NotFound:
+            continue  # another attempt committed and cleaned up between our listing and this read
+        except ValueError:
+            continue  # a damaged spill only costs asking its rows again
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read()
+        if (file.metadata.metadata or {}).get(b"batchq.fingerprint") != fingerprint.encode():
+            continue
+        for row in table.to_pylist():
+            if row["batchq_error"] is None:
+                tokens = [row[f"batchq_{kind}_tokens"] for kind in ("prompt", "cached", "output")]
+                found[row["batchq_id"]] = (row["batchq_key"], Answer({n: row[n] for n in names}, *tokens))
+    return found
+
+
+def _whole(uri: str, data: bytes) -> bytes:
+    """A spill's bytes. Raises ValueError if they aren't those that its name is made of."""
+    if not uri.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
+        raise ValueError("a damaged spill")
+    return data
+
+
+def drop(output: str, shard: Shard) -> None:
+    failpoint.reach("write.drop_spills.before")
+    storage.delete_prefix(layout.spills(output, shard.index))
+    failpoint.reach("write.drop_spills.after")

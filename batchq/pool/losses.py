@@ -1,0 +1,34 @@
+"""What follows for a shard when the replica that labelled it is lost: a mark in the store, and words for a person."""
+
+from __future__ import annotations
+
+from batchq.errors import EngineError
+from batchq.output import marks
+from batchq.records import Shard
+from batchq.worker import poison
+from batchq.worker.spec import WorkerSpec
+
+
+def note(spec: WorkerSpec, shard: Shard, attempt: str, most: int, why: str) -> str:
+    """Note in the store that this attempt lost its engine; returns what follows for rows, if anything does.
+
+    Raises EngineError when the shard has lost `most` engines in a row without progress, or too many in all. `why`: how
+    the engine was lost, and where its log is.
+    """
+    noted = marks.read(spec.output, shard)
+    if mark := poison.after_loss(noted, attempt):
+        marks.add(spec.output, shard, mark, len(noted) + 1)
+    ours = [m for m in [*noted, *([mark] if mark else [])] if m.attempt == attempt]
+    if not ours:
+        return ""  # none of its rows had been asked
+    search, before = ours[-1].search, ours[0].search
+    name = spec.plan.objects[shard.object].name
+    most_in_all = most * (spec.plan.rows_per_part.bit_length() + 2)
+    if search.losses_without_progress >= most or search.lost > most_in_all:
+        raise EngineError(f"shard {shard.index} ({name}) lost its replica {search.lost} times {why}")
+    if len(search.culprits) > len(before.culprits):
+        return f"shard {shard.index} ({name}): the row at {search.culprits[-1]} kills engines; it becomes a failure"
+    if poison.searching(search):
+        count = "its unanswered rows" if search.suspects is None else f"{len(search.suspects)} rows"
+        return f"shard {shard.index} ({name}): {count} may kill engines; half of them are asked apart from the rest"
+    return ""
