@@ -1,12 +1,12 @@
 # make demo   the main job, for real: real model, real vLLM on this CPU, real Ray, real text
-# make test   the tests            make check   format, lint, types and tests
+# make test   the tests            make check   format, lint, types, documents and tests
 # make chaos  the proof that no row is lost or repeated, whatever fails; under 40 minutes on two cores
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 ROWS ?= 600
 SHARE ?= 1
 
-.PHONY: demo test chaos check format lint lock wheel clean
+.PHONY: demo test chaos check cover docs format lint lock lock-check wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 # Another number of rows is another corpus and another output.
@@ -23,13 +23,20 @@ test: $(VENV)/.dev
 chaos: $(VENV)/.dev
 	$(PYTHON) -m chaos --share $(SHARE)
 
-check: $(VENV)/.dev lint
+check: $(VENV)/.dev lint lock-check docs
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+
+# The same tests, and which lines of batchq ran in their own processes; what Ray's and vLLM's processes ran isn't counted.
+cover: $(VENV)/.dev
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+docs: $(VENV)/.dev
+	$(PYTHON) -m mkdocs build --strict # without --quiet, which silences warnings before --strict sees them
 
 format: $(VENV)/.dev
 	$(PYTHON) -m ruff format .
@@ -46,8 +53,15 @@ $(VENV)/.dev: $(VENV)/.cpu requirements/dev.txt
 lock: $(VENV)/.cpu
 	UV=$(abspath $(VENV))/bin/uv bash requirements/lock.sh
 
+# Whether somebody changed what is locked, or a lock by hand; asks no index.
+lock-check:
+	cd requirements && sha256sum --check --strict --quiet locked.sha256
+
 wheel: $(VENV)/.dev
 	$(PYTHON) -m build --wheel --no-isolation
 
+wheel-test: wheel
+	$(PYTHON) -m tests.wheel dist
+
 clean:
-	rm -rf $(VENV) dist build out data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build out data site .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -9,11 +9,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchq.plan.draft import make_plan
 from benchmarks.clock import say
 from benchmarks.process import versions
+
+if TYPE_CHECKING:
+    from batchq.task.task import Task
 
 EngineArguments = dict[str, Any]
 
@@ -137,8 +140,8 @@ def multiplied(model: str | Path) -> int:
 
 
 def load(folder: Path) -> Case:
-    fields = json.loads((folder / "case.json").read_text())
-    return Case(**{k: Path(v) if k in ("folder", "corpus", "prompts") else v for k, v in fields.items()})
+    fields: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    return Case(**fields | {name: Path(fields[name]) for name in ("folder", "corpus", "prompts")})
 
 
 # ---- the rows ----
@@ -203,7 +206,7 @@ def spoken(transcript: str) -> int:
     return sum(len(text) - 9 for text in transcript.split("\n") if text.startswith("Customer: "))
 
 
-def open_task(config: Any, model: str) -> Any:
+def open_task(config: Any, model: str) -> Task:
     from batchq.model.folder import open_tokenizer
     from batchq.task.task import Task
 

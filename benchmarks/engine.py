@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from batchq import cli, input
 from batchq.config import Config
@@ -115,13 +116,14 @@ def generate(request: Path) -> None:
 
     asked = json.loads(request.read_text())
     spec = EngineSpec(**{**asked["spec"], "cores": tuple(asked["spec"]["cores"])})
-    sampling = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sampling"].items()}
+    sampling: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["sampling"].items()}
     vllm_process.set_environment(spec)
     from vllm import LLM, EngineArgs
+    from vllm.inputs import TokensPrompt
 
     llm = LLM(**vllm.engine_arguments(spec, EngineArgs))
     params = vllm.VllmEngine(spec).sampling_params(Sampling(**sampling))
-    prompts = [{"prompt_token_ids": ids} for ids in asked["prompts"]]
+    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in asked["prompts"]]
     llm.generate(prompts[:8], params, use_tqdm=False)
     llm.reset_prefix_cache()
     began = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Callable
 
 from batchq.machine import hardware
 
@@ -41,7 +42,7 @@ class Watch:
             return
         nvml.nvmlInit()
         handle = nvml.nvmlDeviceGetHandleByUUID(gpus[0].uuid)  # its index isn't 0 if CUDA_VISIBLE_DEVICES says so
-        looks = [
+        looks: list[tuple[list[tuple[float, float]], Callable[[], float]]] = [
             (self.used, lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
             (self.energy, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
         ]

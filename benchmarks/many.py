@@ -33,6 +33,7 @@ import pyarrow as pa
 from spine import labelled, labelling_seconds, one_token_model
 
 from batchq import storage
+from batchq.cli.status import status
 from batchq.config import Config, InputConfig, JobConfig, ModelConfig, OutputConfig, Scheme, TaskConfig
 from batchq.output import layout, parts, receipts
 from batchq.output.schema import output_schema, schema_to_text
@@ -40,7 +41,6 @@ from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import check_inputs, load_plan, store_plan
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
-from batchq.report.outcome import status
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100
 JOB = """# @package _global_

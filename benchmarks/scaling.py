@@ -62,7 +62,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
 from batchq import cli  # noqa: E402
-from batchq.account.usage import price  # noqa: E402
+from batchq.account.summary import price  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
 from batchq.machine import hardware  # noqa: E402
 from batchq.machine.hardware import Hardware  # noqa: E402
@@ -388,8 +388,8 @@ def compare(bench: Bench, runs: list[Run], within: float) -> None:
             able.append(run)
         except CannotRun as error:
             say(f"{run.case}: {run.name} left out: {error}")
-    columns = ("rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s")
-    columns += ("USD/Mtok", "MFU", "J/1,000")
+    columns = ["rows", "start s", "work s", "rows/s", "tokens/s", "a GPU", "of one", "tail s", "apart s"]
+    columns += ["USD/Mtok", "MFU", "J/1,000"]
     line("case", "run", *columns, "answers")
     for run in done:
         show(run, done)

@@ -356,7 +356,7 @@ def random_data(stored: list[Stored], known: int, seed: int) -> Iterator[memoryv
                 values = values.clamp_(-most, most).to(types[dtype])
         if each.tensor.name.endswith("lm_head.weight"):
             values[known:] = 0.0
-        yield memoryview(values.cpu().view(torch.uint8).numpy()).cast("B")
+        yield values.cpu().view(torch.uint8).numpy().data.cast("B")
 
 
 if __name__ == "__main__":

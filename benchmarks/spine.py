@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT_LABELS = ("positive", "neutral", "negative")
@@ -93,7 +94,7 @@ def labelled(
 def labelling_seconds(output: Path) -> float:
     """The longest any replica was past its start: from its first row to its last commit, waits included."""
     (run,) = (json.loads(path.read_text()) for path in (output / "meta/runs").glob("*.json"))
-    return max(r["phases"]["infer"] + r["phases"]["idle"] for r in run["replicas"])
+    return max(float(r["phases"]["infer"] + r["phases"]["idle"]) for r in run["replicas"])
 
 
 def watch(root: int, peaks: dict[str, int]) -> None:
@@ -129,9 +130,9 @@ def one_token_model(folder: Path) -> Path:
 
     folder.mkdir(exist_ok=True)
     vocabulary = {word: i for i, word in enumerate(("<unk>", *PROMPT_LABELS))}
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<unk>")), unk_token="<unk>"
-    ).save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+    words = WordLevel(vocabulary, unk_token="<unk>")
+    fast(tokenizer_object=Tokenizer(words), unk_token="<unk>").save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     header = b'{"empty":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

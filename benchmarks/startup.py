@@ -127,8 +127,8 @@ def once(work: Path, overrides: list[str], limit: float, name: str, environment:
         said = file.read().decode(errors="replace")
     seconds, report = steps(output), output / "meta/report.json"
     if seconds is None:
-        words = (work / "log").read_text(errors="replace").strip().splitlines()
-        print(f"{name:<12} no answer (exit code {code}): {words[-1] if words else ''}", flush=True)
+        tail = (work / "log").read_text(errors="replace").strip().splitlines()
+        print(f"{name:<12} no answer (exit code {code}): {tail[-1] if tail else ''}", flush=True)
     else:
         line(name, seconds)
     speed = [f"{json.loads(report.read_text())['tokens_per_second']:,.0f} tokens/s"] if report.exists() else []

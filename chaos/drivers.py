@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from chaos.store import side_by_side
 from chaos.trial import Trial, times
-from tests.conftest import processes_below
+from tests.helpers import processes_below
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,7 +201,9 @@ def token() -> int:
     from tokenizers import Tokenizer
 
     with tempfile.TemporaryDirectory(prefix="batchq-chaos-tiny-") as folder:
-        return int(Tokenizer.from_file(str(make_tiny_model(Path(folder)) / "tokenizer.json")).token_to_id(RARE))
+        found = Tokenizer.from_file(str(make_tiny_model(Path(folder)) / "tokenizer.json")).token_to_id(RARE)
+    assert found is not None
+    return found
 
 
 class Tally:

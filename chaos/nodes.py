@@ -24,8 +24,8 @@ def two_nodes() -> Iterator[tuple[Any, Any]]:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    node: dict[str, Any] = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20}
+    cluster: Any = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         yield cluster, cluster.add_node(**node)
     finally:

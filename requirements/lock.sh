@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compile the locks: pinned, hashed, no index hosts. `make lock`
+# Compile the locks: pinned, hashed, no index hosts; and note what they were made from and came to. `make lock`
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./indexes.sh
@@ -9,3 +9,4 @@ lock --python-version 3.11 -c cpu.txt dev.in -o dev.txt
 lock --python-version 3.11 --no-deps demo.in -o demo.txt
 lock --python-version 3.11 setup.in -o setup.txt
 lock --python-version 3.12 --python-platform x86_64-manylinux_2_35 --override override-gpu.txt gpu.in -o gpu.txt
+sha256sum -- *.in override-*.txt lock.sh {cpu,demo,dev,gpu,setup}.txt > locked.sha256

@@ -23,7 +23,8 @@ def _execute_or_die(self: Any, scheduled: Any, *more: Any, **named: Any) -> Any:
     return _execute(self, scheduled, *more, **named)
 
 
-Worker.execute_model = _execute_or_die
+_worker: Any = Worker
+_worker.execute_model = _execute_or_die
 
 
 class Faulty(Extension):

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import bz2
-import dataclasses
 import gzip
 import io
 import json
@@ -21,16 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchq import input, storage
+from batchq import input
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
-from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import check_inputs
-from batchq.records import Plan
-from batchq.report.outcome import finish
-from tests.conftest import rows_of
-from tests.test_worker import planned, worker
+from tests.helpers import rows_of
+from tests.jobs import finished, planned
 
 GOOD = rows_of(4)
 CANARY = "canary-in-a-row"  # the text of bad rows; it may stand in rows only
@@ -119,28 +114,6 @@ CASES = [
 ]  # fmt: skip
 
 
-def labelled(config: Config, fixed: Plan | None = None) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """Plan, label, finish: (manifest, rows, exit code)."""
-    output = storage.normalize(config.output.path)
-    fixed = fixed or planned(config)
-
-    async def all_shards() -> None:
-        made = worker(config, fixed)
-        made.spec = dataclasses.replace(made.spec, quarantine=config.input.unreadable.value == "quarantine")
-        await made.start()
-        try:
-            for shard in fixed.shards:
-                await made.label(shard)
-        finally:
-            await made.close()
-
-    asyncio.run(all_shards())
-    assert not read_committed(fixed, output).remaining
-    result = finish(config, fixed, read_committed(fixed, output), "tiny", [])
-    rows = [r for p in sorted(Path(output, "data").iterdir()) for r in pq.read_table(p).to_pylist()]
-    return json.loads(Path(output, "meta/manifest.json").read_text()), rows, result.exit_code
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input(
     case: Case, compose: Callable[..., Config], project: Path, capfd: pytest.CaptureFixture[str]
@@ -151,10 +124,10 @@ def test_bad_input(
     overrides = ("input.path=in", "output.rows_per_shard=500", "output.max_error_rate=1", *case.overrides)
     if case.stop:
         with pytest.raises(InputError, match=case.stop) as stopped:
-            labelled(compose(*overrides, "output.path=stopped"))
+            finished(compose(*overrides, "output.path=stopped"))
         assert "\n" not in str(stopped.value) and "row " not in str(stopped.value)
         overrides = (*overrides, "input.unreadable=quarantine")
-    manifest, rows, code = labelled(compose(*overrides))
+    manifest, rows, code = finished(compose(*overrides))
 
     ids = Counter(row["batchq_id"] for row in rows)
     assert set(ids.values()) == {1}, "each row once"
@@ -179,7 +152,7 @@ def test_bad_input(
 
 def test_duplicate_ids_of_the_users_are_counted(compose: Callable[..., Config], project: Path) -> None:
     (project / "rows.jsonl").write_bytes(jsonl(*GOOD, *GOOD[:2]))
-    labelled(compose("input.id=id"))
+    finished(compose("input.id=id"))
     assert json.loads((project / "out/meta/report.json").read_text())["duplicate_ids"] == 2
 
 
@@ -187,7 +160,8 @@ def test_a_file_that_was_only_damaged_on_its_way_is_read_again(
     compose: Callable[..., Config], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "rows.jsonl").write_bytes(jsonl(*rows_of(30)))
-    real, failed = input.rows_of, []
+    real = input.rows_of
+    failed: list[str] = []
 
     def once(*where: Any, **how: Any) -> Any:
         for number, row in enumerate(real(*where, **how)):
@@ -199,7 +173,7 @@ def test_a_file_that_was_only_damaged_on_its_way_is_read_again(
     config = compose()
     fixed = planned(config)
     monkeypatch.setattr(input, "rows_of", once)
-    manifest, rows, code = labelled(config, fixed)
+    manifest, rows, code = finished(config, fixed)
     assert failed and len(rows) == 30 and not manifest["quarantined"] and code == 0
 
 

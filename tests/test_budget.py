@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchq.cli import main
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 
 SLOW = [
     "job=mine",

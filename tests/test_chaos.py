@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parent.parent
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_promise_holds(trial, share: float, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_promise_holds(trial: Callable[[Path, float], Trial], share: float, tmp_path: Path) -> None:
     done = trial(tmp_path, share)
     assert done.holds, row(done, 0)
     assert done.faults > 0

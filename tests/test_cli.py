@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 import pytest
 
 from batchq.cli import compose, main
-from batchq.config import choices, conf_dir
-from tests.conftest import rows_of, write_jsonl
+from batchq.config import Config, choices, conf_dir
+from tests.helpers import rows_of, write_jsonl
 
 
 @pytest.mark.parametrize("job", sorted(p.stem for p in (conf_dir() / "job").glob("*.yaml")))
@@ -24,7 +25,7 @@ def test_every_shipped_job_composes(job: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("group", ["model", "quantization", "engine", "cluster", "input", "output", "pricing"])
-def test_every_shipped_choice_composes(group: str, compose) -> None:  # type: ignore[no-untyped-def]
+def test_every_shipped_choice_composes(group: str, compose: Callable[..., Config]) -> None:
     for choice in choices(group):
         given = [f"{group}={choice}"]
         if choice == "hub":
@@ -260,7 +261,9 @@ def test_doctor_says_when_every_process_compiles_vllm_anew(
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
     assert main(["doctor"]) == 0
     assert "vllm has no bytecode" in capsys.readouterr().out
-    compiled = Path(cache_from_source(str(find_spec("vllm").origin)))  # type: ignore[union-attr]
+    vllm = find_spec("vllm")
+    assert vllm and vllm.origin
+    compiled = Path(cache_from_source(vllm.origin))
     compiled.parent.mkdir(parents=True)
     compiled.touch()
     assert main(["doctor"]) == 0

@@ -13,7 +13,10 @@ from batchq.cli import VERBS
 from batchq.config import Config, choices
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "RELIABILITY.md", "SECURITY.md", "CONTRIBUTING.md", "jobs/sentiment_transcripts/README.md")
+DOCUMENTS = (
+    *("README.md", "RELIABILITY.md", "SECURITY.md", "CONTRIBUTING.md", "jobs/sentiment_transcripts/README.md"),
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
 GROUPS = tuple(field.name for field in dataclasses.fields(Config))
 
 
@@ -56,6 +59,6 @@ def test_every_script_and_target_that_is_named_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     for script in re.findall(r"\b((?:benchmarks|chaos|tests|jobs)/[\w/]+\.py)\b", text):
         assert (ROOT / script).is_file(), f"{name} names {script}"
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    for target in re.findall(r"`?make (\w+)", "\n".join(re.findall(r"^make .*|`make [^`]*`", text, re.M))):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for target in re.findall(r"`?make ([\w-]+)", "\n".join(re.findall(r"^make .*|`make [^`]*`", text, re.M))):
         assert target in targets, f"{name} names make {target}"

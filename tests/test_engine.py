@@ -27,7 +27,7 @@ from batchq.errors import ConfigError, EngineError, RowError
 from batchq.machine import hardware
 from batchq.machine.hardware import Gpu, Hardware
 from batchq.model.folder import open_tokenizer
-from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
+from tests.helpers import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,7 +101,8 @@ def test_norms_by_the_kernel_are_those_by_torch() -> None:
             assert norm.dispatch(apart, weight, 1e-5).provider == "native"
             sums = added(x.clone(), rest.clone(), weight, 1e-5)
             answers.append(torch.cat([norm(x, weight, 1e-5), norm(apart, weight, 1e-5), *sums]))
-    assert torch.allclose(*answers, rtol=0.02, atol=0.02)
+    ours, native = answers
+    assert torch.allclose(ours, native, rtol=0.02, atol=0.02)
 
 
 def test_an_option_that_vllm_lacks_is_named() -> None:

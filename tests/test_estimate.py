@@ -7,6 +7,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ from batchq.plan.sample import Lengths
 from batchq.records import Plan, Range, Shard
 from batchq.sizing import estimate, tuned
 from batchq.sizing.fit import Fit
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 from tests.inputs import compressed
-from tests.test_memory import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 ONE = cuda("NVIDIA H200", 9, 0, 140 * GIB)
 TWO = dataclasses.replace(ONE, gpus=ONE.gpus * 2)
@@ -38,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHQ_CACHE", str(tmp_path / "cache"))
 
 
-def job(kind: TaskKind = TaskKind.classify, **cluster: int) -> Config:
+def job(kind: TaskKind = TaskKind.classify, **cluster: Any) -> Config:
     return Config(task=TaskConfig(kind=kind), cluster=ClusterConfig(**cluster), pricing=PRICES)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from batchq.config import ClusterConfig, Config, EngineConfig, QuantizationConfig, Scheme
@@ -12,12 +14,12 @@ from batchq.model.source import Model
 from batchq.model.tensors import Shape, Tensor
 from batchq.sizing.fit import Fit, require_memory
 from batchq.sizing.memory import Memory
-from tests.test_memory import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 # ---- does it fit ----
 
 
-def configured(scheme: Scheme = Scheme.auto, max_model_len: int = 2048, **cluster: int) -> Config:
+def configured(scheme: Scheme = Scheme.auto, max_model_len: int = 2048, **cluster: Any) -> Config:
     engine = EngineConfig(max_model_len=max_model_len)
     return Config(quantization=QuantizationConfig(scheme=scheme), engine=engine, cluster=ClusterConfig(**cluster))
 

@@ -104,6 +104,6 @@ def test_a_stream_ends_before_its_range_does(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_range_is_stored_as_it_was_before_there_were_ranges() -> None:
-    for cut in (["stream", 0, 0], ["stream", 0, 33], ["bytes", 0, 80], ["rows", 5, 10]):
-        assert Range.from_json(*cut).to_json() == cut  # type: ignore[misc]
+    for unit, start, stop in (("stream", 0, 0), ("stream", 0, 33), ("bytes", 0, 80), ("rows", 5, 10)):
+        assert Range.from_json(unit, start, stop).to_json() == [unit, start, stop]
     assert Range.from_json("stream", 0, 0) == Range("stream")

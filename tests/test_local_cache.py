@@ -48,7 +48,10 @@ def test_what_is_kept_takes_the_damaged_ones_place(cache: Path) -> None:
 
 
 def test_the_gates_answers_come_back_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
-    answers = [Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5), Failure("too_long", "300 tokens")]
+    answers: list[Completion | Failure] = [
+        Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5),
+        Failure("too_long", "300 tokens"),
+    ]
     gate.remember_answers("a", answers)
     assert gate.recall_answers("a") == answers
     local_cache.path_of("gate", "a").write_text('[{"code": "too_long"}]')

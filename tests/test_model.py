@@ -222,7 +222,7 @@ def test_a_gguf_in_a_wheel_becomes_a_checkpoint(cache: Path) -> None:
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
-    assert prompt.endswith("<|im_start|>assistant\n")
+    assert isinstance(prompt, str) and prompt.endswith("<|im_start|>assistant\n")
     assert tokenizer.eos_token == "<|im_end|>"  # where an answer ends; the GGUF reader alone gets it wrong
 
     made = folder.stat().st_ino
@@ -430,6 +430,10 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert build_once(target, lambda folder: None)
 
 
+def write_whole(folder: Path) -> None:
+    (folder / "file").write_text("whole")
+
+
 def test_a_killed_build_is_never_taken_for_whole_and_is_cleared_away(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "thing"
     code = (
@@ -449,5 +453,5 @@ def test_a_killed_build_is_never_taken_for_whole_and_is_cleared_away(tmp_path: P
     assert not target.exists()
     assert build_once(target.with_name("third"), lambda folder: None)
     assert not list(target.parent.rglob("file"))
-    assert build_once(target, lambda folder: (folder / "file").write_text("whole") and None)
+    assert build_once(target, write_whole)
     assert (target / "file").read_text() == "whole"

@@ -15,8 +15,8 @@ from batchq.errors import StorageError
 from batchq.output import marks, receipts
 from batchq.output.marks import Mark, Search
 from batchq.records import Range, Shard
-from tests.conftest import rows_of, write_jsonl
-from tests.test_worker import labelled, planned
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import labelled, planned
 
 
 def test_a_damaged_object_is_named(compose: Callable[..., Config], project: Path) -> None:

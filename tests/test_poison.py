@@ -20,8 +20,8 @@ from batchq.output import marks
 from batchq.output.marks import Mark, Search
 from batchq.records import Plan
 from batchq.worker import poison
-from tests.conftest import rows_of, write_jsonl
-from tests.test_worker import labelled, planned, rows, worker
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import labelled, planned, rows, worker
 
 
 def token_of(config: Config, text: str) -> int:

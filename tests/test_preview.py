@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchq.cli import main
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 
 
 def test_preview_shows_the_first_rows_with_prompt_and_answer(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
+
 from batchq.machine import progress
 from batchq.machine.progress import Progress
 
@@ -29,7 +31,7 @@ def test_without_a_share_there_is_no_bar() -> None:
     assert "#" not in screen.getvalue() and "loading" in screen.getvalue()
 
 
-def test_a_log_has_a_line_now_and_then_and_no_bar(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_log_has_a_line_now_and_then_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     show = Progress(log)
     for rows in range(100):

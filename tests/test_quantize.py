@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -414,6 +415,7 @@ def test_two_at_once_build_once_after_kills_at_every_step(base: Model, tmp_path:
 
 def test_int8_without_prompts_is_refused(base: Model, tmp_path: Path, log: Path) -> None:
     config = QuantizationConfig(cache=str(tmp_path))
-    for none in ([], [[], []]):
+    nothing: list[list[list[int]]] = [[], [[], []]]
+    for none in nothing:
         with pytest.raises(ConfigError, match="prompts to calibrate on"):
-            make_checkpoint(base, Scheme.int8, config, lambda none=none: none, log, print)
+            make_checkpoint(base, Scheme.int8, config, partial(list[list[int]], none), log, print)

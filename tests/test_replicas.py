@@ -16,7 +16,7 @@ from batchq.model.tensors import Shape
 from batchq.sizing import replicas, settings
 from batchq.sizing.fit import Fit, require_memory
 from batchq.sizing.memory import kv_cache_bytes
-from tests.test_memory import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
+from tests.machines import FULL, GIB, LLAMA_8B, cpu, cuda, llama_8b
 
 H100 = cuda("NVIDIA H100 80GB HBM3", 9, 0)
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 256}

@@ -26,9 +26,9 @@ from batchq.errors import NotFound
 from batchq.machine.progress import Progress, visible
 from batchq.report import facts, pages, spreadsheet, survey
 from chaos.inert import PAYLOADS, summary, surveyed
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import finished
 from tests.s3 import S3
-from tests.test_bad_input import labelled
 
 WHERE = "s3://corpus/labelled"
 
@@ -175,7 +175,7 @@ def test_a_run_with_hostile_names_ends_in_inert_reports(compose: Callable[..., C
     labels = ["=1+1", "<script>alert(1)<｜script>", "\x1b[31mred"]
     config = compose("input.path=in", "input.unreadable=quarantine", "task.gold=null")
     config.task.labels = labels
-    labelled(config)
+    finished(config)
     meta = project / "out/meta"
     page = Page((meta / "report.html").read_text())
     assert page.elements == {*"html head meta title style body h1 h2 table tr th td".split()} and not page.odd

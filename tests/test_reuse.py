@@ -23,10 +23,10 @@ from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
 from batchq.worker import reuse
 from batchq.worker.reuse import Reuse
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import labelled, planned
+from tests.jobs import rows as rows_at
 from tests.s3 import S3
-from tests.test_worker import labelled, planned
-from tests.test_worker import rows as rows_at
 
 RUN = ["job=mine", "engine=fake"]
 AGAIN = [*RUN, "output.path=again", "output.reuse=out"]

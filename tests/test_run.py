@@ -34,9 +34,9 @@ from batchq.output import lease
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
 from batchq.quantize.checkpoint import Checkpoint
-from tests.conftest import processes_below, rows_of, wait_for, write_jsonl
+from tests.helpers import processes_below, rows_of, wait_for, write_jsonl
+from tests.jobs import labelled
 from tests.s3 import S3
-from tests.test_worker import labelled
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -327,10 +327,8 @@ def test_all_readers_see_one_clean_table(project: Path) -> None:
     assert len(loaded) == 41
     assert set(loaded.column_names) == set(frame.columns)
     assert pl.read_parquet(data / "*.parquet").shape[0] == 41
-    counts = duckdb.sql(
-        f"select count(*), count(distinct batchq_id), count(batchq_error) from '{data}/*.parquet'"
-    ).fetchall()[0]
-    assert counts == (41, 41, 1)
+    query = f"select count(*), count(distinct batchq_id), count(batchq_error) from '{data}/*.parquet'"
+    assert duckdb.execute(query).fetchall() == [(41, 41, 1)]
 
 
 def test_from_and_to_s3(

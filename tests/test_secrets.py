@@ -14,9 +14,9 @@ import pytest
 from batchq import storage
 from batchq.config import Config
 from batchq.errors import BatchqError
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import finished
 from tests.s3 import S3
-from tests.test_bad_input import labelled
 
 ROOT = Path(__file__).parent.parent
 CANARY = "canary-7f3a-of-a-secret"
@@ -58,7 +58,7 @@ def test_what_reaches_a_store_holds_none_of_its_credentials(
     output = s3.make_bucket("secrets") + "/out"
     config = compose(f"output.path={output}")
     with pytest.raises(FileNotFoundError):  # `labelled` reads a local manifest
-        labelled(config)
+        finished(config)
     stored = [(found.uri, storage.read(found.uri)) for found in storage.list_objects(output)]
     assert any(uri.endswith("report.json") for uri, _ in stored)
     said = "".join(capfd.readouterr())
@@ -75,6 +75,6 @@ def test_a_secret_in_a_uri_is_refused_and_not_shown(
     write_jsonl(project / "rows.jsonl", rows_of(5))
     given = uri.format(CANARY)
     with pytest.raises(BatchqError) as refused:
-        labelled(compose(f'{field}="{given}"'))
+        finished(compose(f'{field}="{given}"'))
     assert CANARY not in str(refused.value)
     assert CANARY not in everything_below(project)

@@ -13,6 +13,7 @@ import pytest
 
 from batchq.cli import main
 from batchq.config import Config, EngineConfig, KvCache, QuantizationConfig, Scheme, TaskConfig, TaskKind
+from batchq.engine.protocol import Prompt
 from batchq.job.served import Served, served_on
 from batchq.machine.hardware import Gpu, Hardware
 from batchq.model.source import resolve
@@ -22,8 +23,8 @@ from batchq.quantize.checkpoint import Checkpoint
 from batchq.records import Plan
 from batchq.sizing import settings, tuned
 from batchq.sizing.settings import Reason, Weights
-from tests.conftest import rows_of, write_jsonl
-from tests.test_memory import GIB, LLAMA_8B, cpu, cuda
+from tests.helpers import rows_of, write_jsonl
+from tests.machines import GIB, LLAMA_8B, cpu, cuda
 
 DRAFT = Plan("", {}, "mine", (), (), "jsonl", "", ("text",), 1, "fp8", "m" * 64)
 WEIGHTS = 9 * 10**9
@@ -183,7 +184,7 @@ def test_what_was_found_on_other_rows_says_so(forgetful: Path, folder: str) -> N
 
 
 def test_lengths_are_ranks_of_what_was_seen() -> None:
-    found = Lengths.of([[0] * n for n in range(100, 0, -1)])
+    found = Lengths.of([Prompt([0] * n) for n in range(100, 0, -1)])
     assert (found.median, found.percentile(99), found.longest, found.mean) == (50, 99, 100, 50.5)
     assert found.above(90) == 10 and Lengths(()).longest == 0
 

@@ -20,7 +20,7 @@ from batchq.job.session import open_session
 from batchq.machine.hardware import Gpu, Hardware
 from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
-from tests.conftest import rows_of, wait_for, write_jsonl
+from tests.helpers import rows_of, wait_for, write_jsonl
 
 ASKED = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn", "pricing.per_hour.cpu_core=3600"]
 

@@ -161,7 +161,7 @@ def test_an_answer_space_is_known_without_a_tokenizer() -> None:
 
 def test_answers_are_counted_by_label_and_by_gold() -> None:
     closed = answers.of(TaskConfig(labels=["good", "bad"]))
-    outcomes = [
+    outcomes: list[Answer | Failure] = [
         *(Answer({"label": said, "label_mass": 0.5}, 1, 0, 1) for said in ("good", "bad", "good")),
         Failure("too_long", "too long"),
     ]

@@ -18,7 +18,7 @@ from batchq.errors import ConfigError, ModelError
 from batchq.machine import hardware
 from batchq.model.source import resolve
 from batchq.sizing.settings import Weights, engine_spec
-from tests.conftest import rows_of, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,8 +12,8 @@ from batchq.cli import main
 from batchq.config import Config
 from batchq.job import tune
 from batchq.machine import hardware
-from tests.conftest import rows_of, write_jsonl
-from tests.test_memory import GIB, cpu
+from tests.helpers import rows_of, write_jsonl
+from tests.machines import GIB, cpu
 from tests.test_settings import forgetful, job, served
 
 __all__ = ["forgetful"]

@@ -17,9 +17,8 @@ from batchq.cli.clean import clean
 from batchq.cli.verify import verify
 from batchq.config import Config
 from batchq.errors import BatchqError
-from tests.conftest import rows_of, write_jsonl
-from tests.test_bad_input import labelled
-from tests.test_worker import planned
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import finished, planned
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def done(compose: Callable[..., Config], project: Path) -> Config:
     lines = "".join(json.dumps(row) + "\n" for row in [*rows_of(19), {"id": 1, "text": "", "gold": "bad"}])
     (project / "in/b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     config: Config = compose("input.path=in", "output.rows_per_shard=10")
-    labelled(config)
+    finished(config)
     return config
 
 

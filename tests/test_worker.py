@@ -8,56 +8,19 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from batchq import storage
 from batchq.config import Config, Scheme
-from batchq.engine.protocol import EngineSpec
 from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import ingredients, make_plan
 from batchq.plan.stored import refuse_drift, refuse_other, store_plan
-from batchq.records import Plan, Receipt
+from batchq.records import Receipt
 from batchq.worker.counters import Snapshot
-from batchq.worker.spec import WorkerSpec
-from batchq.worker.worker import Worker
-from tests.conftest import rows_of, write_jsonl
-
-
-def planned(config: Config) -> Plan:
-    return store_plan(make_plan(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
-
-
-def worker(config: Config, fixed: Plan, stall: float = 600, **options: Any) -> Worker:
-    spec = WorkerSpec(
-        plan=dataclasses.replace(fixed, shards=()),
-        task=config.task,
-        engine=EngineSpec("fake", config.model.path, config.engine.max_model_len, 2048, 64, options=options),
-        output=storage.normalize(config.output.path),
-        chat_template={},
-        in_flight=16,
-        spill_seconds=3600,
-        stall_seconds=stall,
-    )
-    return Worker(spec)
-
-
-async def labelled(config: Config, fixed: Plan, **options: Any) -> list[Receipt]:
-    """All shards on one worker, as a replica would be given them: the next while the last one drains."""
-    made = worker(config, fixed, **options)
-    await made.start()
-    try:
-        receipts = await asyncio.gather(*(made.label(shard) for shard in fixed.shards))
-    finally:
-        await made.close()
-    return [receipt for each in receipts for receipt in each]
-
-
-def rows(config: Config) -> list[dict[str, Any]]:
-    return pq.read_table(storage.join(storage.normalize(config.output.path), "data")).sort_by("batchq_id").to_pylist()  # type: ignore[no-any-return]
+from tests.helpers import rows_of, write_jsonl
+from tests.jobs import labelled, planned, rows, worker
 
 
 def test_every_row_once_with_its_columns(compose: Callable[..., Config], project: Path) -> None:

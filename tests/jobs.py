@@ -1,0 +1,83 @@
+"""A job without Ray and without a driver: planned, labelled by one worker on the fake engine, finished."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from batchq import storage
+from batchq.config import Config, Scheme
+from batchq.engine.protocol import EngineSpec
+from batchq.plan.committed import read_committed
+from batchq.plan.draft import make_plan
+from batchq.plan.stored import store_plan
+from batchq.records import Plan, Receipt
+from batchq.report.outcome import finish
+from batchq.worker.spec import WorkerSpec
+from batchq.worker.worker import Worker
+
+
+def planned(config: Config) -> Plan:
+    """The job's plan, stored under its output."""
+    return store_plan(make_plan(config, "model", Scheme.none, "model"), storage.normalize(config.output.path))
+
+
+def worker(config: Config, fixed: Plan, stall: float = 600, **options: Any) -> Worker:
+    """A worker on the fake engine; `options` order its faults."""
+    spec = WorkerSpec(
+        plan=dataclasses.replace(fixed, shards=()),
+        task=config.task,
+        engine=EngineSpec("fake", config.model.path, config.engine.max_model_len, 2048, 64, options=options),
+        output=storage.normalize(config.output.path),
+        chat_template={},
+        in_flight=16,
+        spill_seconds=3600,
+        stall_seconds=stall,
+    )
+    return Worker(spec)
+
+
+async def labelled(config: Config, fixed: Plan, **options: Any) -> list[Receipt]:
+    """All shards on one worker, as a replica would be given them: the next while the last one drains."""
+    made = worker(config, fixed, **options)
+    await made.start()
+    try:
+        receipts = await asyncio.gather(*(made.label(shard) for shard in fixed.shards))
+    finally:
+        await made.close()
+    return [receipt for each in receipts for receipt in each]
+
+
+def rows(config: Config) -> list[dict[str, Any]]:
+    """What stands in a local output, by batchq_id."""
+    table = pq.read_table(storage.join(storage.normalize(config.output.path), "data"))
+    found: list[dict[str, Any]] = table.sort_by("batchq_id").to_pylist()
+    return found
+
+
+def finished(config: Config, fixed: Plan | None = None) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """Plan, label on one worker, finish: (manifest, rows, exit code)."""
+    output = storage.normalize(config.output.path)
+    fixed = fixed or planned(config)
+
+    async def all_shards() -> None:
+        made = worker(config, fixed)
+        made.spec = dataclasses.replace(made.spec, quarantine=config.input.unreadable.value == "quarantine")
+        await made.start()
+        try:
+            for shard in fixed.shards:
+                await made.label(shard)
+        finally:
+            await made.close()
+
+    asyncio.run(all_shards())
+    committed = read_committed(fixed, output)
+    assert not committed.remaining
+    result = finish(config, fixed, committed, "tiny", [])
+    found = [r for p in sorted(Path(output, "data").iterdir()) for r in pq.read_table(p).to_pylist()]
+    return json.loads(Path(output, "meta/manifest.json").read_text()), found, result.exit_code
