@@ -23,7 +23,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from random import Random
@@ -38,7 +37,7 @@ from batchq.model.folder import open_tokenizer
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan.sample import Sample
-from batchq.pool import Pool, SampleRequest
+from batchq.pool import Pool, SampleListener, SampleRequest
 from batchq.quantize import verdict
 from batchq.quantize.checkpoint import Checkpoint, make_checkpoint
 from batchq.sizing import settings
@@ -159,15 +158,13 @@ def choose(config: Config, model: Model, tokenizer: Any, seed: int) -> TaskConfi
         spec = settings.engine_spec(config, Weights(model.path, stored), here)
         labels = sorted({i for task in tasks for i in task.sampling.score_ids})  # a prefix may change their tokens
         asked = [p for task in tasks for p in task.encode([task.render({"text": s.text}) for s in tuning])]
-        quiet: Callable[[int], None] = lambda _: None  # noqa: E731
         sampling = dataclasses.replace(tasks[0].sampling, score_ids=tuple(labels))
         answers, _ = pool.answer_sample(
             spec,
             SampleRequest(asked, sampling, 2 * spec.max_num_seqs, log="choose.log"),
             here,
             threading.Event(),
-            quiet,
-            print,
+            SampleListener(lambda _: None, print, lambda _: None),
         )
     right = []
     for i, task in enumerate(tasks):
@@ -232,14 +229,12 @@ def compare(
         try:
             checkpoint = future.result()
             spec = settings.engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here)
-            quiet: Callable[[int], None] = lambda _: None  # noqa: E731
             answers, spent = pool.answer_sample(
                 spec,
                 SampleRequest(sample.prompts, task.sampling, 2 * spec.max_num_seqs, log=f"{name}.log"),
                 here,
                 threading.Event(),
-                quiet,
-                print,
+                SampleListener(lambda _: None, print, lambda _: None),
             )
         except BatchqError as error:
             log = max(logs.glob(f"{name}*.log"), key=lambda p: p.stat().st_mtime, default=None)

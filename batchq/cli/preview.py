@@ -17,7 +17,7 @@ from batchq.model.folder import open_tokenizer
 from batchq.model.scheme import SCHEMES
 from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
-from batchq.pool import SampleRequest
+from batchq.pool import SampleListener, SampleRequest
 from batchq.records import Failure, Row
 from batchq.task.task import Task
 from batchq.worker.batch import too_long
@@ -62,10 +62,8 @@ def preview(config: Config) -> str:
 
 
 def _ask(session: Session, engine: EngineSpec, request: SampleRequest) -> list[Completion | Failure]:
-    answers, spent = session.pool.answer_sample(
-        engine, request, session.hardware, session.stop, lambda _: None, session.progress.step
-    )
-    session.invocation.spent(spent)
+    listener = SampleListener(lambda _: None, session.progress.step, session.invocation.spent)
+    answers, _ = session.pool.answer_sample(engine, request, session.hardware, session.stop, listener)
     return answers
 
 

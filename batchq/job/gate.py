@@ -18,7 +18,7 @@ from batchq.model.folder import open_tokenizer
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample
-from batchq.pool import SampleRequest
+from batchq.pool import SampleListener, SampleRequest
 from batchq.quantize.checkpoint import read_verdict, write_verdict
 from batchq.quantize.verdict import Verdict, judge, verdict_from_json
 from batchq.records import Failure, Plan
@@ -92,15 +92,13 @@ def find_baseline(config: Config, model: Model) -> Model | None:
 def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) -> list[Completion | Failure]:
     rows = len(request.prompts)
     session.progress.step(f"gate: asking {name} for {rows:,} rows")
-    answers, spent = session.pool.answer_sample(
-        spec,
-        request,
-        session.hardware,
-        session.stop,
-        lambda count: session.progress.update(f"gate: {name} has answered {count:,} of {rows:,} rows", count / rows),
+    words = f"gate: {name} has answered {{:,}} of {rows:,} rows"
+    listener = SampleListener(
+        lambda count: session.progress.update(words.format(count), count / rows),
         session.progress.step,
+        session.invocation.spent,
     )
-    session.invocation.spent(spent)
+    answers, _ = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)
     return answers
 
 

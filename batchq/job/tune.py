@@ -23,7 +23,7 @@ from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Lengths
 from batchq.plan.stored import load_plan
-from batchq.pool import SampleRequest
+from batchq.pool import SampleListener, SampleRequest
 from batchq.quantize.checkpoint import Checkpoint
 from batchq.records import Plan
 from batchq.sizing import settings, tuned
@@ -119,19 +119,16 @@ def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial:
         seconds=config.tune.seconds,
     )
     told = f"tune: {_words(trial)}: "
+    listener = SampleListener(
+        lambda count: progress.update(f"{told}{count:,} rows answered"),
+        lambda _: None,  # the error says it again
+        session.invocation.spent,
+    )
     try:
-        answers, spent = session.pool.answer_sample(
-            spec,
-            request,
-            session.hardware,
-            session.stop,
-            lambda count: progress.update(f"{told}{count:,} rows answered"),
-            lambda _: None,  # the error says it again
-        )
+        answers, spent = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)
     except EngineError as error:
         progress.step(f"{told}didn't run: {error}")
         return 0.0
-    session.invocation.spent(spent)
     done = [a for a in answers[WARM:] if isinstance(a, Completion)]
     phases = spent.phases
     rate = sum(a.prompt_tokens + a.output_tokens for a in done) / max(phases["gate"], 1e-3)

@@ -16,7 +16,9 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,45 @@ from batchq.pool.replica import SampleRequest
 from batchq.records import Failure, Shard
 from batchq.worker.spec import WorkerSpec
 
-__all__ = ["Pool", "PoolSnapshot", "SampleRequest"]
+__all__ = ["Pool", "PoolSnapshot", "SampleListener", "SampleRequest"]
 
 
-class _Stalled(Exception):
-    """Prompts are waiting, and the engine has answered none for too long."""
+class _Lost(Exception):
+    """An engine died, or has prompts and has answered none for too long; another one may do better."""
+
+    def __init__(self, why: str, out_of_memory: bool = False) -> None:
+        super().__init__(why)
+        self.out_of_memory = out_of_memory
+
+
+@dataclass(frozen=True, slots=True)
+class SampleListener:
+    """Who hears of a sample: of the prompts answered so far, of an engine that is lost, and once of what was held."""
+
+    on_progress: Callable[[int], None]
+    notify: Callable[[str], None]
+    spent: Callable[[ReplicaAccount], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One engine's progress as it is looked at: `phases`, seconds of each, are filled in; `log` is its file."""
+
+    on_progress: Callable[[int], None]
+    phases: dict[str, float]
+    log: str
+
+    def look(self, actor: Any) -> int:
+        """How many prompts are answered; 0 if it doesn't say at once."""
+        import ray
+
+        looking = actor.progress.remote()
+        if not ray.wait([looking], timeout=POLL_SECONDS)[0]:
+            return 0
+        count, phases = ray.get(looking)
+        self.phases.update(phases)
+        self.on_progress(count)
+        return int(count)
 
 
 class Pool:
@@ -82,89 +118,96 @@ class Pool:
         self,
         spec: EngineSpec,
         request: SampleRequest,
-        here: Hardware,
+        hardware: Hardware,
         stop: threading.Event,
-        on_progress: Callable[[int], None],
-        notify: Callable[[str], None],
+        listener: SampleListener,
     ) -> tuple[list[Completion | Failure], ReplicaAccount]:
         """Start one engine and have it answer; returns the answers in order and what it cost.
 
-        An engine that dies or stalls is replaced, up to `cluster.max_attempts`, and `notify` is told. One that is to
-        stay up is used by `label`, if that takes an engine of just this kind; `release` ends it otherwise.
-        Raises EngineError when it doesn't start or dies too often, Stopped after `stop` was set.
+        An engine that dies or stalls is replaced, up to `cluster.max_attempts`. One that is to stay up is used by
+        `label`, if that takes an engine of just this kind; `release` ends it otherwise. However it ends, the listener
+        is told once what was held. Raises EngineError when it doesn't start or dies too often, Stopped after `stop`
+        was set.
         """
         self.connect()
         self.release()
+        slot = cluster.slots(self.cluster, hardware)[0]
+        spec, path = dataclasses.replace(spec, cores=slot.cores), str(self.logs / request.log)
+        spent: Counter[str] = Counter()
+        account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
+        try:
+            for _ in range(self.cluster.max_attempts):
+                actor = cluster.start(slot, spec, hardware, path)
+                seen: dict[str, float] = {}
+                try:
+                    answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, path))
+                except _Lost as error:
+                    why = str(error)
+                    if error.out_of_memory:
+                        fewer = max(1, min(request.in_flight, spec.max_num_seqs) // 2)
+                        request = dataclasses.replace(request, in_flight=fewer)
+                        spec = dataclasses.replace(spec, max_num_seqs=fewer)
+                    listener.notify(f"the engine that was asked a sample is lost: {why}; log: {path}")
+                else:
+                    self._warm = WarmReplica(spec, slot, actor, path) if request.stay_up else None
+                    return answers, account(seen)
+                finally:
+                    spent.update(seen)
+                    seen.clear()
+                    self._kill_unless_warm(actor)
+            raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {path}")
+        finally:
+            listener.spent(account({}))
+
+    def _kill_unless_warm(self, actor: Any) -> None:
+        if self._warm is None or self._warm.actor is not actor:
+            import ray
+
+            ray.kill(actor)
+
+    def _ask(
+        self, actor: Any, request: SampleRequest, stop: threading.Event, watch: Watch
+    ) -> list[Completion | Failure]:
+        """The answers of one engine. Raises _Lost if another one may do better, EngineError if not."""
         import ray
 
-        slot = cluster.slots(self.cluster, here)[0]
-        path = str(self.logs / request.log)
-        spec = dataclasses.replace(spec, cores=slot.cores)
-        spent: Counter[str] = Counter()
-        for _ in range(self.cluster.max_attempts):
-            actor = cluster.start(slot, spec, here, path)
-            seen: dict[str, float] = {}
-            ready = False
+        ready = False
+        try:
+            self._await_start(actor, watch, stop)
+            ready = True
+            answers, phases = self._await_answers(actor, request, watch, stop)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            if not isinstance(cause, EngineError):
+                raise BatchqError(f"the sample's engine failed ({type(cause).__name__}); log: {watch.log}") from None
+            if not ready:  # it would not start another time either
+                raise EngineError(f"{cause}; log: {watch.log}") from None
+            raise _Lost(str(cause), isinstance(cause, EngineOutOfMemory)) from None
+        except ray.exceptions.RayError:
+            raise _Lost("its process died") from None
+        watch.phases.update(phases)
+        return list(answers)
 
-            def look(actor: Any = actor, seen: dict[str, float] = seen) -> int:
-                """How many prompts are answered; 0 if it doesn't say at once."""
-                looking = actor.progress.remote()
-                if not ray.wait([looking], timeout=POLL_SECONDS)[0]:
-                    return 0
-                count, phases = ray.get(looking)
-                seen.update(phases)
-                on_progress(count)
-                return int(count)
-
-            try:
-                self._await_start(actor.open.remote(), look, path, stop)
-                ready = True
-                found, seen = self._await_answers(actor.answer_sample.remote(request), look, len(request.prompts), stop)
-            except ray.exceptions.RayTaskError as error:
-                cause = error.cause if isinstance(error.cause, BaseException) else error
-                if not isinstance(cause, EngineError):
-                    raise BatchqError(f"the sample's engine failed ({type(cause).__name__}); log: {path}") from None
-                if not ready:  # it would not start another time either
-                    raise EngineError(f"{cause}; log: {path}") from None
-                if isinstance(cause, EngineOutOfMemory):
-                    fewer = max(1, min(request.in_flight, spec.max_num_seqs) // 2)
-                    request = dataclasses.replace(request, in_flight=fewer)
-                    spec = dataclasses.replace(spec, max_num_seqs=fewer)
-                why = str(cause)
-            except _Stalled as error:
-                why = str(error)
-            except ray.exceptions.RayError:
-                why = "its process died"
-            else:
-                self._warm = WarmReplica(spec, slot, actor, path) if request.stay_up else None
-                spent.update(seen)
-                devices = len(slot.cores) or spec.devices
-                return found, ReplicaAccount(here.accelerator, devices, {p: round(s, 3) for p, s in spent.items()})
-            finally:
-                if self._warm is None or self._warm.actor is not actor:
-                    ray.kill(actor)
-            spent.update(seen)
-            notify(f"the engine that was asked a sample is lost: {why}; log: {path}")
-        raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {path}")
-
-    def _await_start(self, future: Any, look: Callable[[], int], log: str, stop: threading.Event) -> None:
+    def _await_start(self, actor: Any, watch: Watch, stop: threading.Event) -> None:
         limit, began = self.engine.start_timeout_s, time.monotonic()
-        while not _done(future, stop):
+        opening = actor.open.remote()
+        while not _done(opening, stop):
             if time.monotonic() - began > limit:
-                raise EngineError(f"an engine was not ready after engine.start_timeout_s={limit:.0f}; log: {log}")
-            look()
-        _result(future)
+                raise EngineError(f"an engine was not ready after engine.start_timeout_s={limit:.0f}; log: {watch.log}")
+            watch.look(actor)
+        _result(opening)
 
-    def _await_answers(self, future: Any, look: Callable[[], int], prompts: int, stop: threading.Event) -> Any:
-        """Raises _Stalled when nothing is answered for too long, or nothing said about it."""
-        limit = self.engine.stall_timeout_s
+    def _await_answers(self, actor: Any, request: SampleRequest, watch: Watch, stop: threading.Event) -> Any:
+        """Raises _Lost when nothing is answered for too long, or nothing said about it."""
+        limit, prompts = self.engine.stall_timeout_s, len(request.prompts)
+        asking = actor.answer_sample.remote(request)
         answered, since = 0, time.monotonic()
-        while not _done(future, stop):
-            if (count := look()) > answered:
+        while not _done(asking, stop):
+            if (count := watch.look(actor)) > answered:
                 answered, since = count, time.monotonic()
             elif answered < prompts and time.monotonic() - since > limit:
-                raise _Stalled(f"no answer for engine.stall_timeout_s={limit:g}")
-        return _result(future)
+                raise _Lost(f"no answer for engine.stall_timeout_s={limit:g}")
+        return _result(asking)
 
     def release(self) -> None:
         """End the engine that `answer_sample` left up, if there is one."""
@@ -191,6 +234,13 @@ class Pool:
         warm, self._warm = self._warm, None
         setting = Setting(self.cluster, self.engine, here, self.logs)
         return ShardScheduler(setting, spec, stop, on_progress, notify).run(shards, slots, warm)
+
+
+def _account(accelerator: str, devices: int, before: Mapping[str, float], now: Mapping[str, float]) -> ReplicaAccount:
+    """What all engines of a sample held; `before`: by those that ended."""
+    phases = Counter(before)
+    phases.update(now)
+    return ReplicaAccount(accelerator, devices, {phase: round(seconds, 3) for phase, seconds in phases.items()})
 
 
 def _done(future: Any, stop: threading.Event) -> bool:
