@@ -99,7 +99,7 @@ def setup(side: str, args: argparse.Namespace) -> Setup:
     limits: dict[str, Any] = {"max_model_len": 8192, "max_num_batched_tokens": STEP, "max_num_seqs": SEQUENCES}
     limits["gpu_memory_utilization"] = args.memory
     if not hardware.detect().gpus:
-        limits = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 1 << 26}
+        limits = {"max_model_len": 1024, "enforce_eager": True, "kv_cache_memory_bytes": 1 << 26}
     return Setup(f"32b-{side}", config, limits | options)
 
 
