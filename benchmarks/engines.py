@@ -7,6 +7,7 @@ that has vLLM imported, and vLLM forks its own from there.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -23,7 +24,9 @@ from benchmarks.process import CannotRun
 
 AHEAD = ["vllm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.model_executor.models.llama"]
 FIRST_ID = 1000  # of the prompts' random tokens; those before may be special
+CHANGES = "BENCHMARK_CHANGES"  # the variable that benchmarks/inside.py reads
 LABELS = (5, 6, 7)  # ids that are scored where labels are
+LONGEST = 86_400.0  # seconds that are waited for an answer: a pipe can't be asked to wait for ever
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_DEEP_GEMM_WARMUP": "relax"}
 
 Kernels = dict[str, tuple[float, int]]
@@ -58,6 +61,7 @@ class Answered:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    scores: list[list[float]]  # the labels' log-probabilities of each row, if labels were scored
 
     @property
     def seconds(self) -> float:
@@ -111,7 +115,7 @@ class Engine:
         self._process.join(10)
 
     def _hear(self, patience: float) -> dict[str, Any]:
-        if not self._ours.poll(max(0.0, patience)):
+        if not self._ours.poll(min(max(0.0, patience), LONGEST)):
             raise CannotRun(f"{self.setup.name}: no answer within {patience:.0f} s; see {self.log}")
         try:
             kind, found = self._ours.recv()
@@ -129,10 +133,9 @@ def serve(setup: Setup, work: Path, connection: Connection) -> None:
     log = os.open(work / f"{setup.name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    from benchmarks.inside import CHANGES
-
     os.environ.update(QUIET | {"VLLM_CACHE_ROOT": str(work / f"{setup.name}-cache"), CHANGES: ",".join(setup.changes)})
     os.environ.update(setup.environment)
+    importlib.import_module("benchmarks.inside")  # makes the changes, now that they are named
     try:
         llm = start(setup, work, connection)
         while True:
@@ -192,4 +195,5 @@ def answer(llm: Any, asked: Asked) -> dict[str, Any]:
         "prompt_tokens": sum(len(a.prompt_token_ids or ()) for a in answers),
         "cached_tokens": sum(a.num_cached_tokens or 0 for a in answers),
         "output_tokens": sum(len(a.outputs[0].token_ids) for a in answers),
+        "scores": [] if asked.answer else [[a.outputs[0].logprobs[0][i].logprob for i in LABELS] for a in answers],
     }

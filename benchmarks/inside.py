@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-CHANGES = "BENCHMARK_CHANGES"
+from benchmarks.engines import CHANGES
+
 WEIGHT = 0.02  # standard deviation of all matrices
 SPREADS = {"float8_e4m3fn": (64.0, 448.0), "int8": (32.0, 127.0)}  # of stored numbers, and the largest
 ACTIVATION_SCALE = 4.0 / 448.0  # of static activations: those behind a norm have a standard deviation of 1
@@ -32,8 +33,11 @@ class Extension:
 
         filled: dict[str, int] = {}
         random = torch.Generator(next(self.model_runner.model.parameters()).device).manual_seed(7)
+        model = self.model_runner.model
         with torch.no_grad():
-            for name, parameter in self.model_runner.model.named_parameters():
+            for norm in getattr(model, "benchmark_norm", ()):
+                norm.weight.fill_(1.0)
+            for name, parameter in model.named_parameters():
                 how = _fill(name, parameter.data, random)
                 filled[how] = filled.get(how, 0) + parameter.numel()
         return json.dumps(filled)
@@ -103,7 +107,7 @@ def _rowwise() -> None:
 
 
 def _fast_accumulation() -> None:
-    """FP8 products with one scale a tensor by cuBLAS, accumulating as CUTLASS and DeepGEMM's rivals do."""
+    """FP8 products with one scale a tensor by cuBLAS with fast accumulation, which vLLM's class leaves out."""
     import torch
     from vllm.model_executor.kernels.linear.scaled_mm import pytorch
 
@@ -171,10 +175,39 @@ def _last_rows() -> None:
     models.LlamaForCausalLM.forward = forward
 
 
+def _silu() -> None:
+    """SiLU and what quantizes its output in one kernel that reads each number once; with it the product by torch.
+
+    What torch.compile makes of the same reads all twice: for the largest of a token, and for the numbers themselves.
+    """
+    import torch
+    from vllm.model_executor.models import llama
+
+    from benchmarks.silu import silu_quantized
+
+    def fake(x: Any) -> tuple[Any, Any]:
+        rows, columns = x.shape
+        return x.new_empty(rows, columns // 2, dtype=torch.float8_e4m3fn), x.new_empty(rows, 1, dtype=torch.float32)
+
+    name, schema = "benchmark::silu_quantized", "(Tensor x) -> (Tensor, Tensor)"
+    torch.library.custom_op(name, silu_quantized, mutates_args=(), schema=schema).register_fake(fake)
+
+    def forward(self: Any, x: Any) -> Any:
+        x, _ = self.gate_up_proj(x)
+        quantized, scale = torch.ops.benchmark.silu_quantized(x)
+        down = self.down_proj
+        scales = down.weight_scale.reshape(1, -1)
+        return torch._scaled_mm(quantized, down.weight, scale, scales, out_dtype=x.dtype, use_fast_accum=True)
+
+    models: Any = llama
+    models.LlamaMLP.forward = forward
+
+
 KNOWN: dict[str, Callable[[], None]] = {
     "rowwise": _rowwise,
     "fast-accumulation": _fast_accumulation,
     "last-rows": _last_rows,
+    "silu": _silu,
 }
 for change in filter(None, os.environ.get(CHANGES, "").split(",")):
     KNOWN[change]()

@@ -27,17 +27,17 @@ sys.path.insert(1, str(ROOT))
 from benchmarks.case import prepare  # noqa: E402
 from benchmarks.clock import say  # noqa: E402
 
-# The first that fits a kernel's name. torch.compile names a kernel after all that it fused into it: what quantizes the
-# output of a norm or of SiLU is counted there, and "quantizing" is what does nothing else.
+# The first that fits a kernel's name. torch.compile names a kernel after all that it fused, the product behind it
+# included: what quantizes the output of a norm or of SiLU is counted there, and "quantizing" is what does only that.
 KINDS = {
     "attention": r"flash|attention|attn|reshape_and_cache|mha",
-    "matrix products": r"gemm|nvjet|cutlass|matmul|addmm|mm\b|s16816|xmma|cublas",
     "SiLU": r"silu|sigmoid|act_and_mul",
     "norms": r"norm|rsqrt",
     "rotary embedding": r"rotary|rope|split_with_sizes",
+    "quantizing": r"quant|^triton.*abs_",
+    "other fused operations": r"^triton",
+    "matrix products": r"gemm|nvjet|cutlass|matmul|addmm|mm\b|s16816|xmma|cublas|linear",
     "sampling": r"softmax|topk|sort|logprob|argmax|gumbel|sample|temperature|penalt",
-    "quantizing": r"quant|float8|abs_",
-    "other fused operations": r"triton",
     "copies": r"memcpy|memset|copy|index|gather|embedding",
 }
 PRODUCTS = "matrix products"

@@ -1,19 +1,27 @@
 """What makes a labelling engine faster on this GPU: settings and changes of vLLM against batchq's own settings.
 
     python benchmarks/levers.py                                             # the shape 8b in FP8, every side
-    python benchmarks/levers.py --sides rowwise,last-rows,rowwise+last-rows --runs 5
-    python benchmarks/levers.py --shape tiny --layers 2 --scale 64 --rows 8 --tokens 64 --sides step-8k   # a CPU
+    python benchmarks/levers.py --top 10 --sides rowwise,rowwise+last-rows,rowwise+last-rows+silu      # what won
+    python benchmarks/levers.py --shape tiny --layers 2 --scheme none --scale 64 --rows 8 --tokens 64 --shared 8 \\
+        --sides step-8k --together 2                                        # to try the command, on a CPU
 
 Raw `LLM.generate` on token ids, one label a row, weights of random numbers (benchmarks/engines.py). "base" has the
 settings that batchq chooses for labels on a large GPU: 16,384 tokens and 1,024 sequences a step, no CUDA graphs, the
-prefix cache on; each side changes one thing of it, and sides joined by `+` change all of theirs.
+prefix cache on; each side changes one thing of it, and sides joined by `+` change all of theirs. Some are options of
+vLLM, others are code (benchmarks/inside.py).
 
 Engines stand beside each other on the GPU, `--together` at a time, base always among them, each with as much KV cache
-as two of its steps need. They are asked by turns, `--runs` times, so that a side's ratio is to base on the same warm
-card in the same minutes. Then each is asked once more with torch's profiler in it: the lower table has the milliseconds
-of 16,384 uncached tokens by kind of kernel, and what is missing of the whole is the GPU waiting. Each side has a
-compile cache of its own in `--work`: "start" is a first start unless the folder was used before, with the others
-starting at the same time.
+as two of its steps need: four of 8B take 65 GB. They are asked by turns, `--runs` times, so that a side's ratio is to
+base on the same warm card in the same minutes. Then each is asked once more with torch's profiler in it: the lower
+table has the milliseconds of 16,384 uncached tokens by kind of kernel, and what is missing of the whole is the GPU
+waiting, the begin and the end of that short round included. Each side has a compile cache of its own in `--work`:
+"start" is a first start unless the folder was used before, with the others starting at the same time. A cache doesn't
+know of changed code, so a folder is for one state of benchmarks/inside.py.
+
+"agrees" is the correlation of the labels' log-probabilities with base's on the same rows. Sides of one scheme have the
+same weights. What doesn't round anything otherwise has 1.0000; one number rounded otherwise is enough to make all that
+follow differ, random weights decide nothing clearly, and vLLM's own kernels have 0.86 to 0.88. Another scheme has other
+weights, and its figure says nothing.
 
 MFU is 2 x the parameters of the layers' matrices x the uncached tokens, over the peak at full clocks. NVML's clock and
 power are of the measured rounds: a card at its power limit lowers its clock.
@@ -49,6 +57,7 @@ STEP = capacity.STEP_TOKENS["cuda"]
 STEPS_HELD = 2.25  # of KV cache: the step that is computed, the next, and some
 START_LIMIT, ASK_LIMIT = 400.0, 120.0  # seconds
 PROFILED = 10  # steps
+COMPARED = 64  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class Side:
     """What differs from base."""
 
     scheme: str = ""  # of SCHEMES
-    step: float = 0.0  # tokens a step, in units of base's
+    step: int = 0  # tokens a step
     options: dict[str, Any] = field(default_factory=dict)
     compilation: dict[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()  # of benchmarks/inside.py
@@ -92,8 +101,13 @@ SIDES = {
         options={"attention_backend": "TRITON_ATTN"},
         compilation={**FUSED, "pass_config": {**FUSED["pass_config"], "fuse_attn_quant": True}, "splitting_ops": []},
     ),
-    "static-torch": Side("fp8_static", options={"linear_backend": "torch"}, changes=("fast-accumulation",)),
+    "torch": Side(options={"linear_backend": "torch"}),
+    "static-torch": Side("fp8_static", options={"linear_backend": "torch"}),
+    "static-fast": Side("fp8_static", options={"linear_backend": "torch"}, changes=("fast-accumulation",)),
     "block": Side("fp8_block", options={"linear_backend": "deep_gemm"}),
+    "block-compiled": Side(
+        "fp8_block", options={"linear_backend": "deep_gemm"}, compilation={"custom_ops": ["-quant_fp8"]}
+    ),
     "block-cutlass": Side("fp8_block", options={"linear_backend": "cutlass"}),
     "int8": Side("int8"),
     "bf16": Side("none"),
@@ -102,11 +116,12 @@ SIDES = {
     "no-cache": Side(options={"enable_prefix_caching": False}),
     # work
     "last-rows": Side(changes=("last-rows",)),
+    "silu": Side(changes=("silu",)),
     # steps; a multiple of 128 rows on each of 132 multiprocessors fills the last wave of every product
-    "step-8k": Side(step=0.5),
-    "step-16.5k": Side(step=16896 / 16384),
-    "step-32k": Side(step=2.0),
-    "step-33k": Side(step=33792 / 16384),
+    "step-8k": Side(step=8192),
+    "step-16.5k": Side(step=16896),
+    "step-32k": Side(step=32768),
+    "step-33k": Side(step=33792),
     # scheduling
     "sync": Side(options={"async_scheduling": False}),
     "runner-v1": Side(environment={"VLLM_USE_V2_MODEL_RUNNER": "0"}),
@@ -164,7 +179,7 @@ class Bench:
         for part in name.split("+"):
             side += SIDES.get(part, Side())
         config = described(self.args.shape, self.args.layers, side.scheme)
-        step = int(STEP * (side.step or 1.0)) // self.args.scale
+        step = (side.step or STEP) // self.args.scale
         element = 1 if "kv_cache_dtype" in side.options else 2
         length = max(self.args.tokens * 2, 1024)
         options: dict[str, Any] = {
@@ -192,13 +207,15 @@ class Bench:
         engines = {name: Engine(self.setup(name), self.work) for name in names}
         try:
             starts = self.await_all(engines)
+            agreement = self.agreement(engines)
             measured: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
             for _, name in itertools.product(range(self.args.runs), list(engines)):
                 if name in engines:
                     self.attempt(engines, name, measured[name])
             base = statistics.median([m["rate"] for m in measured.get(BASE, [])] or [0.0])
             for name in list(engines):
-                self.conclude(engines[name], starts[name], measured[name], base)
+                start = {"start": starts[name], "agrees": agreement.get(name, 0.0)}
+                self.conclude(engines[name], start, measured[name], base)
         finally:
             for engine in engines.values():
                 engine.close()
@@ -217,6 +234,20 @@ class Bench:
                 say(f"can't run: {error}")
                 engines.pop(name).close()
         return starts
+
+    def agreement(self, engines: dict[str, Engine]) -> dict[str, float]:
+        """How the scores of the same rows correlate with base's."""
+        asked = self.asked(COMPARED)
+        scores: dict[str, list[float]] = {}
+        for name in list(engines):
+            try:
+                scores[name] = list(itertools.chain(*engines[name].ask(asked, ASK_LIMIT).scores))
+            except CannotRun as error:
+                say(f"can't run: {error}")
+                engines.pop(name).close()
+        if BASE not in scores:
+            return {}
+        return {name: statistics.correlation(scores[BASE], found) for name, found in scores.items()}
 
     def attempt(self, engines: dict[str, Engine], name: str, measured: list[dict[str, float]]) -> None:
         watch = gpu.Watch()
@@ -244,11 +275,11 @@ class Bench:
     def asked(self, rows: int) -> Asked:
         return Asked(rows, self.args.tokens, self.args.shared, seed=next(self.seeds))
 
-    def conclude(self, engine: Engine, start: float, measured: list[dict[str, float]], base: float) -> None:
+    def conclude(self, engine: Engine, start: dict[str, float], measured: list[dict[str, float]], base: float) -> None:
         """The side's line of the tables, which is also kept in results.jsonl."""
         rates = sorted(m["rate"] for m in measured)
         row: dict[str, Any] = {key: statistics.median([m[key] for m in measured]) for key in measured[0]}
-        row |= {"side": engine.setup.name, "start": start, "least": rates[0], "most": rates[-1], "runs": len(rates)}
+        row |= {"side": engine.setup.name, **start, "least": rates[0], "most": rates[-1], "runs": len(rates)}
         row["ratio"] = row["rate"] / base if base else 0.0
         try:
             rows = math.ceil(PROFILED * STEP / self.args.scale / self.args.tokens)
@@ -268,11 +299,12 @@ class Bench:
             print(f"{side:<16}{each:>8.2f} ms {calls:>6,} x  {kernels.kind_of(name):<24} {name[:150]}", flush=True)
 
     def table(self) -> None:
-        heads = ("tokens/s", "least", "most", "of base", "MFU", "W", "MHz", "start")
+        heads = ("tokens/s", "least", "most", "of base", "MFU", "W", "MHz", "start", "agrees")
         print("\n" + cells("side", *heads))
         for row in self.rows:
             rates = [f"{row[key]:,.0f}" for key in ("rate", "least", "most")]
             card = [f"{row['mfu']:.1%}", f"{row['watts']:.0f}", f"{row['mhz']:,.0f}", f"{row['start']:.0f} s"]
+            card.append(f"{row['agrees']:.4f}")
             print(cells(row["side"], *rates, f"{row['ratio']:.3f}", *card))
         kinds = sorted({kind for row in self.rows for kind in row.get("kinds", {})})
         print(f"\nmilliseconds of {STEP:,} uncached tokens\n" + cells("side", *kinds))
