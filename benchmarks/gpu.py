@@ -1,4 +1,4 @@
-"""The GPUs by NVML: how busy the first one is, what it takes, and whether memory was given back."""
+"""The GPUs by NVML: how busy the first one is, its clock, what it takes, and whether memory was given back."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def await_memory(wanted: tuple[int, ...], patience: float = 60.0) -> None:
 
 
 class Watch:
-    """NVML's utilisation and energy counter of the first GPU, ten times a second, until it is closed."""
+    """NVML's utilisation, clock and energy counter of the first GPU, ten times a second, until it is closed."""
 
     def __init__(self) -> None:
         self.used: list[tuple[float, float]] = []
         self.energy: list[tuple[float, float]] = []  # joules
+        self.clock: list[tuple[float, float]] = []  # MHz of the multiprocessors
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -45,6 +46,7 @@ class Watch:
         looks: list[tuple[list[tuple[float, float]], Callable[[], float]]] = [
             (self.used, lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
             (self.energy, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
+            (self.clock, lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))),
         ]
         while not self._stop.wait(0.1):
             for samples, look in looks:
@@ -60,6 +62,10 @@ class Watch:
     def busy(self, begin: float, end: float) -> float | None:
         shares = [share for at, share in self.used if begin <= at <= end]
         return statistics.mean(shares) / 100 if shares else None
+
+    def mhz(self, begin: float, end: float) -> float | None:
+        clocks = [clock for at, clock in self.clock if begin <= at <= end]
+        return statistics.mean(clocks) if clocks else None
 
     def joules(self, begin: float, end: float) -> float | None:
         during = [sample for sample in self.energy if begin <= sample[0] <= end]

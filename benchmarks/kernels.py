@@ -27,14 +27,20 @@ sys.path.insert(1, str(ROOT))
 from benchmarks.case import prepare  # noqa: E402
 from benchmarks.clock import say  # noqa: E402
 
-# The first that fits a kernel's name. vLLM's own quantizing kernels and what torch.compile fused both begin a product.
+# The first that fits a kernel's name. torch.compile names a kernel after all that it fused, the product behind it
+# included: what quantizes the output of a norm or of SiLU is counted there, and "quantizing" is what does only that.
 KINDS = {
     "attention": r"flash|attention|attn|reshape_and_cache|mha",
-    "matrix products": r"gemm|nvjet|cutlass|matmul|addmm|mm\b|s16816|xmma|cublas",
-    "norms, activation, quantizing": r"quant|norm|silu|act_and_mul|triton",
-    "sampling": r"softmax|topk|sort|logprob|argmax|gumbel|sample",
+    "SiLU": r"silu|sigmoid|act_and_mul",
+    "norms": r"norm|rsqrt",
+    "rotary embedding": r"rotary|rope|split_with_sizes",
+    "quantizing": r"quant|^triton.*abs_",
+    "other fused operations": r"^triton",
+    "matrix products": r"gemm|nvjet|cutlass|matmul|addmm|mm\b|s16816|xmma|cublas|linear",
+    "sampling": r"softmax|topk|sort|logprob|argmax|gumbel|sample|temperature|penalt",
     "copies": r"memcpy|memset|copy|index|gather|embedding",
 }
+PRODUCTS = "matrix products"
 
 
 def main() -> None:
@@ -82,12 +88,10 @@ def main() -> None:
 
 def show(times: dict[str, tuple[float, int]], seconds: float, flop: float, peak: float | None, top: int) -> None:
     """`times`: seconds and calls by kernel; `flop` of the layers' products; `peak` a second."""
-    kinds: dict[str, float] = defaultdict(float)
-    for name, (spent, _) in times.items():
-        kinds[kind_of(name)] += spent
+    kinds = by_kind(times)
     for kind, spent in sorted(kinds.items(), key=lambda found: -found[1]):
         rate = ""
-        if kind == "matrix products" and spent:
+        if kind == PRODUCTS and spent:
             rate = f"  {flop / spent / 1e12:,.0f} TFLOP/s" + (
                 f", {flop / spent / peak:.1%} of the peak" if peak else ""
             )
@@ -99,6 +103,14 @@ def show(times: dict[str, tuple[float, int]], seconds: float, flop: float, peak:
     print()
     for name, (spent, calls) in sorted(times.items(), key=lambda found: -found[1][0])[:top]:
         print(f"{spent:>8.3f} s {calls:>7,} x  {kind_of(name):<30} {name[:110]}")
+
+
+def by_kind(times: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Seconds by kind, of seconds and calls by kernel."""
+    kinds: dict[str, float] = defaultdict(float)
+    for name, (spent, _) in times.items():
+        kinds[kind_of(name)] += spent
+    return kinds
 
 
 def kind_of(kernel: str) -> str:
