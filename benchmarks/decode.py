@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
-from batchq import hardware  # noqa: E402
-from batchq import shapes as counted  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
+from batchq.machine import hardware  # noqa: E402
+from batchq.sizing import shapes as counted  # noqa: E402
 from benchmarks import clock, gpu, shapes  # noqa: E402
 from benchmarks.clock import say  # noqa: E402
 from benchmarks.engines import Asked, Engine, Setup  # noqa: E402

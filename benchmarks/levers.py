@@ -45,15 +45,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
-from batchq import capacity, forecast, hardware  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
+from batchq.machine import hardware  # noqa: E402
+from batchq.model import kv_cache  # noqa: E402
+from batchq.model.tensors import is_quantized  # noqa: E402
+from batchq.sizing.peaks import peak  # noqa: E402
+from batchq.sizing.settings import SEQUENCES, STEP_TOKENS  # noqa: E402
 from benchmarks import clock, gpu, kernels, shapes  # noqa: E402
 from benchmarks.clock import say  # noqa: E402
 from benchmarks.engines import Asked, Engine, Kernels, Setup  # noqa: E402
 from benchmarks.process import CannotRun, versions  # noqa: E402
 
 BASE = "base"
-STEP = capacity.STEP_TOKENS["cuda"]
+STEP = STEP_TOKENS["cuda"]
 STEPS_HELD = 2.25  # of KV cache: the step that is computed, the next, and some
 START_LIMIT, ASK_LIMIT = 400.0, 120.0  # seconds
 PROFILED = 10  # steps
@@ -168,9 +172,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
         self.args, self.work = args, work
         self.here = hardware.detect()
-        self.peak = forecast.peak(self.here.accelerator, Scheme.fp8)
+        self.peak = peak(self.here.accelerator, Scheme.fp8)
         _, tensors = shapes.described(args.shape, args.layers)
-        self.parameters = sum(t.elements for t in tensors if capacity.is_quantized(t))
+        self.parameters = sum(t.elements for t in tensors if is_quantized(t))
         self.rows: list[dict[str, Any]] = []
         self.seeds = itertools.count()
 
@@ -185,7 +189,7 @@ class Bench:
         options: dict[str, Any] = {
             "max_model_len": length,
             "max_num_batched_tokens": step,
-            "max_num_seqs": capacity.SEQUENCES["cuda"] // self.args.scale,
+            "max_num_seqs": SEQUENCES["cuda"] // self.args.scale,
             "enable_prefix_caching": True,
             "disable_log_stats": True,
         }
@@ -198,7 +202,7 @@ class Bench:
         else:
             held = 2 * length
             options |= {"enforce_eager": True, "dtype": "bfloat16"}
-        options["kv_cache_memory_bytes"] = held * capacity.kv_bytes_per_token(config, element)
+        options["kv_cache_memory_bytes"] = held * kv_cache.bytes_per_token(config, element)
         return Setup(name, config, options | side.options, side.changes, side.environment)
 
     def group(self, names: list[str]) -> None:

@@ -30,8 +30,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
-from batchq import forecast, hardware  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
+from batchq.machine import hardware  # noqa: E402
+from batchq.sizing.peaks import peak  # noqa: E402
 from benchmarks import gpu  # noqa: E402
 from benchmarks.clock import say  # noqa: E402
 from benchmarks.process import versions  # noqa: E402
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.2)
     args = parser.parse_args()
     here = hardware.detect()
-    peaks = {scheme: forecast.peak(here.accelerator, scheme) for scheme in (Scheme.fp8, Scheme.none)}
+    peaks = {scheme: peak(here.accelerator, scheme) for scheme in (Scheme.fp8, Scheme.none)}
     say(f"{here.accelerator}; {versions()}; TFLOP/s of {', '.join(SHAPES)}, and of all four by turns")
     print(f"{'kernel':<16}{'tokens':>7}" + "".join(f"{name:>9}" for name in SHAPES) + "      all  of peak    W   MHz")
     for name in args.kernels.split(","):
