@@ -66,7 +66,11 @@ def chosen(
 
 def test_a_large_gpu_gets_large_steps_and_leaves_a_tenth_of_its_memory_free(folder: str) -> None:
     engine, reasons = chosen(job(), H200, folder)
-    assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (16384, 1024)
+    assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (8192, 1024)
+    assert "8-bit products" in reasons["max_num_batched_tokens"].why
+    plain = dataclasses.replace(DRAFT, quantization="none")
+    whole = settings.resolve_settings(job(), plain, Weights(folder, WEIGHTS), H200, THOUSAND)
+    assert whole.engine.max_num_batched_tokens == 16384
     assert engine.options == {"gpu_memory_utilization": 0.9, "compilation_config": {"cudagraph_mode": "NONE"}}
     assert set(reasons) >= {"max_model_len", "max_num_batched_tokens", "max_num_seqs", "kv_cache_dtype"}
     assert "there is memory enough" in reasons["kv_cache_dtype"].why

@@ -31,6 +31,11 @@ COMPILATION = "compilation_config"
 FIELDS = (STEP, ROWS)  # fields of conf/engine; the others are engine.options
 STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefill; a GPU wants many rows in a step
 SEQUENCES = {"cpu": 64, "cuda": 1024}
+# vLLM's 8-bit products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: a whole prefill is 1.061 times
+# as fast (8B shape, one H100, 2026-11-25, benchmarks/levers.py).
+HOPPER_STEP_TOKENS = 8192
+HOPPER = (9, 0)
+CUTLASS = frozenset({Scheme.fp8, Scheme.fp8_gptq, Scheme.int8, Scheme.int8_rtn})
 LARGE_GPU = 64 << 30  # bytes; on smaller ones a step's activations compete with the weights
 TIGHT_SHARE = 0.95  # of a GPU's memory, where the KV cache is short
 
@@ -152,7 +157,7 @@ def choose_settings(
     if lengths is None and generates and choices.decided(ROWS) is None:
         choices.lengths = sample.lengths(config, draft, weights.path)
     choices.reasons.append(_length(config, weights.path, choices.lengths))
-    step = _choose_step(choices, config, hardware)
+    step = _choose_step(choices, config, hardware, Scheme(draft.quantization))
     if engine.kind is EngineKind.vllm and cuda:
         _choose_on_gpu(choices, config, weights, hardware, step)
     else:
@@ -164,11 +169,13 @@ def choose_settings(
     return with_settings(config, choices.values), choices.reasons
 
 
-def _choose_step(choices: _Choices, config: Config, hardware: Hardware) -> int:
+def _choose_step(choices: _Choices, config: Config, hardware: Hardware, scheme: Scheme) -> int:
     step, longest = step_tokens(hardware), config.engine.max_model_len
     if hardware.device == "cuda":
         why = "more gain nothing, the GPU is bound by arithmetic before"
-        if step < STEP_TOKENS["cuda"]:
+        if hardware.capability == HOPPER and scheme in CUTLASS and step > HOPPER_STEP_TOKENS:
+            step, why = HOPPER_STEP_TOKENS, "vLLM's 8-bit products are fastest in such steps on Hopper"
+        elif step < STEP_TOKENS["cuda"]:
             why = f"fewer than on larger GPUs: a step's activations take memory too, of {gib(_smallest(hardware))}"
         step = choices.choose(STEP, step, why)
     elif choices.given.get(STEP, longest) < longest:
