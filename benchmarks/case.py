@@ -90,7 +90,7 @@ def prepare(work: Path, model: str, rows: int, tokens: int, scheme: str, overrid
     task = open_task(config, found.path)
 
     with open_session(config, "quantize") as session:
-        chosen = choose_scheme(session, found, None).scheme
+        chosen = choose_scheme(session, found).scheme
         draft = make_plan(config, found.digest, chosen, "")
         say(f"{found.name} under {chosen.value}: quantized, unless it is cached")
         served = serve(session, draft, found, chosen)

@@ -94,7 +94,7 @@ def prepare(config: Config, request: Path) -> int:
     """Write what `generate` needs: the engine's arguments and every prompt's token ids. Returns their number."""
     model, here = resolve(config.model), hardware.detect()
     with open_session(config, "quantize") as session:
-        scheme = choose_scheme(session, model, None).scheme
+        scheme = choose_scheme(session, model).scheme
         draft = make_plan(config, model.digest, scheme, "")
         checkpoint = ensure_checkpoint(session, draft, model, scheme)
     spec = dataclasses.replace(

@@ -1,7 +1,7 @@
 """An output that version 0.1.0 left half finished is read, reported and finished by this one.
 
-tests/data/output-0.1.0 was made by that version on the fake engine: 120 rows in three shards, one of them committed, one
-with answers saved by an attempt that was told to stop.
+tests/data/output-0.1.0 was made by that version on the fake engine: 120 rows in three shards: one is committed, one is
+begun and has answers that were saved when it was told to stop.
 """
 
 from __future__ import annotations

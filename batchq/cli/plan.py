@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchq.config import Config
+from batchq.config import Config, Scheme
 from batchq.job.run import find_resume
 from batchq.job.scheme import choose_scheme
 from batchq.job.session import open_session
@@ -28,8 +28,11 @@ def describe(config: Config) -> str:
         if not resume:
             source_plan(config)
         there, output = session.hardware, session.output
-        choice = choose_scheme(session, model, resume.plan if resume else None)
-    scheme, why = choice.scheme, choice.why
+        if resume:
+            scheme, why = Scheme(resume.plan.quantization), "as this run was planned"
+        else:
+            choice = choose_scheme(session, model)
+            scheme, why = choice.scheme, choice.why
     drafted = resume.plan if resume else make_plan(config, model.digest, scheme, "")
     fit = Fit(model, there, config)
     lengths = sample.lengths(config, drafted, model.path)

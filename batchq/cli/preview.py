@@ -42,7 +42,7 @@ def preview(config: Config) -> str:
     config = dataclasses.replace(config, input=first)
     with open_session(config, "preview") as session:
         model = resolve(config.model)
-        scheme = choose_scheme(session, model, None).scheme
+        scheme = choose_scheme(session, model).scheme
         # A look at the prompt isn't worth minutes of calibration.
         shown_scheme = Scheme.none if SCHEMES[scheme].calibrated else scheme
         drafted = make_plan(config, model.digest, shown_scheme, "")

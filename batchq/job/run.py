@@ -14,7 +14,7 @@ from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, Stopped
 from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
-from batchq.job.served import Served
+from batchq.job.served import Served, serve
 from batchq.job.session import Session, open_session
 from batchq.model.scheme import LADDER
 from batchq.model.source import Model, resolve
@@ -39,32 +39,29 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         model = resolve_model(session)
         resume = find_resume(session, model)
         if resume and resume.complete:
-            session.progress.step("all is committed; nothing to do")
-            return finish(config, resume.plan, resume.committed, model.name, resume.new_inputs)
+            return nothing_to_do(session, model, resume)
         budget = Budget(config.pricing, session.output, session.hardware)
-        # What can be refused is refused before anything is written.
         source = source_plan(config)
-        choice, drafted = (None, resume.plan) if resume else plan_new(session, model, source)
+        # What can be refused is refused before anything is written.
+        new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
         with only_driver(session):
-            if resume is None and (resume := find_resume(session, model)):  # of the driver that this one waited for
-                drafted, choice = resume.plan, None
-                if resume.complete:
-                    session.progress.step("all is committed by now; nothing to do")
-                    return finish(config, resume.plan, resume.committed, model.name, resume.new_inputs)
-            choice = choice or choose_scheme(session, model, resume.plan if resume else None)
-            drafted, served, verdicts = choose_checkpoint(session, drafted, model, choice, judge=resume is None)
-            judged = tuple(dataclasses.asdict(verdict) for verdict in verdicts)
-            made = dataclasses.replace(drafted, checkpoint=served.checkpoint.key, verdicts=judged)
-            if resume is None:
-                refuse_other_source(config, source, served)
-            plan = resume.plan if resume else store_plan(made, session.output)
-            refuse_other(plan, drafted, served.checkpoint.key, session.output)
+            if new and (resume := find_resume(session, model)) and resume.complete:  # of the driver that we waited for
+                return nothing_to_do(session, model, resume)
+            plan, served = go_on(session, model, resume) if resume else begin(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
             committed = label(session, plan, served, before, budget)
             session.progress.clear()
             session.invocation.close("complete")
             return finish(config, plan, committed, model.name, resume.new_inputs if resume else [])
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """A run that isn't stored yet. `draft` names a checkpoint where it has to be the one of a run that is reused."""
+
+    draft: Plan
+    choice: Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +92,59 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
     return check_inputs(plan, config)
 
 
-def plan_new(session: Session, model: Model, source: Plan | None) -> tuple[Choice, Plan]:
+def nothing_to_do(session: Session, model: Model, resume: Resume) -> Result:
+    session.progress.step("all is committed; nothing to do")
+    return finish(session.config, resume.plan, resume.committed, model.name, resume.new_inputs)
+
+
+def plan_new(session: Session, model: Model, source: Plan | None) -> New:
     """A draft of a new run, which serves what the run served whose answers are reused, if they can be."""
     config, reuse = session.config, session.config.output.reuse
     if source and (others := differing(source, ingredients_after(config, model, source), KEYED)):
         session.progress.step(f"output.reuse: nothing can be reused of {reuse}, which has another {others}")
         source = None
     if source is None:
-        choice = choose_scheme(session, model, None)
-        return choice, make_plan(config, model.digest, choice.scheme, checkpoint="")
+        choice = choose_scheme(session, model)
+        return New(make_plan(config, model.digest, choice.scheme, checkpoint=""), choice)
     same = dataclasses.replace(config.quantization, scheme=Scheme(source.quantization))
     asked = dataclasses.replace(session, config=dataclasses.replace(config, quantization=same))
-    choice = choose_scheme(asked, model, None)
+    choice = choose_scheme(asked, model)
     choice = dataclasses.replace(choice, why="as in the run whose answers are reused", fallback=())
-    return choice, make_plan(config, model.digest, choice.scheme, source.checkpoint)
+    return New(make_plan(config, model.digest, choice.scheme, source.checkpoint), choice)
 
 
-def refuse_other_source(config: Config, source: Plan | None, served: Served) -> None:
-    """Raises ConfigError if the checkpoint that answered the reused run can't be served any more."""
-    if source and served.checkpoint.key != source.checkpoint:
+def begin(session: Session, model: Model, new: New | None) -> tuple[Plan, Served]:
+    """Quantize, judge, and store the plan; from then on the run can be resumed.
+
+    Raises GateRefused, ConfigError if the checkpoint of the reused run can't be served any more, OutputTaken if another
+    driver stored another plan meanwhile.
+    """
+    assert new is not None, "a run that isn't resumed was planned"
+    drafted, served, verdicts = choose_checkpoint(session, new.draft, model, new.choice)
+    key = served.checkpoint.key
+    if new.draft.checkpoint not in ("", key):
         raise ConfigError(
-            f"output.reuse={config.output.reuse}: its checkpoint {source.checkpoint[:12]} isn't in "
-            f"quantization.cache any more, and the one made now, {served.checkpoint.key[:12]}, answers otherwise; "
+            f"output.reuse={session.config.output.reuse}: its checkpoint {new.draft.checkpoint[:12]} isn't in "
+            f"quantization.cache any more, and the one made now, {key[:12]}, answers otherwise; "
             "bring it back, or leave output.reuse out"
         )
+    judged = tuple(dataclasses.asdict(verdict) for verdict in verdicts)
+    plan = store_plan(dataclasses.replace(drafted, checkpoint=key, verdicts=judged), session.output)
+    refuse_other(plan, drafted, key, session.output)
+    return plan, served
+
+
+def go_on(session: Session, model: Model, resume: Resume) -> tuple[Plan, Served]:
+    """What serves a stored run: its own checkpoint, which was judged before it was planned.
+
+    Raises OutputTaken if that can't be had any more.
+    """
+    plan, scheme = resume.plan, Scheme(resume.plan.quantization)
+    objects, shards = len(plan.objects), len(plan.shards)
+    session.progress.step(f"{objects} input objects in {shards} shards · {scheme.value}: as this run was planned")
+    served = serve(session, plan, model, scheme)
+    refuse_other(plan, plan, served.checkpoint.key, session.output)
+    return plan, served
 
 
 def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, str]:

@@ -20,14 +20,12 @@ from batchq.records import Plan
 from batchq.sizing.fit import Choice, Fit, require_memory
 
 
-def choose_scheme(session: Session, model: Model, existing: Plan | None) -> Choice:
-    """The scheme, why, and what is tried after it; a resume keeps the stored run's.
+def choose_scheme(session: Session, model: Model) -> Choice:
+    """The scheme of a new run, why, and what is tried after it.
 
     Raises ConfigError if the model can't be served so, or doesn't fit.
     """
     config = session.config
-    if existing:
-        return Choice(Scheme(existing.quantization), "as this run was planned", ())
     if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
         return Choice(Scheme.none, "the fake engine reads no weights", ())
     there = session.hardware
@@ -41,11 +39,11 @@ def choose_scheme(session: Session, model: Model, existing: Plan | None) -> Choi
 
 
 def choose_checkpoint(
-    session: Session, drafted: Plan, model: Model, choice: Choice, judge: bool
+    session: Session, drafted: Plan, model: Model, choice: Choice
 ) -> tuple[Plan, Served, list[Verdict]]:
     """Quantize and judge, rung by rung, until one keeps the wanted quality: (plan, what is served, all verdicts).
 
-    A resume doesn't `judge`: that was done before its run was planned. Raises GateRefused when no rung passes.
+    Raises GateRefused when no rung passes.
     """
     verdicts: list[Verdict] = []
     why = choice.why
@@ -55,7 +53,7 @@ def choose_checkpoint(
         objects, shards = len(drafted.objects), len(drafted.shards)
         session.progress.step(f"{objects} input objects in {shards} shards · {scheme.value}: {why}")
         served = serve(session, drafted, model, scheme)
-        verdict = evaluate_gate(session, drafted, served) if judge else None
+        verdict = evaluate_gate(session, drafted, served)
         if verdict is None:
             return drafted, served, verdicts
         verdicts.append(verdict)
@@ -75,7 +73,7 @@ def quantize_only(config: Config, stop: threading.Event | None = None) -> str:
     """`batchq quantize`: make the checkpoint or find it; returns lines that say where it is."""
     with open_session(config, "quantize", stop) as session:
         model = resolve(config.model)
-        choice = choose_scheme(session, model, None)
+        choice = choose_scheme(session, model)
         drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
         made = ensure_checkpoint(session, drafted, model, choice.scheme)
     before, after = stored_bytes(read_tensors(model.path)), made.bytes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from batchq.config import Config, EngineKind
+from batchq.config import Config, EngineKind, Scheme
 from batchq.engine.protocol import Completion, Prompt
 from batchq.errors import ConfigError, EngineError
 from batchq.job.scheme import choose_scheme
@@ -42,9 +42,8 @@ def tune_job(config: Config, stop: threading.Event) -> str:
     with open_session(dataclasses.replace(config, cluster=cluster), "tune", stop) as session:
         existing = load_plan(session.output)
         model = resolve(config.model)
-        choice = choose_scheme(session, model, existing)
-        drafted = existing or make_plan(config, model.digest, choice.scheme, checkpoint="")
-        checkpoint = ensure_checkpoint(session, drafted, model, choice.scheme)
+        drafted = existing or make_plan(config, model.digest, choose_scheme(session, model).scheme, checkpoint="")
+        checkpoint = ensure_checkpoint(session, drafted, model, Scheme(drafted.quantization))
         return sweep(session, drafted, checkpoint)
 
 

@@ -31,7 +31,7 @@ COMPILATION = "compilation_config"
 FIELDS = (STEP, ROWS)  # fields of conf/engine; the others are engine.options
 STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefill; a GPU wants many rows in a step
 SEQUENCES = {"cpu": 64, "cuda": 1024}
-# vLLM's 8-bit products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: a whole prefill is 1.061 times
+# vLLM's 8-bit products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: prefill is 1.061 times
 # as fast (8B shape, one H100, 2026-11-25, benchmarks/levers.py).
 HOPPER_STEP_TOKENS = 8192
 HOPPER = (9, 0)
