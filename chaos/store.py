@@ -186,8 +186,8 @@ def at_every_step(bench: Bench, share: float, promise: str, of: str = "") -> Tri
 
 def failpoints() -> set[str]:
     """All that the code names."""
-    rooms = Path(failpoint.__file__).parent.rglob("*.py")
-    return {name for room in rooms for name in re.findall(r'failpoint\.reach\("([\w.]+)"\)', room.read_text())}
+    modules = Path(failpoint.__file__).parents[1].rglob("*.py")
+    return {name for path in modules for name in re.findall(r'failpoint\.reach\("([\w.]+)"\)', path.read_text())}
 
 
 def killed_at_random(work: Path, share: float) -> Trial:

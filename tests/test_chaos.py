@@ -83,7 +83,9 @@ def test_a_failpoint_strikes_once_at_its_turn(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_failpoint_kills_the_process_that_the_environment_names() -> None:
-    code = "from batchq import failpoint; failpoint.reach('a'); print('lives', flush=True); failpoint.reach('b')"
+    code = (
+        "from batchq.storage import failpoint; failpoint.reach('a'); print('lives', flush=True); failpoint.reach('b')"
+    )
     environment = {**os.environ, "BATCHQ_FAILPOINT": "b=kill"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (-9, "lives\n")

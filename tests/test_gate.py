@@ -189,7 +189,9 @@ def test_a_real_engine_walks_the_ladder_and_refuses_scrambled_scales(
     report = json.loads((project / "out/meta/report.json").read_text())
     assert (report["quantization"], report["rows"], report["answers"]) == ("none", 160, 160)
     assert [v["verdict"] for v in report["gate"]] == ["fail", "fail"]
-    assert report["device_seconds"]["gate"] == 0
+    refused, done = report["runs"]
+    assert refused["state"] == "refused" and refused["device_seconds"]["gate"] > 0 and refused["cost"] > 0
+    assert done["device_seconds"]["gate"] == 0
 
     cards = {json.loads(p.read_text())["recipe"]["scheme"]: p.parent for p in cache.glob("checkpoints/*/batchq.json")}
     from safetensors.torch import load_file, save_file

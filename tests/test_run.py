@@ -374,7 +374,11 @@ def test_the_gate_falls_back_or_refuses(project: Path, capsys: pytest.CaptureFix
     assert "fails 150.0%" in capsys.readouterr().out
     report = json.loads((project / "out/meta/report.json").read_text())
     assert (report["quantization"], report["rows"], report["gate"][0]["verdict"]) == ("none", 200, "fail")
-    assert report["device_seconds"]["gate"] == 0  # both answers had been kept by the first command
+    refused_run, done = report["runs"]
+    assert refused_run["state"] == "refused" and refused_run["device_seconds"]["gate"] > 0, (
+        "it was held, so it is billed"
+    )
+    assert done["device_seconds"]["gate"] == 0, "both answers were cached by the first command"
 
     assert main([*asked, "gate.fallback=[none]"]) == 0  # what it fell back to is resumed
     assert "nothing to do" in capsys.readouterr().err
