@@ -167,8 +167,8 @@ def unsealed(data: bytes) -> dict[str, Any]:
     return fields
 
 
-# msgspec 0.22 looks at a dataclass's fields when it converts to it for the first time. Two threads that do so at once end
-# the process in a segmentation fault: 85 of 150 processes of eight threads.
+# msgspec 0.22 looks at a dataclass's fields when it converts to it for the first time. Two threads that do so at once
+# end the process in a segmentation fault: 85 of 150 processes of eight threads.
 _LEARNING = threading.Lock()
 _LEARNT: set[type[Any]] = set()
 
