@@ -41,5 +41,5 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field
 def docs(kind: type) -> dict[str, str]:
     """Each field of a configuration dataclass and its paragraph, `name: what it is`, in one line."""
     _, _, paragraphs = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
-    found = re.findall(r"^(\w+): (.*(?:\n +.*)*)", paragraphs, re.M)
-    return {name: " ".join(words.split()) for name, words in found}
+    matches = re.findall(r"^(\w+): (.*(?:\n +.*)*)", paragraphs, re.M)
+    return {name: " ".join(words.split()) for name, words in matches}
