@@ -103,10 +103,10 @@ def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Rece
         failpoint.reach("write.commit.after_put")
     except AlreadyExists:
         failpoint.reach("write.commit.taken")
-        there = receipts.read(uri)
-        if there.fingerprint != receipt.fingerprint:
+        stored = receipts.read(uri)
+        if stored.fingerprint != receipt.fingerprint:
             raise StorageError(f"{uri}: holds an object of another run; choose another output.path") from None
-        return there  # ours after a lost reply, or another attempt's: either way the work is done
+        return stored  # ours after a lost reply, or another attempt's: either way the work is done
     return receipt
 
 
