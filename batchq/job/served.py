@@ -1,4 +1,4 @@
-"""What is served: a checkpoint made or found, and the engine on it, settled once for the gate and for labelling."""
+"""What is served: a checkpoint, cached or made now, and its engine, chosen once for the gate and for labelling."""
 
 from __future__ import annotations
 
