@@ -78,7 +78,7 @@ class EngineError(BatchqError):
 
 
 class EngineOutOfMemory(EngineError):
-    """The engine died for want of memory, its device's or the machine's; fewer rows at a time may do."""
+    """The engine died for want of memory, its device's or the machine's; with fewer rows at a time it may live."""
 
 
 class QuantizeError(BatchqError):

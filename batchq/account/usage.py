@@ -57,7 +57,7 @@ def timed(cpu: dict[str, float], what: str, now: Callable[[], float] = time.thre
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What an engine was asked and what that took, of all its rows, committed or not. Adds up over engines."""
+    """Rows and tokens that an engine worked on, committed or not. The counters of several engines add up."""
 
     rows: int = 0  # answers and failures
     failures: int = 0  # of these

@@ -1,4 +1,4 @@
-"""`batchq clean`: what a finished run left behind for attempts that might have come after, and old cached models."""
+"""`batchq clean`: removes what only a resume would have needed of a finished run, and old cached models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAY = 86_400.0  # seconds
 
 
 def clean(config: Config) -> str:
-    """Remove what a finished run left under meta/ for attempts that might have come after, and old cached models.
+    """Remove what a finished run left under meta/ for a resume that never came, and old cached models.
 
     Data, receipts, plan, manifest, report and the records of what was spent stay. Raises BatchqError for a run that
     isn't finished: its spills are answers that were paid for.

@@ -151,7 +151,7 @@ def _as_program(arguments: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(overrides: Sequence[str]) -> Iterator[None]:
-    """Turn whatever Hydra, OmegaConf and YAML raise inside, of many lines, into a ConfigError of one."""
+    """Turn what Hydra, OmegaConf and YAML raise inside, often many lines, into a ConfigError of one line."""
     from hydra.errors import HydraException
     from yaml import YAMLError
 

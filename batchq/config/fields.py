@@ -29,7 +29,7 @@ PRICE = {"range": Range(lambda n: n >= 0, "a price can't be negative")}
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Every field that is no group, below a configuration dataclass: (its name with dots, it, its value)."""
+    """(name with dots, field, value) of every field below a configuration dataclass, groups themselves left out."""
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):

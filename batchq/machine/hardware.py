@@ -149,7 +149,7 @@ def visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
 
 
 class EnergyMeter:
-    """What the GPUs that this process may use have taken since it was made, whoever used them, by NVML's counters."""
+    """The energy that this process's GPUs took since the meter was made, whoever used them; by NVML."""
 
     def __init__(self) -> None:
         import pynvml as nvml

@@ -78,7 +78,7 @@ def usage_of(
 
 
 def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
-    """One Parquet file in memory, page checksums on: a flipped byte is noticed by whoever verifies."""
+    """One Parquet file in memory, with page checksums: a reader that verifies them notices a flipped byte."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))

@@ -54,7 +54,7 @@ def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[
 
 
 def _whole(uri: str, data: bytes) -> bytes:
-    """A spill's bytes. Raises ValueError if they aren't those that its name is made of."""
+    """A spill's bytes. Raises ValueError if they don't fit the digest in its name."""
     if not uri.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
         raise ValueError("a damaged spill")
     return data

@@ -199,7 +199,7 @@ class Pool:
         _result(opening)
 
     def _await_answers(self, actor: Any, request: SampleRequest, watch: Watch, stop: threading.Event) -> Any:
-        """Raises _Lost when nothing is answered for too long, or nothing said about it."""
+        """Raises _Lost when no prompt is answered for too long, or the actor no longer says how many are."""
         limit, prompts = self.engine.stall_timeout_s, len(request.prompts)
         asking = actor.answer_sample.remote(request)
         answered, since = 0, time.monotonic()

@@ -29,7 +29,7 @@ ROWS = 2000.0  # per second and replica, about, at most: one process's Python ar
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What a run came to: tokens/s of prompts and answers of one replica, and tokens of an answer in the mean."""
+    """What a run reached: tokens/s of one replica, prompts and answers together, and mean tokens per answer."""
 
     rate: float
     answer: float

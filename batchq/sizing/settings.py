@@ -267,7 +267,7 @@ def _smallest(hardware: Hardware) -> int:
 
 
 def free_share(hardware: Hardware) -> float:
-    """Of the memory of the fullest GPU, between 0 and 1."""
+    """The share of its memory that is free on the fullest GPU, between 0 and 1."""
     return min(gpu.free / gpu.memory for gpu in hardware.gpus)
 
 

@@ -164,7 +164,7 @@ class Batches:
         )
 
     def _columns(self, rows: list[Row]) -> tuple[pa.RecordBatch, list[Answer | Failure | None]]:
-        """The rows' columns under the frozen schema; where a value won't cast, the row fails, its columns null."""
+        """The rows' columns under the frozen schema; a row whose value won't cast fails, its columns null."""
         outcomes: list[Answer | Failure | None] = [Failure(*row.error) if row.error else None for row in rows]
         arrays: dict[str, pa.Array] = {}
         values: dict[str, list[Any]] = {}
