@@ -34,7 +34,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
 
 def run(config: Config, stop: threading.Event | None = None) -> Result:
-    """Do the job, or what is left of it. Set `stop` to end early with everything answered kept.
+    """Do the job, or what is left of it. Set `stop` to end early; every answer is saved.
 
     Raises BatchqError (see errors.py) with one line for a person; nothing committed is lost by it.
     """

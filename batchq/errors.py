@@ -14,7 +14,7 @@
     ├── EngineError             exit 1   the engine could not start, died, or stalled
     │   └── EngineOutOfMemory            the engine died for want of memory
     ├── QuantizeError           exit 1   llm-compressor failed; its log is named
-    ├── GateRefused             exit 5   no scheme that fits keeps the wanted quality
+    ├── GateRefused             exit 5   no scheme that fits reaches the wanted quality
     └── Stopped                 exit 3   stopped early on purpose; the same command resumes
 
 `RowError` is apart: it concerns one row, becomes a failure in the output, and never ends a run.
@@ -56,7 +56,7 @@ class StorageError(BatchqError):
 
 
 class AlreadyExists(StorageError):
-    """A create-only put found the name taken. Read it back: the writer may have been us."""
+    """A create-only put of a name that is taken. Read the object back: its writer may have been us."""
 
 
 class NotFound(StorageError):
@@ -78,7 +78,7 @@ class EngineError(BatchqError):
 
 
 class EngineOutOfMemory(EngineError):
-    """The engine died for want of memory, its device's or the machine's; fewer rows at a time may do."""
+    """The engine died for want of memory, its device's or the machine's; with fewer rows at a time it may live."""
 
 
 class QuantizeError(BatchqError):
@@ -86,7 +86,7 @@ class QuantizeError(BatchqError):
 
 
 class GateRefused(BatchqError):
-    """Every scheme that fits and was allowed cost more quality than gate.recovery leaves; nothing was labelled."""
+    """Every scheme that fits and was allowed cost more quality than gate.recovery allows; nothing was labelled."""
 
     exit_code = 5
 

@@ -1,4 +1,4 @@
-"""The plain data that moves between rooms: frozen, slotted, without behaviour beyond JSON."""
+"""The plain data that moves between packages: frozen, slotted, without behaviour beyond JSON."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Row:
 
     `position` is the row's ordinal in its object, or the byte offset of its first byte where the
     object is split by bytes. `error` is (code, message) for a row that can't be parsed; `raw`
-    then keeps its text, as far as it can be decoded.
+    is then its text, as far as it can be decoded.
     """
 
     id: str
@@ -146,7 +146,7 @@ class Plan:
     schema: str  # the Arrow schema of every output object, base64 of its IPC form
     columns: tuple[str, ...]  # that are read from the input
     rows_per_part: int
-    quantization: str  # the scheme that `auto` settled on
+    quantization: str  # the scheme that was chosen; never `auto`
     model: str  # content digest of the model as named
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized

@@ -69,7 +69,7 @@ class Side:
     """What differs from base."""
 
     scheme: str = ""  # of SCHEMES
-    step: int = 0  # tokens a step
+    step: int = 0  # tokens per step
     options: dict[str, Any] = field(default_factory=dict)
     compilation: dict[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()  # of benchmarks/inside.py
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=480, help="a round")
     parser.add_argument("--tokens", type=int, default=1022, help="of a prompt")
     parser.add_argument("--shared", type=int, default=36, help="of which are the same in all prompts")
-    parser.add_argument("--scale", type=int, default=1, help="tokens a step are divided by this")
+    parser.add_argument("--scale", type=int, default=1, help="tokens per step are divided by this")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--together", type=int, default=4, help="engines on the GPU at a time")
     parser.add_argument("--top", type=int, default=0, help="kernels that are shown by name, of each side")

@@ -5,7 +5,7 @@
     python benchmarks/scaling.py --model weights/tiny --rows 256 --tokens 100 --counts 1,2      # two CPU cores
 
 On two GPUs that are had for half an hour, ten minutes a command: this one three times, or until nothing is left to do;
-each goes on from what stands in `--work`, and the last one's table has it all:
+each goes on from what is in `--work`, and the last one's table has it all:
 
     python benchmarks/scaling.py --counts 1,2 --work out/scaling --within 540
 
@@ -33,8 +33,8 @@ command's time is left, by how long the longest took before.
 - "tail" is how many seconds longer the replica that waited longest was without a row than the one that waited least:
   the end, where some have nothing left to do.
 - "apart" are the seconds between the first replica's being ready and the last's; "start" what the slowest took to be.
-- "MFU" is the share of the GPUs' dense peak while they inferred, "J/1,000" their joules a thousand tokens, both by the
-  report and only where there is a GPU that is known.
+- "MFU" is the share of the GPUs' dense peak while they inferred, "J/1,000" their joules per thousand tokens, both by
+  the report and only where there is a GPU that is known.
 - USD are for a million tokens at conf/pricing's prices, start-up left out; a longer job has so much less of it.
 """
 
@@ -379,7 +379,7 @@ def main() -> None:
 
 
 def compare(bench: Bench, runs: list[Run], within: float) -> None:
-    """Show what stands there, run what is missing and can be run with a line for each, then say what it is about."""
+    """Show what is there, run what is missing and can be run with a line for each, then say what it is about."""
     done = bench.done()
     able = []
     for run in [run for run in runs if run not in done]:

@@ -123,7 +123,7 @@ def attempt(order: Order, gate: Barrier | None, gate_at: str) -> None:
 
 
 def work(order: Order) -> None:
-    """plan -> label what is left -> account, as run.run does."""
+    """plan -> label what is left -> account, as job.run does."""
     config = order.config
     output = storage.normalize(config.output.path)
     model = Model(path=config.model.path, name="tiny", digest="model", quantized=None)
@@ -154,7 +154,7 @@ def work(order: Order) -> None:
         raise
     invocation.close("complete")
     if read_committed(fixed, output).remaining:
-        raise StorageError(f"{output}: shards were labelled but don't stand there")
+        raise StorageError(f"{output}: shards were labelled but aren't there")
     finish(config, fixed, read_committed(fixed, output), model.name, [])
 
 
@@ -214,16 +214,16 @@ def _count_hits(counted: Counter[str]) -> None:
 
 # ---- a writer that does nothing but commit ----
 
-ROWS_A_COMMIT = 20_000
+ROWS_PER_COMMIT = 20_000
 
 
 def commit_forever(output: str, first: int, ready: Event) -> None:
     """Commit objects of about two MB, part-NNNNN from `first` on, until killed."""
     text = os.urandom(100).hex()
-    ids = [f":{i}:{text[i % 100 :]}" for i in range(ROWS_A_COMMIT)]
+    ids = [f":{i}:{text[i % 100 :]}" for i in range(ROWS_PER_COMMIT)]
     for index in itertools.count(first):
         shard = Shard(index, 0, Range("rows"))
-        receipt = Receipt(index, 0, True, "chaos", "chaos", Usage(rows=ROWS_A_COMMIT))
+        receipt = Receipt(index, 0, True, "chaos", "chaos", Usage(rows=ROWS_PER_COMMIT))
         table = pa.table({"batchq_id": [f"{index}{i}" for i in ids]})
         ready.set()
         parts.commit(output, shard, receipt, table)

@@ -37,7 +37,7 @@ STREAMED = 31  # in the one that can't be cut: three parts of its shard
 
 @dataclass(frozen=True)
 class Corpus:
-    """`ids` is what has to stand, each once."""
+    """`ids` are the rows that have to be there, each once."""
 
     folder: Path
     model: Path

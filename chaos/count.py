@@ -1,4 +1,4 @@
-"""What stands in an output, counted without any of the code that wrote it."""
+"""What an output holds, counted without any of the code that wrote it."""
 
 from __future__ import annotations
 

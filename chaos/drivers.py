@@ -1,6 +1,6 @@
 """Whole drivers with Ray and the fake engine: killed, preempted, poisoned, stalled, submitted twice.
 
-Each trial function returns one line of the table, see trial.py. Where an answer that had been kept must not be asked
+Each trial function returns one line of the table, see trial.py. Where an answer that had been saved must not be asked
 again, the fake engine notes every row it is asked, in a file that outlives it, and the notes are counted.
 """
 
@@ -35,7 +35,7 @@ from tests.tiny import make_tiny_model
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 240.0  # for one driver, on a machine that does other things too
 NOTICE_S = 30.0  # of a preemption
-RARE = "~"  # a character, and a token, that stands in poison rows only
+RARE = "~"  # a character, and a token, that is in poison rows only
 TOO_SLOW = ["+engine.options.tokens_per_s=4000"]
 
 
@@ -109,7 +109,7 @@ output: {{path: out, rows_per_shard: {per_shard}}}
     def stamps(self) -> dict[str, tuple[int, int]]:
         return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in self.data.glob("*.parquet")}
 
-    def kept(self) -> int:
+    def saved(self) -> int:
         """Rows that are committed, or spilled and not committed."""
         ids: set[str] = set()
         for folder in (self.data, self.meta / "partial"):
@@ -134,7 +134,7 @@ output: {{path: out, rows_per_shard: {per_shard}}}
         return [json.loads(p.read_text()) for p in (self.meta / "runs").glob("*.json")]
 
     def lies(self) -> list[str]:
-        """What the report doesn't say as it is: tokens are those of the rows that stand, seconds those of all
+        """What the report doesn't say as it is: tokens are those of the rows that are committed, seconds those of all
         invocations, whatever came of them."""
         said = json.loads((self.meta / "report.json").read_text())
         true: dict[str, float] = {"rows": 0, "prompt_tokens": 0, "output_tokens": 0}
@@ -265,15 +265,15 @@ def killed_drivers(work: Path, share: float) -> Trial:
 
 
 def preempted_drivers(work: Path, share: float) -> Trial:
-    """SIGTERM with 30 s to go, ten times at one output: exit code 3, and no kept answer is asked again."""
+    """SIGTERM with 30 s to go, ten times at one output: exit code 3, and no saved answer is asked again."""
     stops, tally, seconds = times(20, share), Tally(), [0.0]
-    a_chain = min(stops, 10)
+    per_chain = min(stops, 10)
 
     def one(n: int) -> None:
         luck = random.Random(n)
-        job = Job(work / str(n), 250 * a_chain, per_shard=100)
+        job = Job(work / str(n), 250 * per_chain, per_shard=100)
         options = ["engine.in_flight=64", *job.noting()]
-        for _ in range(a_chain):
+        for _ in range(per_chain):
             goal = job.noted() + luck.randint(1, 80)
             process = job.start(*TOO_SLOW, *options)
             until(process, lambda goal=goal: job.noted() > goal)  # type: ignore[misc]
@@ -283,15 +283,15 @@ def preempted_drivers(work: Path, share: float) -> Trial:
             tally.require(stopped.code == 3, f"exit code {stopped.code} after SIGTERM")
             tally.require(stopped.seconds <= NOTICE_S, f"{stopped.seconds:.0f} s after SIGTERM")
             tally.struck(stopped.code == 3)
-            kept, asked = job.kept(), job.noted()
-            tally.require(asked == kept, f"{asked} rows asked and {kept} kept")
+            saved, asked = job.saved(), job.noted()
+            tally.require(asked == saved, f"{asked} rows asked and {saved} saved")
         tally.completed(job, job.run(*options))
         tally.require(job.noted() == job.rows, f"{job.noted()} rows asked of {job.rows}")
 
-    chains = stops // a_chain
+    chains = stops // per_chain
     each(chains, one)
-    note = f"{a_chain} at one output; exit code 3 within {max(seconds):.1f} s; every row was asked once"
-    return tally.trial("SIGTERM with 30 s to go", chains * a_chain, note)
+    note = f"{per_chain} at one output; exit code 3 within {max(seconds):.1f} s; every row was asked once"
+    return tally.trial("SIGTERM with 30 s to go", chains * per_chain, note)
 
 
 def lost_replicas(work: Path, share: float) -> Trial:
@@ -305,7 +305,7 @@ def lost_replicas(work: Path, share: float) -> Trial:
         job = Job(work / str(n), 60 * kills + 60)
         # A replica may be hit several times before it is ready, which by default ends a run after four.
         options = ["cluster.replicas=2", "cluster.spill_seconds=0.2", f"cluster.max_attempts={kills + 4}"]
-        # 13 rows a second and engine, so that no job is done while a replica takes its time to die.
+        # 13 rows per second and engine, so that no job is done while a replica takes its time to die.
         process = job.start("+engine.options.tokens_per_s=400", *options, *job.noting())
         for number in range(kills):
             goal = job.noted() + luck.randint(1, 29)
@@ -320,7 +320,7 @@ def lost_replicas(work: Path, share: float) -> Trial:
         failed.append(len(job.failures()))
 
     each(runs, one)
-    note = f"{kills} a run, SIGKILL and SIGTERM by turns; {sum(more)} rows were asked again, {sum(failed)} given up"
+    note = f"{kills} per run, SIGKILL and SIGTERM by turns; {sum(more)} rows were asked again, {sum(failed)} given up"
     note += f"; {sum(deaf)} SIGTERMs were ignored and sent again" if sum(deaf) else ""
     return tally.trial("replicas killed at random", runs, note)
 

@@ -19,7 +19,7 @@ HEAD_S = 12  # that Ray waits for its head; 60 unless said
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[tuple[Any, Any]]:
-    """Ray's own cluster for tests, of one core a node, and the node that isn't the head."""
+    """Ray's own cluster for tests, of one core per node, and the node that isn't the head."""
     # Or drivers take 127.0.0.1 for the machine's outer address, where nothing listens. Ray reads it at its import.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     from ray.cluster_utils import Cluster

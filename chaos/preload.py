@@ -1,4 +1,4 @@
-"""What the server that attempts are forked from opens once: everything that is slow and keeps no thread or socket."""
+"""What the server that attempts are forked from opens once: everything that is slow and holds no thread or socket."""
 
 from __future__ import annotations
 

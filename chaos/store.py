@@ -69,7 +69,7 @@ class Bench:
         return RESUMES
 
     def judge(self, output: str, readers: bool = False, env: Mapping[str, str] | None = None) -> None:
-        """Count the rows that stand there."""
+        """Count the rows that are committed there."""
         found = count.count(output, self.corpus.ids, env or self.env, self.golden)
         failing: list[str] = []
         if readers:
@@ -220,7 +220,7 @@ def killed_at_random(work: Path, share: float) -> Trial:
         trials = times(20, share)
         side_by_side(functools.partial(one, seed) for seed in range(trials))
         note = f"{struck[0]} attempts were quicker" if struck[0] else ""
-        return bench.trial("killed at random moments, five times a run, local files", trials, struck[KILLED], note)
+        return bench.trial("killed at random moments, five times per run, local files", trials, struck[KILLED], note)
 
 
 def killed_in_mid_commit(work: Path, share: float) -> Trial:
@@ -246,9 +246,9 @@ def killed_in_mid_commit(work: Path, share: float) -> Trial:
             continue
         found.update(attempt.ids_of(data))
     bench.repeated = sum(n - 1 for n in found.values())
-    bench.lost = sum(n % attempt.ROWS_A_COMMIT != 0 for n in Counter(i.split(":")[0] for i in found).values())
+    bench.lost = sum(n % attempt.ROWS_PER_COMMIT != 0 for n in Counter(i.split(":")[0] for i in found).values())
     left = len(count.objects(f"{output}/meta/tmp", {}))
-    note = f"{len(found) // attempt.ROWS_A_COMMIT} objects whole; {left} unfinished ones, all under meta/tmp"
+    note = f"{len(found) // attempt.ROWS_PER_COMMIT} objects whole; {left} unfinished ones, all under meta/tmp"
     return bench.trial("a writer killed in mid-commit, local files", trials, struck, note)
 
 
@@ -385,7 +385,7 @@ def races_on_s3(work: Path, share: float) -> Trial:
 
 
 def _races(bench: Bench, trials: int, promise: str, writers: int = 16) -> Trial:
-    """All plan, mark and label the same job; held until each stands before its first commit, then let go at once."""
+    """All plan, mark and label the same job; held until each is about to make its first commit, then let go at once."""
     for _ in range(trials):
         output, gate = bench.fresh(), FORKS.Barrier(writers)
         processes = [start(bench.order(output), gate, "write.commit.before_put") for _ in range(writers)]

@@ -18,8 +18,8 @@ class Trial:
     promise: str  # a few words
     trials: int
     faults: int  # that did strike
-    lost: int  # rows that stand nowhere though the run says it is complete
-    repeated: int  # rows that stand more than once
+    lost: int  # rows that are nowhere though the run says it is complete
+    repeated: int  # rows that are there more than once
     note: str = ""  # what else a reader of the table should know
     broken: int = 0  # anything else that is not as promised: strays, a reader that fails, a wrong exit code
 

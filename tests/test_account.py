@@ -100,7 +100,7 @@ def test_mfu_is_what_was_computed_over_what_the_devices_could_have() -> None:
 
 
 def test_this_is_the_figure_that_was_measured_by_hand() -> None:
-    """INT8 on an H200, 6.98e9 linear parameters, 69,853 prompt tokens a second: 49% of 1,979 teraFLOPS."""
+    """INT8 on an H200, 6.98e9 linear parameters, 69,853 prompt tokens per second: 49% of 1,979 teraFLOPS."""
     answered = Counters(tokens=6_985_300, computed_tokens=6_985_300)
     replica = ReplicaAccount("NVIDIA H200", 1, {"infer": 100.0}, {}, answered, 68_456.0)
     found = efficiency([of(replica, flop=2 * 6.98e9, peak=1979e12)])

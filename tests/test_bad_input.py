@@ -77,7 +77,7 @@ class Case:
     overrides: tuple[str, ...] = ()
 
 
-# More than one block of the reader's, and hard to compress: what stands before the damage is more than nothing.
+# More than one block of the reader's, and hard to compress: what comes before the damage is more than nothing.
 LUCK = random.Random(0)
 MANY = [{**row, "pad": LUCK.randbytes(1250).hex()} for row in rows_of(3000)]
 SURE = {"good.jsonl": jsonl(*GOOD)}  # beside a bad file: a neighbour that must not be lost

@@ -25,8 +25,8 @@ def test_a_run_stops_when_its_budget_is_spent_and_goes_on_with_another(
     write_jsonl(project / "rows.jsonl", rows_of(400))
     assert main([*SLOW, "pricing.budget=6"]) == 3
     told = capsys.readouterr().err
-    assert "the budget is spent; rows in flight are finished and kept" in told
-    assert "batchq: pricing.budget=6: " in told and "with a larger budget goes on from here" in told
+    assert "the budget is spent; rows in flight are finished and saved" in told
+    assert "batchq: pricing.budget=6: " in told and "Raise it to resume" in told
     done = sum(pq.read_metadata(part).num_rows for part in (project / "out/data").glob("*.parquet"))
     assert done < 400
 

@@ -137,7 +137,7 @@ def test_a_replica_holds_as_many_gpus_as_its_engine_spans(
     spec = EngineSpec("vllm", "m", 8, 8, 1, "cuda", ways, stages)
     assert pool.cluster.placement(slots[0], spec, here)["num_gpus"] == ways * stages
     cluster.replicas = replicas + 1
-    with pytest.raises(ConfigError, match=f"room for {replicas} .of {ways * stages} GPUs each"):
+    with pytest.raises(ConfigError, match=f"slots for {replicas} .of {ways * stages} GPUs each"):
         pool.cluster.slots(cluster, here)
 
 

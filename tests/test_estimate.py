@@ -70,7 +70,7 @@ def test_a_cluster_labels_with_all_its_nodes() -> None:
     words = said(job(), four)
     assert "about 8:2" in words and "32 x NVIDIA H200" in words and re.search(r" 16\.\d\d USD ", words)
     assert "about 33:2" in said(job(), eight) and "8 x NVIDIA H200" in said(job(), eight)
-    assert "cluster.replicas=40: there is room for 32" in said(job(replicas=40), four)
+    assert "cluster.replicas=40: there are slots for 32" in said(job(replicas=40), four)
 
 
 def test_what_is_left_of_a_run_takes_its_share() -> None:
@@ -87,7 +87,7 @@ def test_a_cpu_has_none_until_something_ran() -> None:
     here = cpu(memory=64 * GIB)
     assert said(job(), here) == "how fast isn't known here yet: `tune` or a first run tells"
     tuned.remember(job(), DRAFT, here, tuned.Tuned({}, 4000.0, 3500.0, 1000, "2026-11-24"))
-    assert "4,000 tokens/s" in (words := said(job(), here)) and "as `tune` found on 2026-11-24" in words
+    assert "4,000 tokens/s" in (words := said(job(), here)) and "as `tune` measured on 2026-11-24" in words
     phases = {"load": 50.0, "infer": 80.0, "idle": 20.0}
     counters = Counters(tokens=300_000, output_tokens=300)
     estimate.remember(job(), DRAFT, here, [ReplicaAccount("cpu_core", 2, phases, {}, counters)], 300)

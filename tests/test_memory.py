@@ -77,7 +77,7 @@ def test_a_step_reads_the_layers_weights_as_they_are_served() -> None:
         return linear_bytes(Shape(tensors, LLAMA_8B), Quantization(scheme, ("lm_head",)))
 
     assert read(Scheme.none) == 2 * linear
-    assert read(Scheme.int8) == linear + 2 * rows  # a scale of two bytes a row
+    assert read(Scheme.int8) == linear + 2 * rows  # a scale of two bytes per row
     assert read(Scheme.none, [dataclasses.replace(t, dtype="F32") for t in tensors]) == 2 * linear
 
 

@@ -20,7 +20,7 @@ def test_preview_shows_the_first_rows_with_prompt_and_answer(project: Path, caps
     said = capsys.readouterr()
     assert said.out.startswith("── ") and said.out.count("── answer (") == 4
     assert rows[0]["text"] in said.out and rows[5]["text"] not in said.out
-    assert "── no answer (too_long)" in said.out and "leaves room for 255" in said.out
+    assert "── no answer (too_long)" in said.out and "leaves 255 for the prompt" in said.out
     assert not (project / "out").exists()
     assert "the engine starts (log: " in said.err
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load(name: str) -> Any:
-    """A module, or what stands in one."""
+    """A module, or what is in one."""
     if find_spec(name.partition(".")[0]) is None:
         raise AssertionError("not installed")
     try:

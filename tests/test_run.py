@@ -209,7 +209,7 @@ def test_ray_never_takes_sigterm_for_itself() -> None:
 
 def test_sigterm_stops_with_three_and_no_answer_is_asked_twice(project: Path) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(400))
-    noted = f"+engine.options.asked={project / 'asked'}"  # a line a row that the engine is asked
+    noted = f"+engine.options.asked={project / 'asked'}"  # a line per row that the engine is asked
     process = start(project, "output.rows_per_shard=40", "+engine.options.tokens_per_s=8000", noted)
     wait_for(process, lambda: len(list((project / "out/data").glob("*.parquet"))) >= 2)
     open_to_others = [place for place in listening(process.pid) if not place.startswith(("127.", "::ffff:127.", "::1"))]
@@ -415,7 +415,7 @@ def test_the_gate_replaces_an_engine_that_dies_or_hangs_and_gives_up_in_the_end(
         return capsys.readouterr().err
 
     lost = "the engine that was asked a sample is lost: "
-    another = ["engine.max_model_len=255", "output.path=other"]  # or the answers of the one are kept for the other
+    another = ["engine.max_model_len=255", "output.path=other"]  # or the answers of the one are cached for the other
     silent = hit("hang_after", "engine.stall_timeout_s=2", *another)
     assert lost + "no answer for engine.stall_timeout_s=2" in silent
     assert lost + "its process died" in hit("exit_after")

@@ -1,4 +1,4 @@
-"""A worker and the store, without Ray: what stands after shards of every kind, faults included."""
+"""A worker and the store, without Ray: what is committed after shards of every kind, faults included."""
 
 from __future__ import annotations
 

@@ -11,20 +11,20 @@ from batchq.machine.hardware import Hardware
 
 
 class Budget:
-    """Looked at while rows are labelled; what quantizing and the gate took counts, but doesn't stop them."""
+    """Checked once a second while rows are labelled. Quantizing and the gate count too, but are never stopped."""
 
-    def __init__(self, pricing: PricingConfig, output: str, here: Hardware) -> None:
-        """Raises ConfigError if `here` has no price, Stopped if earlier invocations have spent it all."""
+    def __init__(self, pricing: PricingConfig, output: str, hardware: Hardware) -> None:
+        """Raises ConfigError if `hardware` has no price, Stopped if earlier invocations have spent it all."""
         self._pricing = pricing
         self._before = 0.0
         if pricing.budget is None:
             return
         runs = [run for run in ledger.read_runs(output) if run.verb == "run"]
         before = cost_of((r for run in runs for r in run.replicas), pricing)
-        if before is None or price(here.accelerator, pricing) is None:
+        if before is None or price(hardware.accelerator, pricing) is None:
             raise ConfigError(
-                f"pricing.budget={pricing.budget:g}: pricing.per_hour has no price for {here.accelerator}, or for what "
-                f"an earlier invocation ran on; it has {', '.join(pricing.per_hour) or 'none'}"
+                f"pricing.budget={pricing.budget:g}: pricing.per_hour has no price for {hardware.accelerator}, or for "
+                f"what an earlier invocation ran on; it has {', '.join(pricing.per_hour) or 'none'}"
             )
         self._before = before
         if before >= pricing.budget:
@@ -45,8 +45,8 @@ class Budget:
         return "" if cost is None else f" · {cost:.4f} {self._pricing.currency} so far"
 
     def words(self, now: RunAccount | None = None) -> str:
-        """Why the run ends here."""
+        """Why the run ends hardware."""
         return (
-            f"pricing.budget={self._pricing.budget:g}: {self.total(now):.4f} {self._pricing.currency} are spent; what "
-            "is answered stays, and the same command with a larger budget goes on from here"
+            f"pricing.budget={self._pricing.budget:g}: {self.total(now):.4f} {self._pricing.currency} are spent; every "
+            "answer is saved. Raise it to resume with the same command"
         )

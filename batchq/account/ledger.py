@@ -1,4 +1,4 @@
-"""One record an invocation, meta/runs/<id>.json, rewritten by its only owner while it works; queries over many runs.
+"""One record per invocation, meta/runs/<id>.json, rewritten by its only owner while it works; queries over many runs.
 
 A driver that was killed leaves its last rewrite behind, so what it cost is not forgotten.
 """
@@ -36,15 +36,15 @@ REWRITE_SECONDS = 15.0
 class Invocation:
     """This invocation's record. `update` may be called often; it writes only when a rewrite is due.
 
-    A run's record stands under its output from the first device that it held on, whether a plan came of it or not. What
-    another verb held is noted there if a run has been planned there, and otherwise in this machine's cache: a preview
+    A run's record is written under its output as soon as it holds a device, even if it never stores a plan. Another
+    verb's record is written there too if a run has been planned there, and otherwise to this machine's cache: a preview
     makes no output.
     """
 
     def __init__(self, output: str, job: str = "", verb: str = "run") -> None:
         self.output, self.job, self.verb = output, job, verb
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-        self.work = Work()  # for whoever knows what is served
+        self.work = Work()  # filled in once it is known what is served
         self._began = time.monotonic()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._written = float("-inf")
@@ -55,7 +55,7 @@ class Invocation:
         self._state = ""
 
     def reached(self, what: str, at: float | None = None) -> None:
-        """Note when the start-up first came so far: `at`, on time.monotonic()'s clock, or now."""
+        """Note when the start-up first reached this step: `at`, on time.monotonic()'s clock, or now."""
         seconds = (time.monotonic() if at is None else at) - self._began
         self._reached.setdefault(what, round(seconds, 3))
 
@@ -124,12 +124,12 @@ def read_runs(output: str) -> list[RunAccount]:
     for one that is damaged."""
     places = layout.runs(output), storage.join(_elsewhere(), digest_of(output))
     return sorted(
-        (_read(found.uri) for place in places for found in storage.list_objects(place)), key=lambda each: each.id
+        (_read(stat.uri) for place in places for stat in storage.list_objects(place)), key=lambda each: each.id
     )
 
 
 def _elsewhere() -> str:
-    """Where the records of verbs stand that came before any plan, a folder for each output."""
+    """The folder of the records of verbs that ran before any plan was stored; it has a folder for each output."""
     return str(cache_dir() / "spent")
 
 
@@ -142,7 +142,7 @@ def _read(uri: str) -> RunAccount:
 
 # ---- many runs ----
 
-AT_ONCE = 4  # outputs that are looked at; the receipts of each are read side by side too
+AT_ONCE = 4  # outputs that are read; the receipts of each are read side by side too
 
 
 def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:

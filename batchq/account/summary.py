@@ -48,7 +48,7 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         held[replica.accelerator] = held.get(replica.accelerator, 0.0) + seconds
     prices = {name: price(name, pricing) for name in held}
     cost = cost_of(replicas, pricing)
-    tokens = usage.prompt_tokens + usage.output_tokens - copied_tokens  # what another run paid for makes none cheaper
+    tokens = usage.prompt_tokens + usage.output_tokens - copied_tokens  # another run has paid for those
     asked = usage.rows - copied
     return {
         "rows": usage.rows,
@@ -131,7 +131,7 @@ def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:
     bytes that decoding has read at least (the layers' weights once for as many tokens as can be in flight, and keys and
     values) over the same seconds times the devices' memory bandwidth. `joules_per_thousand_tokens`: what the devices
     took from when their engines were ready, waiting included, over prompt and output tokens, cached ones included, as
-    in the cost. Each is None if a replica that inferred lacks what it takes: the peak isn't known, there
+    in the cost. Each is None if a replica that inferred lacks a figure for it: the peak isn't known, there
     is no accelerator, or nothing counts its energy.
     """
     worked = [(run, r) for run in runs for r in run.replicas if r.phases.get("infer")]

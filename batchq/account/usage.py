@@ -57,7 +57,7 @@ def timed(cpu: dict[str, float], what: str, now: Callable[[], float] = time.thre
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What an engine was asked and what that took, of all its rows, committed or not. Adds up over engines."""
+    """Rows and tokens that an engine worked on, committed or not. The counters of several engines add up."""
 
     rows: int = 0  # answers and failures
     failures: int = 0  # of these
@@ -105,10 +105,10 @@ class RunAccount:
     lost_replicas: int = 0
     reached: dict[str, float] = field(default_factory=dict)  # what of the start-up, and seconds from the start
     flop_per_token: float | None = None  # of what was served; None where it isn't known
-    peak_flops: float | None = None  # a second and device, dense, in the precision that it multiplies in
+    peak_flops: float | None = None  # per second and device, dense, in the precision that it multiplies in
     weight_bytes_per_output_token: float | None = None  # read at least; None where no text is generated
     kv_bytes_per_token: int | None = None  # of keys and values
-    peak_bandwidth: float | None = None  # bytes of memory a second and device
+    peak_bandwidth: float | None = None  # bytes of memory per second and device
     verb: str = "run"
     job: str = ""
     output: str = ""
@@ -122,7 +122,7 @@ def computed_tokens(prompt: int, cached: int, output: int) -> int:
 
 def kv_tokens_read(prompt: int, cached: int, output: int) -> int:
     """Tokens whose keys and values are read to generate one answer, at least: for each output token after the first
-    all that stand before it. Without cached ones, which may be read once for many rows."""
+    all tokens before it. Without cached ones, which may be read once for many rows."""
     return max(0, output - 1) * (2 * (prompt - cached) + output) // 2
 
 

@@ -32,7 +32,7 @@ EXIT_CODES = {
 
 @dataclass(frozen=True)
 class Verb:
-    """`words` tell a person what it does; `act` does it, and imports what that takes."""
+    """`words` tell a person what it does. `act` does it, and imports the packages for it."""
 
     words: str
     act: Callable[[Config], Said]
@@ -109,10 +109,10 @@ VERBS = {
     ),
     "preview": Verb("label the first rows and show prompt and answer side by side", _preview),
     "quantize": Verb("only make the quantized checkpoint, or find it in the cache", _quantize),
-    "tune": Verb("try engine settings on some of the job's rows and keep the fastest for later runs", _tune),
+    "tune": Verb("try engine settings on some of the job's rows and save the fastest for later runs", _tune),
     "status": Verb("how far the run at output.path is, from the store alone", _status),
     "report": Verb(
-        "the report of what stands at output.path, at today's prices; or of all outputs below a FOLDER", _report
+        "the report of what is committed at output.path, at today's prices; or of all outputs below a FOLDER", _report
     ),
     "verify": Verb(
         "count again, from inputs and data objects alone: every row once and whole, or exit code 1", _verify
@@ -228,7 +228,7 @@ def _stop_on_signals(grace: float) -> threading.Event:
         timer = threading.Timer(grace, leave)
         timer.daemon = True
         timer.start()
-        streams.warn_at_once("\nbatchq: stopping; rows in flight are finished and kept (again: leave at once)")
+        streams.warn_at_once("\nbatchq: stopping; rows in flight are finished and saved (again: leave at once)")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

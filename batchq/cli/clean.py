@@ -1,4 +1,4 @@
-"""`batchq clean`: what a finished run left behind for attempts that might have come after, and old cached models."""
+"""`batchq clean`: removes what only a resume would have needed of a finished run, and old cached models."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ DAY = 86_400.0  # seconds
 
 
 def clean(config: Config) -> str:
-    """Remove what a finished run left under meta/ for attempts that might have come after, and old cached models.
+    """Remove what a finished run left under meta/ for a resume that never came, and old cached models.
 
     Data, receipts, plan, manifest, report and the records of what was spent stay. Raises BatchqError for a run that
     isn't finished: its spills are answers that were paid for.
     """
     output = storage.normalize(config.output.path)
-    fixed = load_plan(output)
-    if fixed is None:
+    plan = load_plan(output)
+    if plan is None:
         raise BatchqError(f"{output}: no run has been planned there yet")
-    if left := len(read_committed(fixed, output).remaining):
+    if left := len(read_committed(plan, output).remaining):
         raise BatchqError(f"{output}: {left} shards to go; what would be removed is what a resume goes on from")
     count = size = 0
     for folder in layout.leftovers(output):
-        for found in storage.list_objects(folder):
-            count, size = count + 1, size + found.size
+        for stat in storage.list_objects(folder):
+            count, size = count + 1, size + stat.size
         storage.delete_prefix(folder)
-    for found in storage.list_objects(storage.join(output, "meta")):
-        if layout.is_probe(output, found.uri):
-            storage.delete(found.uri)
+    for stat in storage.list_objects(storage.join(output, "meta")):
+        if layout.is_probe(output, stat.uri):
+            storage.delete(stat.uri)
             count += 1
     lines = [f"{output}: removed {count:,} objects, {size / 1e6:,.1f} MB, that the finished run no longer needs"]
     if config.clean.cache_days is not None:
@@ -45,7 +45,7 @@ def clean(config: Config) -> str:
 
 
 def _clean_cache(days: float) -> str:
-    """Remove models, checkpoints and findings made more than so many days ago; they can be made again."""
+    """Remove models, checkpoints and cached results made more than so many days ago; they can be made again."""
     count = size = 0
     for kind in ("models", "checkpoints"):
         for folder in (cache_dir() / kind).glob("*/"):
@@ -59,5 +59,5 @@ def _clean_cache(days: float) -> str:
                 count, size = count + 1, size + path.stat().st_size
                 path.unlink()
     where = cache_dir()
-    what = f"{count} models, checkpoints, tuned settings and other findings older than {days:g} days"
+    what = f"{count} models, checkpoints, tuned settings and other cached results older than {days:g} days"
     return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

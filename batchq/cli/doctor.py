@@ -13,8 +13,8 @@ from batchq import storage
 from batchq.cli.plan import hardware_words, weights_words
 from batchq.config import Config
 from batchq.errors import BatchqError
-from batchq.machine import hardware
 from batchq.machine.cache import cache_dir
+from batchq.machine.hardware import Hardware, detect
 from batchq.model.source import resolve
 from batchq.output import layout
 from batchq.sizing.fit import Fit
@@ -24,17 +24,17 @@ PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors
 
 def examine(config: Config | None) -> tuple[bool, str]:
     """(whether all is well, the lines). With a job's configuration its model, input and output are tried too."""
-    here = hardware.detect()
+    hardware = detect()
     lines = [
         ("ok", f"Python {platform.python_version()} · {sys.platform}"),
-        ("ok", f"hardware: {hardware_words(here)}"),
-        _vllm(here.device),
+        ("ok", f"hardware: {hardware_words(hardware)}"),
+        _vllm(hardware.device),
         *(_package(name) for name in PACKAGES),
         *_bytecode(),
         _cache(),
     ]
     if config is not None:
-        lines += _job(config, here)
+        lines += _job(config, hardware)
     good = all(mark != "FAIL" for mark, _ in lines)
     return good, "\n".join(f"  {mark:<5}{text}" for mark, text in lines)
 
@@ -65,11 +65,11 @@ def _package(name: str) -> tuple[str, str]:
 
 def _bytecode() -> list[tuple[str, str]]:
     """A warning where vLLM isn't compiled: it comes in thousands of files, and twice in a replica."""
-    found = find_spec("vllm")
-    if found is None or found.origin is None or Path(cache_from_source(found.origin)).exists():
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None or Path(cache_from_source(spec.origin)).exists():
         return []
     forbidden = " (PYTHONDONTWRITEBYTECODE is set)" if sys.dont_write_bytecode else ""
-    folder = Path(found.origin).parent.parent
+    folder = Path(spec.origin).parent.parent
     words = "has no bytecode, so starting takes twice as long"
     return [("warn", f"vllm {words}{forbidden}: {sys.executable} -m compileall -q -j 0 {folder}")]
 
@@ -83,7 +83,7 @@ def _cache() -> tuple[str, str]:
     return "ok", f"cache {folder}"
 
 
-def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
+def _job(config: Config, hardware: Hardware) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
 
     def attempt(what: str, act: Callable[[], str]) -> None:
@@ -93,9 +93,9 @@ def _job(config: Config, here: hardware.Hardware) -> list[tuple[str, str]]:
             lines.append(("FAIL", f"{what}: {error}"))
 
     def model() -> str:
-        found = resolve(config.model)
-        choice = Fit(found, here, config).choose()
-        return f"{found.name} · {weights_words(found)} · {choice.scheme.value}: {choice.why}"
+        resolved = resolve(config.model)
+        choice = Fit(resolved, hardware, config).choose()
+        return f"{resolved.name} · {weights_words(resolved)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:
         from batchq import input

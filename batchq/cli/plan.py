@@ -27,22 +27,22 @@ def describe(config: Config) -> str:
         resume = find_resume(session, model)
         if not resume:
             source_plan(config)
-        there, output = session.hardware, session.output
+        hardware, output = session.hardware, session.output
         if resume:
             scheme, why = Scheme(resume.plan.quantization), "as this run was planned"
         else:
             choice = choose_scheme(session, model)
             scheme, why = choice.scheme, choice.why
     drafted = resume.plan if resume else make_plan(config, model.digest, scheme, "")
-    fit = Fit(model, there, config)
+    fit = Fit(model, hardware, config)
     lengths = sample.lengths(config, drafted, model.path)
     remaining = len(resume.committed.remaining if resume else drafted.shards)
     weights = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
-    reasons = resolve_settings(config, drafted, Weights(model.path, weights), there, lengths).reasons
+    reasons = resolve_settings(config, drafted, Weights(model.path, weights), hardware, lengths).reasons
     left = remaining / max(1, len(drafted.shards))
     lines = [
         f"batchq · plan of {config.job.name}",
-        f"  hardware   {hardware_words(there)}",
+        f"  hardware   {hardware_words(hardware)}",
         f"  model      {model.name} · {weights_words(model)}",
         f"  scheme     {scheme.value}: {why}",
         f"  input      {input_words(drafted)}",
@@ -69,15 +69,15 @@ def describe(config: Config) -> str:
     return "\n".join(lines)
 
 
-def hardware_words(here: Hardware) -> str:
-    if here.gpus:
+def hardware_words(hardware: Hardware) -> str:
+    if hardware.gpus:
         kinds = {
-            f"{g.name} ({g.memory / 2**30:.0f} GiB, capability {g.capability[0]}.{g.capability[1]})" for g in here.gpus
+            f"{g.name} ({g.memory / 2**30:.0f} GiB, capability {g.capability[0]}.{g.capability[1]})"
+            for g in hardware.gpus
         }
-        return (
-            f"{len(here.gpus)} x {', '.join(sorted(kinds))} · {len(here.cores)} cores · {here.memory / 2**30:.0f} GiB"
-        )
-    return f"no GPU · {len(here.cores)} cores of {here.cpu} · {here.memory / 2**30:.1f} GiB free"
+        memory = f"{hardware.memory / 2**30:.0f} GiB"
+        return f"{len(hardware.gpus)} x {', '.join(sorted(kinds))} · {len(hardware.cores)} cores · {memory}"
+    return f"no GPU · {len(hardware.cores)} cores of {hardware.cpu} · {hardware.memory / 2**30:.1f} GiB free"
 
 
 def weights_words(model: Model) -> str:
@@ -109,6 +109,6 @@ def new_output(draft: Plan, output: str) -> str:
     return f"{output} · new" + (f", with what can be reused of {draft.reuse}" if draft.reuse else "")
 
 
-def state(stored: Plan, remaining: int, output: str) -> str:
-    shards = len(stored.shards)
+def state(plan: Plan, remaining: int, output: str) -> str:
+    shards = len(plan.shards)
     return f"{output} · {shards - remaining} of {shards} shards committed; a run resumes"

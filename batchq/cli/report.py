@@ -29,8 +29,8 @@ def of_folder(arguments: list[str]) -> tuple[int, str]:
     named = [a for a in arguments if names_folder(a)]
     if len(named) > 2 or (len(named) == 2 and not named[1].endswith(ENDINGS)):
         raise ConfigError(f"{named[-1]}: say report FOLDER, or report FOLDER FILE; a file ends in {', '.join(ENDINGS)}")
-    found = ledger.survey(named[0], compose_pricing([a for a in arguments if a not in named]))
+    outputs = ledger.survey(named[0], compose_pricing([a for a in arguments if a not in named]))
     where = storage.normalize(named[0])
     for file in named[1:]:
-        storage.put(file, files.survey_files(found, where)[file.rpartition(".")[2]].encode())
-    return 1 if any("error" in s for s in found) else 0, survey.table(found, where)
+        storage.put(file, files.survey_files(outputs, where)[file.rpartition(".")[2]].encode())
+    return 1 if any("error" in s for s in outputs) else 0, survey.table(outputs, where)

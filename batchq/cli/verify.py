@@ -21,7 +21,7 @@ from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard, Usage
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
-SHOWN = 10  # findings that are told one by one
+SHOWN = 10  # problems that are told one by one
 
 
 @dataclass
@@ -41,24 +41,24 @@ def verify(config: Config) -> tuple[bool, str]:
     Raises BatchqError if no run is there, Changed if an input is no longer the one that was planned.
     """
     output = storage.normalize(config.output.path)
-    fixed = load_plan(output)
-    if fixed is None:
+    plan = load_plan(output)
+    if plan is None:
         raise BatchqError(f"{output}: no run has been planned there yet")
     parts: dict[int, dict[int, str]] = defaultdict(dict)
     problems = []
-    for found in storage.list_objects(layout.data(output)):
-        place = layout.parse_part(found.uri)
-        if place is None or place[0] >= len(fixed.shards):
-            problems.append(f"{found.uri}: is none of this run's objects; readers take it for data")
+    for stat in storage.list_objects(layout.data(output)):
+        place = layout.parse_part(stat.uri)
+        if place is None or place[0] >= len(plan.shards):
+            problems.append(f"{stat.uri}: is none of this run's objects; readers take it for data")
         else:
-            parts[place[0]][place[1]] = found.uri
+            parts[place[0]][place[1]] = stat.uri
     empty = {s.uri for s in storage.list_objects(layout.empties(output))}
 
     def one(shard: Shard) -> Finding:
-        return _shard(fixed, shard, output, parts[shard.index], empty)
+        return _shard(plan, shard, output, parts[shard.index], empty)
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        findings = list(threads.map(one, fixed.shards))
+        findings = list(threads.map(one, plan.shards))
     problems += [problem for finding in findings for problem in finding.problems]
     rows, answers = sum(f.rows for f in findings), sum(f.answers for f in findings)
     lost, repeated = sum(f.lost for f in findings), sum(f.repeated for f in findings)
@@ -78,49 +78,50 @@ def verify(config: Config) -> tuple[bool, str]:
     return good, "\n".join(lines)
 
 
-def _shard(fixed: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
+def _shard(plan: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
     """Compare one shard's input rows with the rows of its data objects, in order."""
     finding = Finding()
-    found: list[Receipt] = []
+    own_receipts: list[Receipt] = []
 
     def committed() -> Iterator[str]:
         for number in sorted(parts):
-            ids, receipt = _part(parts[number], fixed, finding)
+            ids, receipt = _part(parts[number], plan, finding)
             if receipt is not None:
-                found.append(receipt)
+                own_receipts.append(receipt)
             yield from ids
 
     ends_early = []  # why the input couldn't be read to its end
 
     def expected() -> Iterator[str]:
         try:
-            for row in input.rows_of(fixed, shard, fixed.columns[:1]):
+            for row in input.rows_of(plan, shard, plan.columns[:1]):
                 yield row.id
         except InputError as error:
             ends_early.append(str(error))
 
     missing: Counter[str] = Counter()  # seen in the input and not yet in the output, and the other way round
-    for wanted, there in zip_longest(expected(), committed()):
-        if wanted != there:
+    for wanted, written in zip_longest(expected(), committed()):
+        if wanted != written:
             if wanted is not None:
                 missing[wanted] += 1
-            if there is not None:
-                missing[there] -= 1
+            if written is not None:
+                missing[written] -= 1
     finding.lost = sum(n for n in missing.values() if n > 0)
     finding.repeated = -sum(n for n in missing.values() if n < 0)
     uri = layout.empty(output, shard.index)
     if not parts and uri in empty:
-        found.append(receipts.read(uri))
-    if ends_early and not any(r.quarantined for r in found):
+        own_receipts.append(receipts.read(uri))
+    if ends_early and not any(r.quarantined for r in own_receipts):
         finding.problems.append(ends_early[0])
-    if [r.part for r in found] != list(range(len(found))) or [r.last for r in found][-1:] != [True]:
+    numbers, lasts = [r.part for r in own_receipts], [r.last for r in own_receipts]
+    if numbers != list(range(len(numbers))) or lasts[-1:] != [True]:
         finding.problems.append(f"shard {shard.index} isn't committed whole; the same job goes on with it")
     return finding
 
 
-def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt | None]:
+def _part(uri: str, plan: Plan, finding: Finding) -> tuple[list[str], Receipt | None]:
     """The ids in one data object, and its receipt if that tells of what is in it."""
-    schema = schema_from_text(fixed.schema)
+    schema = schema_from_text(plan.schema)
     try:
         receipt = receipts.read(uri)
         table = parts.read(uri, schema.names)
@@ -134,7 +135,7 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
     finding.rows += len(ids)
     finding.answers += sum(answered)
     said = receipt.usage
-    found = Usage(
+    counted = Usage(
         rows=len(ids),
         answers=sum(answered),
         failures=sum(e is not None for e in errors),
@@ -145,9 +146,9 @@ def _part(uri: str, fixed: Plan, finding: Finding) -> tuple[list[str], Receipt |
         gold=said.gold,
         mass=said.mass,
     )
-    if found != said or dict(Counter(e for e in errors if e is not None)) != receipt.failures:
+    if counted != said or dict(Counter(e for e in errors if e is not None)) != receipt.failures:
         finding.problems.append(f"{uri}: holds other rows than its receipt says")
-    if receipt.fingerprint != fixed.fingerprint:
+    if receipt.fingerprint != plan.fingerprint:
         finding.problems.append(f"{uri}: belongs to another run")
     if (receipt.shard, receipt.part) != layout.parse_part(uri):
         finding.problems.append(f"{uri}: has a name that isn't its own")

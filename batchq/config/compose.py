@@ -151,7 +151,7 @@ def _as_program(arguments: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(overrides: Sequence[str]) -> Iterator[None]:
-    """Turn whatever Hydra, OmegaConf and YAML raise inside, of many lines, into a ConfigError of one."""
+    """Turn what Hydra, OmegaConf and YAML raise inside, often many lines, into a ConfigError of one line."""
     from hydra.errors import HydraException
     from yaml import YAMLError
 
@@ -180,13 +180,13 @@ def _words(error: Exception, overrides: Sequence[str]) -> str:
     if text.startswith("Ambiguous value"):
         key = text.split("'")[1].split("=")[0] if "'" in text else "value"
         return f"{key}: has a comma; a list is {key}=[a,b], plain text is '{key}=\"a,b\"', a sweep needs -m"
-    if found := re.match(r"In '([\w/]+)': \w+ raised while composing config:\s*(.*)", text, re.S):
-        return f"conf/{found[1]}.yaml: {_in_file(found[2])}"
+    if match := re.match(r"In '([\w/]+)': \w+ raised while composing config:\s*(.*)", text, re.S):
+        return f"conf/{match[1]}.yaml: {_in_file(match[2])}"
     if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
         return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
-    found = re.search(r"Could not (?:find|load) '(\w+)/(.*?)'", text)
-    if found and (known := choices(found[1])):
-        return f"{found[1]}={found[2]}: no such {found[1]}; choices are {', '.join(known)}"
+    choice = re.search(r"Could not (?:find|load) '(\w+)/(.*?)'", text)
+    if choice and (known := choices(choice[1])):
+        return f"{choice[1]}={choice[2]}: no such {choice[1]}; choices are {', '.join(known)}"
     if "group override must be" in text or "item value in defaults" in text:
         return _no_name(overrides)
     return _of_field(error, text, overrides)

@@ -29,7 +29,7 @@ PRICE = {"range": Range(lambda n: n >= 0, "a price can't be negative")}
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Every field that is no group, below a configuration dataclass: (its name with dots, it, its value)."""
+    """(name with dots, field, value) of every field below a configuration dataclass, groups themselves left out."""
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):
@@ -41,5 +41,5 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field
 def docs(kind: type) -> dict[str, str]:
     """Each field of a configuration dataclass and its paragraph, `name: what it is`, in one line."""
     _, _, paragraphs = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
-    found = re.findall(r"^(\w+): (.*(?:\n +.*)*)", paragraphs, re.M)
-    return {name: " ".join(words.split()) for name, words in found}
+    matches = re.findall(r"^(\w+): (.*(?:\n +.*)*)", paragraphs, re.M)
+    return {name: " ".join(words.split()) for name, words in matches}

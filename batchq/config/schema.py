@@ -97,7 +97,7 @@ class QuantizationConfig:
     dampening: GPTQ's, a share of the Hessian's mean diagonal.
     ignore: layers left as they are: names, or re: and a pattern.
     kv_cache: fp8 halves the KV cache on GPUs that compute in FP8 (scales of 1, not calibrated).
-    cache: folder or object-store prefix that keeps quantized checkpoints by content.
+    cache: folder or object-store prefix where quantized checkpoints are cached, by content.
     python: another interpreter that has llm-compressor; null for this one.
     """
 
@@ -120,7 +120,8 @@ class GateConfig:
     """conf/gate: quantized against baseline on the job's own rows, before they are labelled.
 
     enabled: false labels without asking.
-    recovery: the share of the baseline's accuracy that has to be kept (of its labels or its text, without gold).
+    recovery: the share of the baseline's accuracy that the quantized model has to reach; without gold labels, the
+        agreement with the baseline's labels, or for generated text the ratio of perplexities.
     confidence: of the interval that the verdict is read from.
     rows: at most so many are asked, spread over the corpus; never rows that were calibrated on.
     input: rows to judge by, an input of the corpus's columns; null for a part of the corpus itself.
@@ -145,7 +146,7 @@ class GateConfig:
 
 @dataclass
 class EngineConfig:
-    """conf/engine: vLLM's limits; null means chosen from the hardware, and said.
+    """conf/engine: vLLM's limits; null means that batchq chooses from the hardware, and `plan` says why.
 
     kind: vllm, or the fake engine of tests.
     max_model_len: tokens of prompt and answer together; longer rows become failures.
@@ -172,14 +173,14 @@ class ClusterConfig:
     """conf/cluster: where replicas run.
 
     address: null starts Ray on this machine; "auto" or host:port joins a running cluster.
-    replicas: engines side by side; null for as many as the machine has room for.
+    replicas: engines side by side; null for as many as fit on the machine.
     tensor_parallel_size: accelerators that each engine's matrices are cut over.
     pipeline_parallel_size: stages that each engine's layers are cut into, of tensor_parallel_size accelerators each.
     cpus_per_replica: cores bound to each engine; null for an equal share of the machine's.
-    max_attempts: engines that a shard may lose in a row without one more answer before the run gives up; and as many
-        times over it may lose what finding a row that kills engines takes.
+    max_attempts: engines that a shard may lose in a row without a new answer before the run gives up. In all it may
+        lose this many times the engines that the search for one row that kills engines takes.
     spill_seconds: how often answered rows of an unfinished shard are saved.
-    grace_seconds: after SIGTERM or SIGINT all is finished or saved, and the run over, within this time.
+    grace_seconds: within this time after SIGTERM or SIGINT everything is finished or saved, and the run has ended.
     """
 
     address: str | None = None
@@ -202,7 +203,8 @@ class InputConfig:
     id: a user's own id column; its duplicates are counted and reported.
     limit: rows at most, from the start of the corpus; null for all.
     unreadable: what to do about a file that is damaged or lacks a column: stop (exit code 2), or quarantine it: the
-        rows before the damage are kept, meta/manifest.json names it and says why, and the run ends in exit code 4.
+        rows before the damage are in the output, meta/manifest.json names it and says why, and the run ends in exit
+        code 4.
     """
 
     path: str = MISSING
@@ -242,7 +244,8 @@ class PricingConfig:
     source: where they were read.
     per_hour: price by accelerator name as NVML gives it ("NVIDIA H100 80GB HBM3"), matched by its
         longest contained key; "cpu_core" prices a core where there is no accelerator.
-    budget: in `currency`, of a run over all its invocations; once spent the run stops as by a signal, in exit code 3.
+    budget: in `currency`, of a run over all its invocations. Checked once a second. When it is spent the run stops with
+        exit code 3; raise it to resume.
     """
 
     currency: str = "USD"
@@ -254,9 +257,9 @@ class PricingConfig:
 
 @dataclass
 class TuneConfig:
-    """`batchq tune`: engine settings tried on a slice of the job's own rows, the fastest kept in the cache.
+    """`batchq tune`: engine settings tried on a slice of the job's own rows, the fastest saved in the cache.
 
-    use: whether runs take what was found; engine.max_num_seqs and the like, where they are given, win in any case.
+    use: whether runs take the tuned settings; those that the configuration names itself always win.
     engines: started at most, one after the other, each with other settings.
     seconds: that each engine is asked for, after its start.
     rows: that each engine is asked at most.
@@ -272,7 +275,7 @@ class TuneConfig:
 class CleanConfig:
     """`batchq clean`.
 
-    cache_days: also remove models, checkpoints and findings that this machine cached more than so many days ago;
+    cache_days: also remove models, checkpoints and small results that this machine cached more than so many days ago;
         null for none.
     """
 

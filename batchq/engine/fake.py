@@ -53,7 +53,7 @@ class FakeEngine:
 
     async def start(self) -> dict[str, float]:
         if isinstance(self.options.get("tokens_per_s"), dict) and not self.rate:
-            raise EngineError("the fake engine doesn't start with so many tokens a step, as ordered")
+            raise EngineError("the fake engine doesn't start with so many tokens per step, as ordered")
         return {"load": 0.0, "compile": 0.0}
 
     async def ask(self, prompt: Prompt, sampling: Sampling) -> Completion:

@@ -49,7 +49,7 @@ class VllmEngine:
             raise EngineError(f"vLLM did not start: {_first_line(error)}") from error
         total = time.monotonic() - began
         await self.llm.collective_rpc("batchq_end_with", args=(os.getpid(),))
-        # vLLM keeps it in its worker processes: 31.6 of 116 s until an H200 was ready for a 135M model.
+        # Only vLLM's worker processes know it: 31.6 of 116 s until an H200 was ready for a 135M model.
         compiled = max(await self.llm.collective_rpc("batchq_compile_seconds"))
         return {"load": max(0.0, total - compiled), "compile": compiled}
 
@@ -183,7 +183,7 @@ def _first_line(error: BaseException) -> str:
     return re.sub(r"\s+", " ", lines[0])[:300] if lines else type(error).__name__
 
 
-# What a process says that had no memory left: torch on a GPU, CUDA itself, torch on a CPU, NumPy and C++.
+# What a process without memory left says: torch on a GPU, CUDA itself, torch on a CPU, NumPy and C++.
 _MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|can't allocate memory|Unable to allocate|bad_alloc",
     re.IGNORECASE,

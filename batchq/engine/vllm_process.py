@@ -1,4 +1,4 @@
-"""vLLM's processes: what they find in their environment, forked from one that has imported vLLM, and when they end."""
+"""vLLM's processes: their environment, how they are forked from one that has imported vLLM, and when they end."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def set_environment(spec: EngineSpec) -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, spec.cores))
         os.environ["OMP_NUM_THREADS"] = str(len(spec.cores))  # Ray sets it to the actor's num_cpus
     if spec.device == "cpu":
-        # glibc may hand the tensors of each step back to the kernel and fetch them anew: 230,000 page faults a second,
-        # or none, as the heap happens to lie. Memory that is kept, in huge pages: 114 s instead of 146 (2,000 calls).
+        # glibc may hand the tensors of each step back to the kernel and fetch them anew: 230,000 page faults per
+        # second, or none, as the heap happens to lie. Memory that is retained, in huge pages: 114 s instead of 146
+        # (2,000 calls).
         os.environ.setdefault("GLIBC_TUNABLES", HEAP)
         if spec.options.get("enforce_eager", True):
             # vLLM has torch compile one function all the same, the tokens' ranks, when the first rows are asked: 9 s of

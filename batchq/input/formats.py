@@ -97,7 +97,7 @@ def readable(obj: InputObject, format: str) -> Iterator[None]:
         raise
 
 
-def require(wanted: Iterable[str], there: list[str], where: str) -> None:
-    if missing := [name for name in wanted if name not in there]:
-        known = ", ".join(there[:30]) + (", ..." if len(there) > 30 else "")
+def require(wanted: Iterable[str], columns: list[str], where: str) -> None:
+    if missing := [name for name in wanted if name not in columns]:
+        known = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
         raise InputError(f"{where}: no column {missing[0]} in the input; there are {known}")

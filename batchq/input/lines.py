@@ -127,4 +127,4 @@ def _refuse_other_files(obj: InputObject, head: bytes) -> None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{obj.uri}: is in UTF-16; convert it to UTF-8")
     if base(obj.name)[0].suffix.lower() == ".json" and head.lstrip(_BOM + b" \t\r\n").startswith(b"["):
-        raise InputError(f"{obj.uri}: is one JSON array; make it one object a line (jq -c '.[]')")
+        raise InputError(f"{obj.uri}: is one JSON array; make it one object per line (jq -c '.[]')")

@@ -20,7 +20,7 @@ def list_input(config: InputConfig) -> list[InputObject]:
     Names are relative to what was asked for. Of a dataset on disk only its current data files count; files of no bytes
     don't. Raises InputError if nothing is there, if a format can't be told, or if there are several.
     """
-    found: dict[str, storage.Stat] = {}
+    by_uri: dict[str, storage.Stat] = {}
     roots = []
     for entry in filter(None, (part.strip() for part in config.path.split(","))):
         try:
@@ -30,9 +30,9 @@ def list_input(config: InputConfig) -> list[InputObject]:
         if not matched:
             raise InputError(f"input.path={entry}: nothing there matches")
         roots.append(storage.root_of(entry, matched))
-        found.update((each.uri, each) for each in matched)
+        by_uri.update((each.uri, each) for each in matched)
     root = _common_root(roots)
-    objects = [InputObject(each.uri, each.uri[len(root) :], each.size, each.etag) for each in found.values()]
+    objects = [InputObject(each.uri, each.uri[len(root) :], each.size, each.etag) for each in by_uri.values()]
     formats = {format_of(each.name, config.format): each.name for each in objects}
     if len(formats) > 1:
         examples = ", ".join(f"{format} ({name})" for format, name in sorted(formats.items()))

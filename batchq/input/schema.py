@@ -68,8 +68,8 @@ def unreadable(objects: list[InputObject], format: str) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:
-        found = zip(objects, threads.map(why, objects), strict=True)
-        return {obj.name: reason for obj, reason in found if reason}
+        reasons = zip(objects, threads.map(why, objects), strict=True)
+        return {obj.name: reason for obj, reason in reasons if reason}
 
 
 def _spread(objects: list[InputObject]) -> list[InputObject]:

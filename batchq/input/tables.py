@@ -42,7 +42,7 @@ def _batch_rows(batch: pa.RecordBatch, prefix: str, first: int) -> Iterator[Row]
             yield Row(f"{prefix}{ordinal}", ordinal, dict(zip(names, row, strict=True)))
         return
     except (ValueError, OverflowError):
-        pass  # a value that Python can't hold; find the row, and keep its neighbours
+        pass  # a value that Python can't hold: read row by row, so that its neighbours still come
     for index in range(batch.num_rows):
         ordinal = first + index
         try:

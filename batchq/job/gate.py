@@ -63,17 +63,17 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
     if cached := read_verdict(checkpoint, case, config.quantization):
         return verdict_from_json(cached)
 
-    def ask(name: str, spec: EngineSpec, keep: bool) -> list[Completion | Failure]:
+    def ask(name: str, spec: EngineSpec, stay_up: bool) -> list[Completion | Failure]:
         log = f"gate-{name}.log"
-        request = SampleRequest(asked.prompts, sampling, in_flight(config, spec), log=log, stay_up=keep)
+        request = SampleRequest(asked.prompts, sampling, in_flight(config, spec), log=log, stay_up=stay_up)
         return _ask(session, name, spec, request)
 
     before = recall_answers(key)
     if before is None:
         weights = Weights(baseline.path, stored_bytes(read_tensors(baseline.path)))
-        before = ask("baseline", engine_spec(unquantized, weights, session.hardware), keep=False)
+        before = ask("baseline", engine_spec(unquantized, weights, session.hardware), stay_up=False)
         remember_answers(key, before)
-    after = ask(scheme.value, served.settings.engine, keep=True)  # it may go on to label
+    after = ask(scheme.value, served.settings.engine, stay_up=True)  # it may go on to label
     verdict = judge(scheme.value, asked, before, after, task.space.labels, settings)
     write_verdict(checkpoint, case, dataclasses.asdict(verdict), config.quantization)
     return verdict
@@ -102,11 +102,11 @@ def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) 
     return answers
 
 
-# ---- answers of the baseline, kept for another run ----
+# ---- answers of the baseline, cached for another run ----
 
 
 def remember_answers(key: str, answers: Sequence[Completion | Failure]) -> None:
-    """Keep a baseline's answers; no row's text is in them."""
+    """Cache a baseline's answers; no row's text is in them."""
     stored = [
         dataclasses.asdict(dataclasses.replace(a, text="")) if isinstance(a, Completion) else dataclasses.asdict(a)
         for a in answers
@@ -115,7 +115,7 @@ def remember_answers(key: str, answers: Sequence[Completion | Failure]) -> None:
 
 
 def recall_answers(key: str) -> list[Completion | Failure] | None:
-    """What `remember_answers` kept under this key, if anything."""
+    """What `remember_answers` cached under this key, if anything."""
     return local_cache.read("gate", key, _answers)
 
 

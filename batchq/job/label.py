@@ -67,7 +67,7 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
 
 
 class Watch:
-    """Hears from the pool about once a second: keeps the record, the live line and the budget."""
+    """Told by the pool about once a second: updates the record and the live line, and checks the budget."""
 
     def __init__(self, session: Session, plan: Plan, before: Committed, budget: Budget) -> None:
         self.rows = 0  # answered by this invocation
@@ -98,7 +98,7 @@ class Watch:
         account = invocation.account("running")
         left = state.committed_shards < len(self._before.remaining)
         if left and not session.stop.is_set() and self._budget.spent(account):
-            session.progress.step("the budget is spent; rows in flight are finished and kept")
+            session.progress.step("the budget is spent; rows in flight are finished and saved")
             self.budget_spent = True
             session.stop.set()
         line = progress.LabellingLine(
@@ -129,16 +129,16 @@ def worker_spec(session: Session, plan: Plan, served: Served) -> WorkerSpec:
     )
 
 
-def work_of(config: Config, there: Hardware, served: Served) -> Work:
-    """What a token takes and what a device can do, for MFU and, where text is generated, MBU. Not of a model that came
-    quantized: its matrices aren't told apart from their scales here, nor what they are multiplied in."""
+def work_of(config: Config, hardware: Hardware, served: Served) -> Work:
+    """What a token takes and what a device can do, for MFU and, where text is generated, MBU. Empty for a model that
+    came quantized: its matrices can't be told from their scales here, nor the precision that they are multiplied in."""
     model = served.model
     if config.engine.kind is not EngineKind.vllm or model.quantized:
         return Work()
-    fit, scheme, engine = Fit(model, there, config), served.scheme, served.settings.engine
+    fit, scheme, engine = Fit(model, hardware, config), served.scheme, served.settings.engine
     work = Work(
         flop_per_token=2.0 * linear_parameters(fit.shape),
-        peak_flops=peak(there.accelerator, scheme),
+        peak_flops=peak(hardware.accelerator, scheme),
     )
     if answers.of(config.task).decodes and "speculative_config" not in engine.options:
         # A step reads the weights for one token of each row in flight. A speculated one may be worth several tokens.
@@ -146,5 +146,5 @@ def work_of(config: Config, there: Hardware, served: Served) -> Work:
         element = 2 if engine.options.get("kv_cache_dtype", "auto") == "auto" else 1
         work.weight_bytes_per_output_token = weights / min(served.settings.in_flight, engine.max_num_seqs)
         work.kv_bytes_per_token = kv_cache.bytes_read(fit.shape.config, engine.max_model_len, element)
-        work.peak_bandwidth = bandwidth(there.accelerator)
+        work.peak_bandwidth = bandwidth(hardware.accelerator)
     return work

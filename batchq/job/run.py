@@ -27,11 +27,11 @@ from batchq.records import Plan
 from batchq.report.outcome import Result, finish
 from batchq.sizing.fit import Choice
 
-MOMENT = 1.0  # seconds in which a model that is there already is found
+MOMENT = 1.0  # seconds; a model that is cached resolves within that
 
 
 def run(config: Config, stop: threading.Event | None = None) -> Result:
-    """Do the job, or what is left of it. Set `stop` to end early with everything answered kept.
+    """Do the job, or what is left of it. Set `stop` to end early; every answer is saved.
 
     Raises BatchqError (see errors.py) with one line for a person; nothing committed is lost by it.
     """
@@ -46,7 +46,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
         with only_driver(session):
-            if new and (resume := find_resume(session, model)) and resume.complete:  # of the driver that we waited for
+            if new and (resume := find_resume(session, model)) and resume.complete:  # by the driver that we waited for
                 return nothing_to_do(session, model, resume)
             plan, served = go_on(session, model, resume) if resume else begin(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
@@ -98,7 +98,7 @@ def nothing_to_do(session: Session, model: Model, resume: Resume) -> Result:
 
 
 def plan_new(session: Session, model: Model, source: Plan | None) -> New:
-    """A draft of a new run, which serves what the run served whose answers are reused, if they can be."""
+    """A draft of a new run. If it can reuse the answers of another run, it serves the same checkpoint as that one."""
     config, reuse = session.config, session.config.output.reuse
     if source and (others := differing(source, ingredients_after(config, model, source), KEYED)):
         session.progress.step(f"output.reuse: nothing can be reused of {reuse}, which has another {others}")
@@ -148,7 +148,7 @@ def go_on(session: Session, model: Model, resume: Resume) -> tuple[Plan, Served]
 
 
 def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, str]:
-    """What decides this run's answers if it serves the scheme that a run before it came to from the same settings."""
+    """The ingredients of this run if it serves the scheme that an earlier run with the same settings came to."""
     asked, served = config.quantization.scheme, Scheme(before.quantization)
     fallen = config.gate.enabled and served in (config.gate.fallback or LADDER)
     return draft.ingredients(config, model.digest, served if asked is Scheme.auto or fallen else asked)
@@ -158,7 +158,7 @@ def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, s
 def only_driver(session: Session) -> Iterator[None]:
     """Hold the lease on the output. Raises Stopped if another driver has it, or takes it over meanwhile.
 
-    Without a plan in the end, the lease is forgotten: this driver leaves no trace but what it held.
+    If no plan was stored in the end, the lease is deleted: this driver leaves only the record of what it held.
     """
     lease = Lease(session.output, session.progress.step, session.stop, lost=session.stop)
     try:

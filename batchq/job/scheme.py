@@ -28,20 +28,20 @@ def choose_scheme(session: Session, model: Model) -> Choice:
     config = session.config
     if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
         return Choice(Scheme.none, "the fake engine reads no weights", ())
-    there = session.hardware
-    if config.quantization.kv_cache is KvCache.fp8 and (there.capability or (0, 0)) < SCHEMES[Scheme.fp8].since:
+    hardware = session.hardware
+    if config.quantization.kv_cache is KvCache.fp8 and (hardware.capability or (0, 0)) < SCHEMES[Scheme.fp8].since:
         raise ConfigError("quantization.kv_cache=fp8: takes a GPU that computes in FP8; choose auto")
-    fit = Fit(model, there, config)
+    fit = Fit(model, hardware, config)
     choice = fit.choose()
     if config.engine.kind is EngineKind.vllm:
-        require_memory(fit.memory(choice.scheme), choice.scheme, there, config)
+        require_memory(fit.memory(choice.scheme), choice.scheme, hardware, config)
     return choice
 
 
 def choose_checkpoint(
     session: Session, drafted: Plan, model: Model, choice: Choice
 ) -> tuple[Plan, Served, list[Verdict]]:
-    """Quantize and judge, rung by rung, until one keeps the wanted quality: (plan, what is served, all verdicts).
+    """Quantize and judge, rung by rung, until one reaches the wanted quality: (plan, what is served, all verdicts).
 
     Raises GateRefused when no rung passes.
     """
@@ -64,7 +64,7 @@ def choose_checkpoint(
         why = f"{scheme.value} costs too much quality"
     tried = "; ".join(f"{v.scheme} keeps {v.recovery:.1%} of {v.measure}" for v in verdicts)
     raise GateRefused(
-        f"no scheme that fits keeps gate.recovery={session.config.gate.recovery}: {tried}. "
+        f"no scheme that fits reaches gate.recovery={session.config.gate.recovery}: {tried}. "
         "Lower it, name others in gate.fallback, or give the model more memory"
     )
 

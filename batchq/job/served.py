@@ -1,4 +1,4 @@
-"""What is served: a checkpoint made or found, and the engine on it, settled once for the gate and for labelling."""
+"""What is served: a checkpoint, cached or made now, and its engine, chosen once for the gate and for labelling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def serve(session: Session, drafted: Plan, model: Model, scheme: Scheme) -> Serv
 
 
 def served_on(config: Config, hardware: Hardware, drafted: Plan, model: Model, checkpoint: Checkpoint) -> Served:
-    """What serves the draft's checkpoint on such hardware."""
+    """The draft's checkpoint, and how an engine is started on it with this hardware."""
     settings = resolve_settings(config, drafted, Weights(checkpoint.path, checkpoint.bytes), hardware)
     return Served(model, Scheme(drafted.quantization), checkpoint, settings)
 

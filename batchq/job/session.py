@@ -19,7 +19,7 @@ from batchq.pool import Pool
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`output` is output.path, normalized; `stop` asks for an early end with all answers kept."""
+    """`output` is output.path, normalized; `stop` asks for an early end; every answer is saved."""
 
     config: Config
     output: str
@@ -30,7 +30,7 @@ class Session:
 
     @property
     def hardware(self) -> Hardware:
-        """What will run the engines: this machine, or the cluster, which is connected to for it."""
+        """The hardware that will run the engines: this machine's, or the cluster's, after connecting to it."""
         return self.pool.hardware()
 
 

@@ -9,7 +9,7 @@ LEAST_SECONDS = 2.0  # of answers, before a rate says anything
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What an invocation found when it began.
+    """What was committed when an invocation began, and what the corpus is like.
 
     `expected_rows`: about how many rows the whole corpus has, None where nobody can tell. `streams`: some shards are
     whole files, of as many rows as each happens to have. `limited`: input.limit cuts the corpus to a number of rows.
@@ -28,7 +28,7 @@ class Share:
         return self.streams or self.limited
 
     def at_start(self) -> float:
-        """The share that stood when this invocation began, 0 to 1."""
+        """The share that was committed when this invocation began, 0 to 1."""
         if self.by_rows:
             return self.rows_before / max(1, self.expected_rows or 0)
         return self.shards_before / max(1, self.shards)

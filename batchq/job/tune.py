@@ -1,4 +1,4 @@
-"""Tries engine settings on some of the job's rows, an engine each, and keeps the fastest for later runs."""
+"""Tries engine settings on some of the job's rows, an engine each, and saves the fastest for later runs."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from batchq.sizing.tuned import Arguments, Tuned
 from batchq.task.task import Task
 
 WARM = 8  # rows that an engine answers before it is measured
-MARGIN = 0.02  # by which a setting has to be faster to be kept
+MARGIN = 0.02  # by which a setting has to be faster than the best so far to replace it
 BUSY = 0.5  # processes that wait for each core, from which on speeds on a CPU don't compare
 
 
 def tune_job(config: Config, stop: threading.Event) -> str:
-    """`batchq tune`: find this job's fastest engine settings and keep them; labels nothing."""
-    cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings that lose their engine have lost
+    """`batchq tune`: find this job's fastest engine settings and save them; labels nothing."""
+    cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings whose engine dies are out
     with open_session(dataclasses.replace(config, cluster=cluster), "tune", stop) as session:
         existing = load_plan(session.output)
         model = resolve(config.model)
@@ -56,24 +56,28 @@ class Slice:
 
 
 def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
-    """Try settings on a slice of the job's rows, an engine each, and keep the fastest; in words.
+    """Try settings on a slice of the job's rows, an engine each, and save the fastest; in words.
 
-    Begins with what is chosen without trying, then changes one setting at a time and keeps what helps. Raises
+    Begins with what is chosen without trying, then changes one setting at a time, as long as that helps. Raises
     ConfigError when no row can be asked, EngineError when no engine ran, Stopped after `session.stop` was set.
     """
-    config, progress, there = session.config, session.progress, session.hardware
+    config, progress, hardware = session.config, session.progress, session.hardware
     began = time.monotonic()
     rows = _slice(config, drafted, checkpoint.path)
     untuned = dataclasses.replace(config, tune=dataclasses.replace(config.tune, use=False))
     lengths = Lengths.of(rows.prompts)
     weights = Weights(checkpoint.path, checkpoint.bytes)
-    plain, _ = settings.choose_settings(untuned, drafted, weights, there, lengths)
+    plain, _ = settings.choose_settings(untuned, drafted, weights, hardware, lengths)
     progress.step(
         f"tune: {len(rows.prompts):,} rows of {lengths.median:,} tokens in the median; "
         f"at most {config.tune.engines} engines, {config.tune.seconds:g} s each after its start"
     )
-    if not there.gpus and config.cluster.address is None and (load := os.getloadavg()[0]) > BUSY * len(there.cores):
-        progress.step(f"tune: this machine is busy already (load {load:.1f}), so what is found may not be the fastest")
+    if (
+        not hardware.gpus
+        and config.cluster.address is None
+        and (load := os.getloadavg()[0]) > BUSY * len(hardware.cores)
+    ):
+        progress.step(f"tune: this machine is busy already (load {load:.1f}), so the result may not be the fastest")
 
     def attempt(trial: Arguments, number: int) -> float:
         return _rate(session, plain, weights, rows, trial, number)
@@ -81,7 +85,7 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
     best = {name: getattr(plain.engine, name) for name in FIELDS if name not in configured(config)}
     tried = [(best, attempt(best, 0))]
     highest = before = tried[0][1]
-    for name, values in _axes(plain, there):
+    for name, values in _axes(plain, hardware):
         base = best
         for value in values if name not in configured(config) else ():
             trial = {**base, name: value}
@@ -92,14 +96,14 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
                 best, highest = tried[-1]
     if not highest:
         raise EngineError("tune: no engine ran; the lines above name their logs")
-    found = Tuned(best, round(highest, 1), round(before, 1), lengths.median, f"{datetime.now(UTC):%Y-%m-%d}")
-    tuned.remember(config, drafted, there, found)
+    result = Tuned(best, round(highest, 1), round(before, 1), lengths.median, f"{datetime.now(UTC):%Y-%m-%d}")
+    tuned.remember(config, drafted, hardware, result)
     gain = f"{highest / before:.2f} times what is chosen without" if before else "the only ones that ran"
     if best == tried[0][0]:
         gain = f"what is chosen without; nothing else was faster by {MARGIN:.0%}"
     return (
         f"{_words(best)}: {highest:,.0f} tokens/s, {gain}\n"
-        f"{len(tried)} engines in {time.monotonic() - began:.0f} s; kept for this hardware, model, scheme and vLLM, "
+        f"{len(tried)} engines in {time.monotonic() - began:.0f} s; saved for this hardware, model, scheme and vLLM, "
         "until it is tuned again; tune.use=false goes without"
     )
 
@@ -149,16 +153,16 @@ def _slice(config: Config, drafted: Plan, path: str) -> Slice:
     return Slice(task, prompts)
 
 
-def _axes(plain: Config, there: Hardware) -> list[tuple[str, list[Any]]]:
+def _axes(plain: Config, hardware: Hardware) -> list[tuple[str, list[Any]]]:
     """What is tried of each setting, most promising first."""
     step, rows = plain.engine.max_num_batched_tokens or 0, plain.engine.max_num_seqs or 0
-    if there.device == "cpu":
+    if hardware.device == "cpu":
         steps: list[tuple[str, list[Any]]] = [(STEP, [2 * step, 4 * step]), (ROWS, [rows // 2, 2 * rows])]
         return [(EAGER, [False]), *steps] if plain.engine.kind is EngineKind.vllm else steps
     axes: list[tuple[str, list[Any]]] = [(STEP, [step // 2, 2 * step]), (ROWS, [max(1, rows // 4)])]
     if plain.engine.kind is EngineKind.vllm:
         axes.append((EAGER, [True]))
-        if free_share(there) > TIGHT_SHARE:
+        if free_share(hardware) > TIGHT_SHARE:
             axes.append((SHARE, [TIGHT_SHARE]))
     return axes
 

@@ -1,4 +1,4 @@
-"""What this machine gives this process: GPUs by NVML, CPU cores, memory. No torch, so it answers at once."""
+"""The hardware that this process may use: GPUs by NVML, CPU cores, memory. No torch, so it answers at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a run may count on: one machine, and how many like it there are.
+    """The hardware of a run: one machine, and the nodes of a cluster of such machines.
 
     `cores` are ids to bind to, already cut to a container's quota; `memory` is what can still be taken, in bytes,
     within a container's limit; `cluster` is empty where this machine is all there is.
@@ -149,7 +149,7 @@ def visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
 
 
 class EnergyMeter:
-    """What the GPUs that this process may use have taken since it was made, whoever used them, by NVML's counters."""
+    """The energy that this process's GPUs took since the meter was made, whoever used them; by NVML."""
 
     def __init__(self) -> None:
         import pynvml as nvml

@@ -28,12 +28,12 @@ def bytes_per_token(config: dict[str, Any], element_bytes: int = 2) -> int:
 
 
 def bytes_read(config: dict[str, Any], max_model_len: int, element_bytes: int = 2) -> int:
-    """Bytes that decoding a token reads for sure for each one before it: none where attention may see only a window."""
+    """Bytes that decoding a token surely reads for each token before it: 0 where attention may see only a window."""
     text = text_config(config)
     window = text.get("sliding_window") or text.get("attention_chunk_size") or max_model_len
     return 0 if window < max_model_len else bytes_per_token(config, element_bytes)
 
 
 def sequence_bytes(config: dict[str, Any], max_model_len: int) -> int:
-    """Bytes of one sequence of the full length, in whole blocks, and one block that vLLM keeps for itself."""
+    """Bytes of one sequence of the full length, in whole blocks, and one block that vLLM reserves."""
     return bytes_per_token(config) * (math.ceil(max_model_len / BLOCK) + 1) * BLOCK

@@ -35,7 +35,7 @@ SOURCES = "hf://owner/name, a local folder, s3:// (gs://, az://), or wheel://dis
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model on this machine. `digest` stands for its content, wherever it came from."""
+    """A model on this machine. `digest` identifies its content, wherever it came from."""
 
     path: str  # a local folder
     name: str  # what a person calls it

@@ -24,8 +24,8 @@ BITS = {
     "F4": 4,
 }
 
-# Kept as they are whatever the scheme: not Linear layers, or Linear layers that llm-compressor is told to leave.
-KEPT = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?|\w*norm\w*|ln_\w+)\.")
+# Tensors that no scheme quantizes: not of Linear layers, or of layers that llm-compressor is told to leave.
+UNQUANTIZED = re.compile(r"(^|\.)(embed\w*|wte|wpe|\w*embeddings?|\w*norm\w*|ln_\w+)\.")
 
 TOWER = re.compile(r"vision|visual|audio|projector")
 
@@ -103,7 +103,7 @@ def is_quantized(tensor: Tensor, ignore: Iterable[str] = IGNORE) -> bool:
     layer = tensor.name.removesuffix(".weight")
     matrix = len(tensor.shape) == 2 and layer != tensor.name
     experts = len(tensor.shape) == 3 and ".experts." in layer
-    if not (matrix or experts) or KEPT.search(tensor.name) or BITS[tensor.dtype] < 16:
+    if not (matrix or experts) or UNQUANTIZED.search(tensor.name) or BITS[tensor.dtype] < 16:
         return False
     return not any(re.match(name[3:], layer) if name.startswith("re:") else name == layer for name in ignore)
 

@@ -16,7 +16,7 @@ BUCKETS = 16  # temporary files that `count` spreads its hashes over
 def count(output: str, column: str) -> int:
     """How many values of the column occur more than once in the committed rows.
 
-    Hashes of 8 bytes go to BUCKETS temporary files by their last bits, one of which is counted at a time: 10 million
+    Hashes of 8 bytes go to BUCKETS temporary files by their last bits, and the files are counted one by one: 10 million
     rows take 80 MB of disk and 5 MB of memory. Different values count as one with a probability of rows**2 / 2**65.
     """
     import numpy as np

@@ -109,8 +109,8 @@ def _over(folder: str, number: int, notify: Callable[[str], None], stop: threadi
 
 
 def _owner(folder: str, number: int) -> str:
-    found = _read(_uri(folder, number))
-    return f"another run (process {found.get('pid', '?')} on {found.get('host', '?')})"
+    owner = _read(_uri(folder, number))
+    return f"another run (process {owner.get('pid', '?')} on {owner.get('host', '?')})"
 
 
 def _read(uri: str) -> dict[str, Any]:

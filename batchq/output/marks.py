@@ -51,7 +51,7 @@ class Mark:
 
 
 def add(output: str, shard: Shard, mark: Mark, number: int) -> int:
-    """Add a mark to the shard's attempts, create-only: before its rows are asked, and whatever is learnt since.
+    """Add a mark to the shard's attempts, create-only: before its rows are asked, and when more is learnt of them.
 
     `number` is the first that may be free; returns the one it got.
     """

@@ -78,7 +78,7 @@ def usage_of(
 
 
 def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
-    """One Parquet file in memory, page checksums on: a flipped byte is noticed by whoever verifies."""
+    """One Parquet file in memory, with page checksums: a reader that verifies them notices a flipped byte."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
@@ -103,10 +103,10 @@ def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Rece
         failpoint.reach("write.commit.after_put")
     except AlreadyExists:
         failpoint.reach("write.commit.taken")
-        there = receipts.read(uri)
-        if there.fingerprint != receipt.fingerprint:
+        stored = receipts.read(uri)
+        if stored.fingerprint != receipt.fingerprint:
             raise StorageError(f"{uri}: holds an object of another run; choose another output.path") from None
-        return there  # ours after a lost reply, or another attempt's: either way the work is done
+        return stored  # ours after a lost reply, or another attempt's: either way the work is done
     return receipt
 
 

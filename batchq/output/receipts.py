@@ -77,11 +77,11 @@ def read_all(output: str, known: Mapping[str, Receipt]) -> dict[str, Receipt]:
 
 def read_shard(output: str, shard: Shard) -> list[Receipt]:
     """Receipts of a shard's parts that are committed already, in order and without a gap."""
-    found: list[Receipt] = []
+    committed: list[Receipt] = []
     while True:
-        uri = layout.part(output, shard, len(found))
+        uri = layout.part(output, shard, len(committed))
         if not storage.exists(uri):
-            return found
-        found.append(read(uri))
-        if found[-1].last:
-            return found
+            return committed
+        committed.append(read(uri))
+        if committed[-1].last:
+            return committed

@@ -34,7 +34,7 @@ def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[
     """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again."""
     failpoint.reach("write.read_spills.before")
     names = [f.name for f in answers.of(task).fields()]
-    found: dict[str, tuple[str | None, Answer]] = {}
+    spilled: dict[str, tuple[str | None, Answer]] = {}
     for stat in storage.list_objects(layout.spills(output, shard.index)):
         try:
             data = storage.read_checked(stat.uri, partial(_whole, stat.uri))
@@ -49,12 +49,12 @@ def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[
         for row in table.to_pylist():
             if row["batchq_error"] is None:
                 tokens = [row[f"batchq_{kind}_tokens"] for kind in ("prompt", "cached", "output")]
-                found[row["batchq_id"]] = (row["batchq_key"], Answer({n: row[n] for n in names}, *tokens))
-    return found
+                spilled[row["batchq_id"]] = (row["batchq_key"], Answer({n: row[n] for n in names}, *tokens))
+    return spilled
 
 
 def _whole(uri: str, data: bytes) -> bytes:
-    """A spill's bytes. Raises ValueError if they aren't those that its name is made of."""
+    """A spill's bytes. Raises ValueError if they don't fit the digest in its name."""
     if not uri.endswith(f"-{hashlib.sha256(data).hexdigest()}.parquet"):
         raise ValueError("a damaged spill")
     return data

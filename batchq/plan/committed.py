@@ -60,13 +60,13 @@ def source_plan(config: Config) -> Plan | None:
     reuse = storage.normalize(config.output.reuse)
     if reuse == storage.normalize(config.output.path):
         raise ConfigError(f"output.reuse={reuse}: is output.path itself; what is reused goes to a new output.path")
-    found = load_plan(reuse)
-    if found is None:
+    plan = load_plan(reuse)
+    if plan is None:
         raise ConfigError(
             f"output.reuse={reuse}: no run has been planned there; name the output.path of a finished one"
         )
-    if left := len(read_committed(found, reuse).remaining):
+    if left := len(read_committed(plan, reuse).remaining):
         raise ConfigError(
-            f"output.reuse={reuse}: {left} of its {len(found.shards)} shards are to go; finish that run first"
+            f"output.reuse={reuse}: {left} of its {len(plan.shards)} shards are to go; finish that run first"
         )
-    return found
+    return plan

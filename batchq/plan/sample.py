@@ -1,4 +1,4 @@
-"""Rows that stand for the corpus: prompts to calibrate on, and prompts to judge by; no row is ever both."""
+"""Rows sampled from the corpus: prompts to calibrate on, and prompts to judge by; no row is ever both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from batchq.task.task import Task
 
 Taken = TypeVar("Taken")
 
-HEADS = 8  # files whose first rows are counted, of those that only reading would count
+HEADS = 8  # files whose first rows are counted, where rows can only be counted by reading
 MEASURED = 512  # prompts that lengths are taken from
 
 
@@ -75,13 +75,13 @@ def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Len
         draft.columns,
         config.model.chat_template,
     )
-    asked = itertools.islice(spread(draft, rows, lambda found: rendered(task, found)), rows)
+    asked = itertools.islice(spread(draft, rows, lambda some: rendered(task, some)), rows)
     return Lengths.of(task.encode([message for message, _ in asked]))
 
 
-def side_of(message: str, seed: int) -> str:
-    """Which of the two a row of the corpus may serve, by what it asks alone: "gate" or "calibration". Rows that ask the
-    same, in whichever file they stand, are on the same side."""
+def split_of(message: str, seed: int) -> str:
+    """The split that a row of the corpus belongs to, "gate" or "calibration". Its message alone decides: rows that ask
+    the same are in the same split, whichever files they are in."""
     return "gate" if int(digest_of([message, seed])[:8], 16) % 2 else "calibration"
 
 
@@ -101,23 +101,23 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
     settings, calibrated = config.gate, set[str]()
     if SCHEMES[Scheme(draft.quantization)].calibrated and (settings.input or config.quantization.calibration):
         calibrated = set(_calibration_messages(config, draft, task))
-    asked = _asked(config, draft, task, settings.input, settings.rows, "gate")
+    asked = _sample_rows(config, draft, task, settings.input, settings.rows, "gate")
     chosen = list(itertools.islice((pair for pair in asked if pair[0] not in calibrated), settings.rows))
-    room = config.engine.max_model_len - task.sampling.max_tokens
+    max_prompt_tokens = config.engine.max_model_len - task.sampling.max_tokens
     prompts = task.encode([message for message, _ in chosen])
-    kept = [(p, row) for p, (_, row) in zip(prompts, chosen, strict=True) if len(p) <= room]
-    if not kept:
+    fitting = [(p, row) for p, (_, row) in zip(prompts, chosen, strict=True) if len(p) <= max_prompt_tokens]
+    if not fitting:
         why = f" but the {len(calibrated):,} that were calibrated on" if calibrated else ""
         raise ConfigError(
             f"gate: there is no row to judge by{why}; name others in gate.input, or set gate.enabled=false"
         )
     gold = config.task.gold
-    return Sample([p for p, _ in kept], [as_gold(row.columns.get(gold)) if gold else None for _, row in kept])
+    return Sample([p for p, _ in fitting], [as_gold(row.columns.get(gold)) if gold else None for _, row in fitting])
 
 
 def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
     settings = config.quantization
-    asked = _asked(config, draft, task, settings.calibration, settings.samples, "calibration")
+    asked = _sample_rows(config, draft, task, settings.calibration, settings.samples, "calibration")
     return [message for message, _ in itertools.islice(asked, settings.samples)]
 
 
@@ -126,33 +126,35 @@ def sample_golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str 
     name = config.task.gold
     if not name:
         return []
-    found = itertools.islice(spread(draft, rows, iter), rows)
-    return [as_gold(row.columns.get(name)) for row in found if row.error is None]
+    sampled = itertools.islice(spread(draft, rows, iter), rows)
+    return [as_gold(row.columns.get(name)) for row in sampled if row.error is None]
 
 
 def unknown_gold_warning(config: Config, golds: Iterable[str | None]) -> str:
     """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
-    known, there = set(answers.of(config.task).labels), [gold for gold in golds if gold is not None]
-    others = [gold for gold in there if gold not in known]
+    known, given = set(answers.of(config.task).labels), [gold for gold in golds if gold is not None]
+    others = [gold for gold in given if gold not in known]
     if not known or not others:
         return ""
     alike = {label.casefold() for label in known}
     spelled = sum(gold.strip().casefold() in alike for gold in others)
     hint = f" ({spelled:,} but for case or spaces)" if spelled else ""
     return (
-        f"{len(others):,} of {len(there):,} sampled gold values in task.gold={config.task.gold} are none of "
+        f"{len(others):,} of {len(given):,} sampled gold values in task.gold={config.task.gold} are none of "
         f"task.labels{hint}; the gate passes them over and the report counts them as answered wrongly"
     )
 
 
-def _asked(
-    config: Config, draft: Plan, task: Task, path: str | None, wanted: int, side: str
+def _sample_rows(
+    config: Config, draft: Plan, task: Task, path: str | None, wanted: int, split: str
 ) -> Iterator[tuple[str, Row]]:
-    """About `wanted` rows with their messages: all of another input, or of the corpus those of one side."""
+    """About `wanted` rows with their messages: all of another input, or of the corpus those of one split."""
     if path is not None:
         return rendered(task, _rows_of_input(config, draft, path))
     seed = config.gate.seed
-    return spread(draft, wanted, lambda rows: (pair for pair in rendered(task, rows) if side_of(pair[0], seed) == side))
+    return spread(
+        draft, wanted, lambda rows: (pair for pair in rendered(task, rows) if split_of(pair[0], seed) == split)
+    )
 
 
 def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
@@ -163,7 +165,7 @@ def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
 
 
 def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Taken]]) -> Iterator[Taken]:
-    """About `wanted` of what `take` makes of the corpus's rows, from the starts of evenly spread shards."""
+    """About `wanted` results of `take`, which is given the rows of evenly spread shards from their starts."""
     step = max(1, len(draft.shards) // wanted)
     chosen = draft.shards[::step][:wanted]
     each = -(-wanted // len(chosen))
@@ -172,8 +174,8 @@ def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Ta
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
-    """About how many rows there are, `limit` at most; of files whose rows only reading would count, by the heads of a
-    few of them. None of a dataset in an object store, or if none of those can be read."""
+    """About how many rows there are, `limit` at most. Where rows can only be counted by reading, the heads of a few
+    files give an estimate. None for a dataset in an object store, or if none of those files can be read."""
     if limit is not None:
         return limit
     ranges = [shard.range for shard in draft.shards]

@@ -1,4 +1,4 @@
-"""The plan that stands at an output: stored create-only, obeyed by every resume, and refused where it differs."""
+"""The plan of an output: stored create-only, obeyed by every resume; a run that differs from it is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYED = ("model", "engine", "quantization", "prompt", "labels", "sampling")  # w
 
 
 def load_plan(output: str) -> Plan | None:
-    """The plan that stands at this output, if any. Raises StorageError if it is damaged."""
+    """The plan stored at this output, if any. Raises StorageError if it is damaged."""
     uri = layout.plan(output)
     try:
         fields = storage.read_checked(uri, unsealed)
@@ -55,7 +55,7 @@ def store_plan(plan: Plan, output: str) -> Plan:
     fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
     fields["shards"] = [[s.object, *s.range.to_json()] for s in plan.shards]
     data, staging = sealed(fields), layout.staging(output)
-    # Asked before the plan stands: afterwards every later run would take the store for a good one.
+    # Probed before the plan is written: afterwards every later run would take the store for a good one.
     probe = layout.probe(output)
     with contextlib.suppress(AlreadyExists):  # nobody else has this name: the reply was lost
         storage.create(probe, b"", staging=staging)
@@ -109,9 +109,9 @@ def check_inputs(plan: Plan, config: Config) -> list[str]:
     """
     now = {o.uri: o for o in input.list_input(config.input)}
     for planned in plan.objects:
-        found = now.pop(planned.uri, None)
-        if found is None:
+        current = now.pop(planned.uri, None)
+        if current is None:
             raise Changed(f"{planned.uri}: was planned and is gone; put it back, or choose a new output.path")
-        if (found.size, found.etag) != (planned.size, planned.etag):
+        if (current.size, current.etag) != (planned.size, planned.etag):
             raise Changed(f"{planned.uri}: is not the file that was planned; put it back, or choose a new output.path")
     return sorted(o.name for o in now.values() if o.name not in plan.unreadable)

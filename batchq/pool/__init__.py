@@ -3,7 +3,7 @@
 The driver hands each replica two shards, the one it labels and the next, so that no replica waits
 for the driver; nothing but shards, receipts and snapshots travels through Ray.
 
-    cluster.py    Ray's nodes, and the places on them where replicas go
+    cluster.py    Ray's nodes, and the slots on them that replicas take
     replica.py    the actor: one engine in a process of its own
     handles.py    replicas as the driver sees them
     labelling.py  shards handed out, replicas replaced, until all is committed
@@ -48,7 +48,8 @@ class _Lost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SampleListener:
-    """Who hears of a sample: of the prompts answered so far, of an engine that is lost, and once of what was held."""
+    """Callbacks of a sample: `on_progress` with the prompts answered so far, `notify` for each engine that is lost, and
+    `spent`, once, with what was held."""
 
     on_progress: Callable[[int], None]
     notify: Callable[[str], None]
@@ -57,7 +58,7 @@ class SampleListener:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One engine's progress as it is looked at: `phases`, seconds of each, are filled in; `log` is its file."""
+    """Polls one engine's progress: `phases`, the seconds of each, is filled in; `log` is the engine's file."""
 
     on_progress: Callable[[int], None]
     phases: dict[str, float]
@@ -108,7 +109,7 @@ class Pool:
             cluster.watch_head(self.cluster.address, self._over)
 
     def hardware(self) -> Hardware:
-        """What a node that will run replicas has: this machine, or one of the cluster's."""
+        """The hardware that replicas will run on: this machine's, or that of the cluster's best equipped node."""
         if self.cluster.address is None:
             return hardware.detect()
         self.connect()
@@ -198,7 +199,7 @@ class Pool:
         _result(opening)
 
     def _await_answers(self, actor: Any, request: SampleRequest, watch: Watch, stop: threading.Event) -> Any:
-        """Raises _Lost when nothing is answered for too long, or nothing said about it."""
+        """Raises _Lost when no prompt is answered for too long, or the actor no longer says how many are."""
         limit, prompts = self.engine.stall_timeout_s, len(request.prompts)
         asking = actor.answer_sample.remote(request)
         answered, since = 0, time.monotonic()
@@ -219,7 +220,7 @@ class Pool:
         self,
         spec: WorkerSpec,
         shards: Sequence[Shard],
-        here: Hardware,
+        hardware: Hardware,
         stop: threading.Event,
         on_progress: Callable[[PoolSnapshot], None],
         notify: Callable[[str], None],
@@ -230,9 +231,9 @@ class Pool:
         doesn't start or a shard lost too many (`cluster.max_attempts`); and what a worker raised for good.
         """
         self.connect()
-        slots = cluster.slots(self.cluster, here)[: max(1, len(shards))]
+        slots = cluster.slots(self.cluster, hardware)[: max(1, len(shards))]
         warm, self._warm = self._warm, None
-        setting = Setting(self.cluster, self.engine, here, self.logs)
+        setting = Setting(self.cluster, self.engine, hardware, self.logs)
         return ShardScheduler(setting, spec, stop, on_progress, notify).run(shards, slots, warm)
 
 

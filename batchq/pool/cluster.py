@@ -1,4 +1,4 @@
-"""Ray's nodes, and the places on them where replicas go."""
+"""Ray's nodes, and the slots on them that replicas take."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOKS = 9  # at the head in that time
 def connect(address: str | None) -> None:
     """Start Ray on this machine, on loopback only, or join the cluster at `address`.
 
-    Raises ConfigError if no cluster answers there. Whoever handles SIGTERM goes on to.
+    Raises ConfigError if no cluster answers there. The handlers of SIGTERM and SIGINT stay as they are.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -43,13 +43,13 @@ def connect(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
     if address is None:
-        here = hardware.detect()
+        machine = hardware.detect()
         options |= {
             "address": "local",
             "_node_ip_address": "127.0.0.1",
             "include_dashboard": False,
-            "num_cpus": len(here.cores),
-            "num_gpus": len(here.gpus),
+            "num_cpus": len(machine.cores),
+            "num_gpus": len(machine.gpus),
             "object_store_memory": 100 * 1024 * 1024,  # no row travels through it
         }
     else:
@@ -67,9 +67,9 @@ def connect(address: str | None) -> None:
 
 @contextmanager
 def _signals_left_alone() -> Iterator[None]:
-    """Ray would take SIGTERM for itself. While it starts its handlers raise SystemExit wherever the signal comes; it is
-    lost where nothing can be raised: a run went on and ended in exit code 0. And below Python it leaves a handler that
-    writes a stack and aborts, over which Python's has to be put again."""
+    """Leave signals to this process: Ray would take SIGTERM for itself. While Ray starts, its handlers raise SystemExit
+    wherever the signal arrives, and where nothing can be raised it is lost: a run went on and ended in exit code 0. Ray
+    also leaves a handler below Python that writes a stack and aborts; Python's is put over it again."""
     from ray._private import utils
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -106,7 +106,7 @@ def watch_head(address: str | None, over: threading.Event) -> None:
     import ray
 
     if (address or "").startswith("ray://"):
-        return  # a proxy stands between
+        return  # a proxy is between us and the head
     head = str(ray.get_runtime_context().gcs_address)
     limit = HEAD_SHARE * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112, Ray names it so
 
@@ -139,8 +139,8 @@ def nodes() -> list[dict[str, Any]]:
     """Ray's records of the nodes that are alive, always in the same order."""
     import ray
 
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return sorted((n for n in found if n["Alive"]), key=lambda n: str(n["NodeID"]))
+    records: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return sorted((n for n in records if n["Alive"]), key=lambda n: str(n["NodeID"]))
 
 
 def alive(slot: Slot) -> bool:
@@ -149,42 +149,46 @@ def alive(slot: Slot) -> bool:
 
 
 def detect() -> Hardware:
-    """What the best equipped of the nodes has, and which nodes there are."""
+    """The hardware of the best equipped node, and all nodes."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    found = nodes()
-    best = min(found, key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
-    there = NodeAffinitySchedulingStrategy(best["NodeID"], soft=False)
+    records = nodes()
+    best = min(records, key=lambda n: (-n["Resources"].get("GPU", 0), -n["Resources"].get("CPU", 0)))
+    on_best = NodeAffinitySchedulingStrategy(best["NodeID"], soft=False)
     of_best: Hardware = ray.get(
-        ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=there).remote()  # type: ignore[arg-type]
+        ray.remote(hardware.detect).options(num_cpus=0, scheduling_strategy=on_best).remote()  # type: ignore[arg-type]
     )
-    return _with_nodes(of_best, found)
+    return _with_nodes(of_best, records)
 
 
-def slots(cluster: ClusterConfig, here: Hardware) -> list[Slot]:
-    """Where replicas go on the nodes that are alive now. Raises ConfigError if there is no room for what is asked."""
-    return list(replicas.require(cluster, _with_nodes(here, nodes())).slots)
+def slots(cluster: ClusterConfig, hardware: Hardware) -> list[Slot]:
+    """The replicas' slots on the nodes that are alive now. Raises ConfigError if there are fewer than are asked for."""
+    return list(replicas.require(cluster, _with_nodes(hardware, nodes())).slots)
 
 
-def _with_nodes(here: Hardware, records: list[dict[str, Any]]) -> Hardware:
+def _with_nodes(hardware: Hardware, records: list[dict[str, Any]]) -> Hardware:
     """The same with the nodes of Ray's records; a node's cores are taken to have the ids that the best one's have."""
-    found = [(str(r["NodeID"]), int(r["Resources"].get("GPU", 0)), int(r["Resources"].get("CPU", 0))) for r in records]
-    return dataclasses.replace(here, cluster=tuple(Node(id, gpus, here.cores[:cpus]) for id, gpus, cpus in found))
+    resources = [
+        (str(r["NodeID"]), int(r["Resources"].get("GPU", 0)), int(r["Resources"].get("CPU", 0))) for r in records
+    ]
+    return dataclasses.replace(
+        hardware, cluster=tuple(Node(id, gpus, hardware.cores[:cpus]) for id, gpus, cpus in resources)
+    )
 
 
-def start(slot: Slot, spec: EngineSpec, here: Hardware, log: str) -> Any:
+def start(slot: Slot, spec: EngineSpec, hardware: Hardware, log: str) -> Any:
     """A replica at that place; the handle of Ray's actor. It loads nothing before it is told to."""
     import ray
 
-    return ray.remote(Replica).options(**placement(slot, spec, here)).remote(spec, log)  # type: ignore[arg-type]
+    return ray.remote(Replica).options(**placement(slot, spec, hardware)).remote(spec, log)  # type: ignore[arg-type]
 
 
-def placement(slot: Slot, spec: EngineSpec, here: Hardware) -> dict[str, Any]:
+def placement(slot: Slot, spec: EngineSpec, hardware: Hardware) -> dict[str, Any]:
     """Ray's options for the actor that runs one engine."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    cuda = here.device == "cuda"
+    cuda = hardware.device == "cuda"
     return {
         "num_cpus": 0 if cuda else len(slot.cores),
         "num_gpus": spec.devices if cuda else 0,

@@ -203,7 +203,7 @@ class ShardScheduler:
         except ray.exceptions.RayTaskError as error:
             self._failed(replica, what, shard, error.cause if isinstance(error.cause, BaseException) else error)
             return
-        except ray.exceptions.RayError as error:  # the process, its node, or the place it was to run at
+        except ray.exceptions.RayError as error:  # the process is gone, or its node, or its slot
             if not replica.ready and cluster.alive(replica.slot):
                 self.false_starts += 1
                 refused = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed

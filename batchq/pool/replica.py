@@ -92,7 +92,7 @@ class Replica:
     async def start(self, spec: WorkerSpec) -> None:
         self.worker = Worker(spec, self.clock, self.engine)
         await self.worker.start()
-        # What is there now stays; looking through it again and again is up to 10 us a row.
+        # These objects live as long as the process; scanning them again and again takes up to 10 us per row.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
 

@@ -37,7 +37,7 @@ from batchq.quantize.sizes import Quantization, predicted_bytes
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is served. `key` stands for its content; `seconds` is what getting it took, this time."""
+    """What is served. `key` identifies its content; `seconds`: how long it took to get it this time."""
 
     path: str  # a local folder
     key: str

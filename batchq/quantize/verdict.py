@@ -1,8 +1,8 @@
-"""Two models' answers to the same rows -> how much of the quality is kept, how sure that is, and what follows. Pure.
+"""Two models' answers to the same rows -> how much of the quality is left, how sure that is, and what follows. Pure.
 
-Recovery is the quantized model's figure over the baseline's: accuracy where rows have gold labels, else the share of
-rows that keep their label, and for generated text the ratio of perplexities on the prompts. Its interval is a paired
-bootstrap over rows (Efron and Tibshirani 1993, percentile method).
+Recovery is the quantized model's figure over the baseline's: accuracy where rows have gold labels, else
+agreement with the baseline's labels, and for generated text the ratio of perplexities on the prompts. Its interval is
+a paired bootstrap over rows (Efron and Tibshirani 1993, percentile method).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHUNK = 100  # resamples drawn at a time: 100 x 20,000 rows of counts take 16 MB
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate found. Shares are between 0 and 1, recovery and its bounds around 1; `kl` in nats.
+    """What the gate measured and concluded. Shares are between 0 and 1, recovery and its bounds around 1; `kl` in nats.
 
     `verdict` is "pass" (the lower bound reaches `wanted`), "fail" (the upper bound doesn't) or "undecided".
     `high` is None where nothing could be compared: no row was answered by both, or the baseline was never right.
@@ -58,9 +58,9 @@ class Verdict:
     def words(self) -> str:
         """One line for a person."""
         bounds = f"[{self.low:.1%}, {'?' if self.high is None else f'{self.high:.1%}'}]"
-        kept = f"keeps {self.recovery:.1%} {bounds} of the baseline's {self.measure}"
+        claim = f"keeps {self.recovery:.1%} {bounds} of the baseline's {self.measure}"
         if self.measure == "agreement":
-            kept = f"keeps the label of {self.recovery:.1%} {bounds} of the rows"
+            claim = f"agrees with the baseline on {self.recovery:.1%} {bounds} of the rows"
         figures = {"accuracy": f" ({self.baseline:.3f} -> {self.quantized:.3f})"}.get(self.measure, "")
         if self.measure == "perplexity":
             figures = f" ({self.baseline:.2f} -> {self.quantized:.2f})"
@@ -72,7 +72,7 @@ class Verdict:
             "fail": f"fails {self.wanted:.1%}",
             "undecided": f"UNDECIDED at {self.wanted:.1%}, too few rows{enough}; gate=strict refuses that",
         }[self.verdict]
-        return f"{self.scheme} {kept}{figures}{more} on {self.judged:,} rows: {end}"
+        return f"{self.scheme} {claim}{figures}{more} on {self.judged:,} rows: {end}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,9 @@ def _of_text(
 ) -> tuple[Figures, Recovery]:
     """By perplexity on the prompts, whose lengths in tokens these are."""
     tokens = np.array([max(1, length - 1) for length in lengths], dtype=float)
-    first, second = (np.array([-(c.prompt_logprob or 0.0) for c in side]) for side in zip(*pairs, strict=True))
+    first, second = (
+        np.array([-(c.prompt_logprob or 0.0) for c in completions]) for completions in zip(*pairs, strict=True)
+    )
     figures = Figures(
         "perplexity",
         len(pairs),
@@ -168,9 +170,9 @@ def _of_text(
     return figures, recovery
 
 
-def _ratio(base: np.ndarray, kept: np.ndarray) -> Recovery:
+def _ratio(base: np.ndarray, quantized: np.ndarray) -> Recovery:
     """From 0 and 1 per row, for baseline and quantized."""
-    return lambda weights: np.asarray((weights @ kept) / np.maximum(weights @ base, 1e-9))
+    return lambda weights: np.asarray((weights @ quantized) / np.maximum(weights @ base, 1e-9))
 
 
 def _answered(answer: Completion | Failure) -> bool:
@@ -208,9 +210,9 @@ def _conclude(scheme: str, figures: Figures, recovery: Recovery, config: GateCon
         random = np.random.default_rng(config.seed)
         point = float(recovery(np.ones((1, judged)))[0])
         even = np.full(judged, 1 / judged)
-        drawn = [recovery(random.multinomial(judged, even, CHUNK).astype(float)) for _ in range(RESAMPLES // CHUNK)]
+        resampled = [recovery(random.multinomial(judged, even, CHUNK).astype(float)) for _ in range(RESAMPLES // CHUNK)]
         tail = (1 - config.confidence) / 2
-        low, high = (float(x) for x in np.quantile(np.concatenate(drawn), [tail, 1 - tail]))
+        low, high = (float(x) for x in np.quantile(np.concatenate(resampled), [tail, 1 - tail]))
     wanted = config.recovery
     verdict = "pass" if low >= wanted else "fail" if high is not None and high < wanted else "undecided"
     needs = None
@@ -222,7 +224,7 @@ def _conclude(scheme: str, figures: Figures, recovery: Recovery, config: GateCon
     return Verdict(scheme=scheme, verdict=verdict, wanted=wanted, needs=needs, **values)
 
 
-def verdict_from_json(found: dict[str, Any]) -> Verdict:
-    f1, high = found["macro_f1"], found["high"]
+def verdict_from_json(data: dict[str, Any]) -> Verdict:
+    f1, high = data["macro_f1"], data["high"]
     known = high is not None and math.isfinite(high)  # version 0.1.0 wrote Infinity
-    return Verdict(**{**found, "macro_f1": tuple(f1) if f1 else None, "high": high if known else None})
+    return Verdict(**{**data, "macro_f1": tuple(f1) if f1 else None, "high": high if known else None})

@@ -50,7 +50,7 @@ def cost(s: Summary) -> str:
 
 
 def efficiency(s: Summary) -> str:
-    """What was made of the accelerators, as far as it is known; nothing on a CPU."""
+    """How well the accelerators were used, as far as it is known; empty on a CPU."""
     words = [f"{name.upper()} {share(s[name])}" for name in ("mfu", "mbu") if s[name] is not None]
     if s["joules_per_thousand_tokens"] is not None:
         words.append(f"{s['joules_per_thousand_tokens']:,.1f} J per 1,000 tokens")

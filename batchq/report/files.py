@@ -20,7 +20,7 @@ def output_files(summary: Summary) -> dict[str, str]:
 
 
 def survey_files(outputs: Sequence[Summary], prefix: str) -> dict[str, str]:
-    """Of all outputs below a prefix, the same."""
+    """The same files for all outputs below a prefix."""
     return {
         "html": pages.survey_page(outputs, prefix),
         "csv": spreadsheet.survey_csv(outputs),

@@ -74,7 +74,7 @@ def summarise(
     output, shards = storage.normalize(config.output.path), len(plan.shards)
     summary = accounts.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
     id_column = config.input.id
-    there = id_column is not None and id_column in schema_from_text(plan.schema).names
+    has_ids = id_column is not None and id_column in schema_from_text(plan.schema).names
     left = len(committed.remaining)
     return {
         "job": plan.job,
@@ -90,7 +90,7 @@ def summarise(
         "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in verdicts(plan, output)],
         "reuse": plan.reuse,
         "id_column": id_column,
-        "duplicate_ids": duplicates.count(output, id_column) if there and id_column else 0,
+        "duplicate_ids": duplicates.count(output, id_column) if has_ids and id_column else 0,
         "new_inputs": list(new_inputs),
         "quarantined": quarantined(plan, committed),
     }
@@ -122,7 +122,7 @@ def compose_report(config: Config) -> Result:
 
 
 def load(config: Config) -> tuple[Plan, Committed]:
-    """The run at output.path. Raises BatchqError if none was planned there, which says what was spent all the same."""
+    """The run at output.path. Raises BatchqError if none was planned there; it says what was spent all the same."""
     output = storage.normalize(config.output.path)
     plan = load_plan(output)
     if plan is not None:
@@ -140,9 +140,9 @@ def load(config: Config) -> tuple[Plan, Committed]:
 
 
 def verdicts(plan: Plan, output: str) -> list[Verdict]:
-    """The gate's verdicts on this run. Version 0.1.0 kept them in meta/gate.json, beside the plan."""
-    found: Iterable[dict[str, Any]] = plan.verdicts
-    if not found:
+    """The gate's verdicts on this run. Version 0.1.0 stored them in meta/gate.json, beside the plan."""
+    stored: Iterable[dict[str, Any]] = plan.verdicts
+    if not stored:
         with contextlib.suppress(NotFound):
-            found = json.loads(storage.read(layout.gate(output)))
-    return [verdict_from_json(v) for v in found]
+            stored = json.loads(storage.read(layout.gate(output)))
+    return [verdict_from_json(v) for v in stored]

@@ -27,7 +27,7 @@ def unreadable(outputs: Sequence[Summary]) -> list[Summary]:
 
 
 def totals(outputs: Sequence[Summary]) -> list[dict[str, Any]]:
-    """Sums by job, by name, and over all; what can't be read is left out. A cost is None where one has no price."""
+    """Sums by job, by name, and over all; what can't be read is left out. A sum lacks a cost if an output lacks it."""
     good = readable(outputs)
     jobs = sorted({s["job"] for s in good})
     groups = [(job, [s for s in good if s["job"] == job]) for job in jobs]

@@ -1,5 +1,5 @@
 """How long a job will label and what that will cost, before it runs: by what the last run reached here, by what `tune`
-found, or by a forecast."""
+measured, or by a forecast."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = 2000.0  # per second and replica, about, at most: one process's Python ar
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What a run came to: tokens/s of prompts and answers of one replica, and tokens of an answer in the mean."""
+    """What a run reached: tokens/s of one replica, prompts and answers together, and mean tokens per answer."""
 
     rate: float
     answer: float
@@ -80,9 +80,9 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
     if last := recall(config, draft, hardware):
         return Speed(last.rate, last.answer, f"as a run reached on {last.date}")
     if answers.of(config.task).decodes:
-        return None  # it hangs on how long the answers are
+        return None  # that depends on how long the answers are
     if config.tune.use and (measured := tuned.recall(config, draft, hardware)):
-        return Speed(measured.rate, 1.0, f"as `tune` found on {measured.date}")
+        return Speed(measured.rate, 1.0, f"as `tune` measured on {measured.date}")
     gpus = config.cluster.tensor_parallel_size * config.cluster.pipeline_parallel_size
     rate = forecast.of_scheme(fit, scheme, gpus)
     if rate is None:
@@ -90,7 +90,7 @@ def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
     return Speed(min(rate, ROWS * (lengths.mean + 1)), 1.0, "a forecast")
 
 
-def remember(config: Config, fixed: Plan, hardware: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
+def remember(config: Config, plan: Plan, hardware: Hardware, accounts: Iterable[ReplicaAccount], rows: int) -> None:
     """Cache what a run's replicas reached, for the next one's estimate; `accounts` with those of the gate.
 
     An engine that the gate asked has what it read of those rows in its cache: of a short run that isn't the speed.
@@ -104,7 +104,7 @@ def remember(config: Config, fixed: Plan, hardware: Hardware, accounts: Iterable
     rate = sum(r.counters.tokens for r, _ in worked) / seconds
     answer = sum(r.counters.output_tokens for r, _ in worked) / rows
     reached = Throughput(round(rate, 1), round(answer, 2), f"{datetime.now(UTC):%Y-%m-%d}")
-    local_cache.write("throughput", tuned.key(config, fixed, hardware), dataclasses.asdict(reached))
+    local_cache.write("throughput", tuned.key(config, plan, hardware), dataclasses.asdict(reached))
 
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Throughput | None:

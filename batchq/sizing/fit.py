@@ -130,7 +130,7 @@ class Fit:
         return Scheme.none, f"{name} gains nothing from FP8 or INT8"
 
     def _grouped(self, scheme: Scheme) -> str:
-        """What was made of the group size, where there is one to choose."""
+        """Words about the group size, where the scheme has one."""
         if not SCHEMES[scheme].grouped:
             return ""
         group = self.quantization(scheme).group

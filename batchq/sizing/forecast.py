@@ -78,7 +78,7 @@ def _line(
 
 def of_scheme(fit: Fit, scheme: Scheme, gpus: int) -> float | None:
     """Prompt tokens per second of the job's model under a scheme on so many of the GPUs here; None where that can't be
-    said: without one, and of a model that is quantized already."""
+    said: without a GPU, and for a model that is quantized already."""
     if not fit.hardware.gpus or fit.model.quantized:
         return None
     return expected(scheme, fit.hardware.accelerator, fit.shape, gpus)

@@ -50,7 +50,7 @@ class Parallelism:
 
 
 def usable_bytes(hardware: Hardware, replicas: int = 1) -> int:
-    """Bytes that one device of a replica can hold, of so many replicas on a node."""
+    """Bytes that one device of a replica can hold, where `replicas` of them share a node."""
     if hardware.gpus:
         return int(GPU_SHARE * min(gpu.memory for gpu in hardware.gpus))
     return hardware.memory // replicas

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from batchq.config import Scheme
 
-# Dense peaks in teraFLOPS by the vendor's datasheets: (16 bits, 8 bits). The longest name counts whose words NVML's
-# name has.
+# Dense peaks in teraFLOPS by the vendor's datasheets: (16 bits, 8 bits). Of the names that are part
+# of NVML's name the longest counts.
 PEAKS = {
     "H100": (989, 1979),
     "H100 NVL": (835, 1671),

@@ -21,7 +21,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """Where replicas go, in the order in which they are filled; as many as asked for, as far as there is room."""
+    """The slots that replicas take, in the order in which they are filled: as many as are asked for, or all."""
 
     slots: tuple[Slot, ...]
     possible: int  # slots that the cluster has, whatever is asked for
@@ -39,8 +39,8 @@ class Replicas:
 
 
 def arrange(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
-    """Slots for `cluster.replicas`, or for as many replicas as there is room for: each node's first slot before any
-    node's second. Fewer where there is no room for all; `require` refuses that."""
+    """Slots for `cluster.replicas`, or all that there are: each node's first slot before any node's second. Fewer than
+    asked for where there aren't enough; `require` refuses that."""
     gpus = cluster.tensor_parallel_size * cluster.pipeline_parallel_size if hardware.gpus else 0
     by_node = [_slots(cluster, node, gpus, len(hardware.nodes)) for node in hardware.nodes]
     slots = [slot for row in itertools.zip_longest(*by_node) for slot in row if slot is not None]
@@ -48,12 +48,12 @@ def arrange(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
 
 
 def require(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
-    """The same. Raises ConfigError if the cluster has no room for what is asked."""
+    """The same. Raises ConfigError if the cluster has fewer slots than are asked for."""
     placed = arrange(cluster, hardware)
     if not placed.slots or len(placed.slots) < (cluster.replicas or 1):
         unit = f"{placed.gpus_each} GPUs" if placed.gpus_each else "cores"
         raise ConfigError(
-            f"cluster.replicas={cluster.replicas}: there is room for {placed.possible} (of {unit} each); "
+            f"cluster.replicas={cluster.replicas}: there are slots for {placed.possible} (of {unit} each); "
             "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
         )
     return placed

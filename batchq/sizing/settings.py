@@ -1,6 +1,6 @@
-"""An engine's settings and the reason of each: chosen from hardware, model and prompt lengths, or found by `tune`.
+"""An engine's settings and the reason of each: chosen from hardware, model and prompt lengths, or measured by `tune`.
 
-What the configuration names is never changed. What it leaves open comes from what `tune` found on this kind of
+What the configuration names is never changed. What it leaves open comes from what `tune` measured on this kind of
 machine, and otherwise from the rules here.
 """
 
@@ -127,8 +127,8 @@ def step_tokens(hardware: Hardware) -> int:
 class _Choices:
     """Settings as they are decided one after the other: the configured, else the tuned, else the rule's."""
 
-    def __init__(self, config: Config, found: Tuned | None, lengths: Lengths | None) -> None:
-        self.given, self.tuned, self.lengths = configured(config), found, lengths
+    def __init__(self, config: Config, measured: Tuned | None, lengths: Lengths | None) -> None:
+        self.given, self.tuned, self.lengths = configured(config), measured, lengths
         self.values: Arguments = dict(self.given)
         self.reasons: list[Reason] = []
 
@@ -267,7 +267,7 @@ def _smallest(hardware: Hardware) -> int:
 
 
 def free_share(hardware: Hardware) -> float:
-    """Of the memory of the fullest GPU, between 0 and 1."""
+    """The share of its memory that is free on the fullest GPU, between 0 and 1."""
     return min(gpu.free / gpu.memory for gpu in hardware.gpus)
 
 

@@ -29,7 +29,7 @@ def published() -> tuple[Published, ...]:
 
 
 def read_published(path: Path) -> Published:
-    """A config.json as it is published, and beside its own keys `published`: name, parameters, source."""
+    """A config.json as its publisher has it, with one more key, `published`: name, parameters, source."""
     config = json.loads(path.read_text())
     about = config.pop("published")
     return Published(about["name"], about["parameters"], Shape(tensors_of(config), config))

@@ -1,4 +1,4 @@
-"""What `tune` found to be the fastest settings, cached on this machine for runs on hardware of its kind."""
+"""The settings that `tune` measured as the fastest, cached on this machine for runs on hardware of its kind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from batchq.machine.hardware import Hardware
 from batchq.plan.sample import Lengths
 from batchq.records import Plan
 
-OTHER_LENGTH = 2.0  # times the median: what was found on such rows says little about these
+OTHER_LENGTH = 2.0  # times the median: settings tuned on such rows say little about these
 
 Arguments = dict[str, Any]  # of an engine, by vLLM's names
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What `tune` found: the settings, and tokens/s of prompt and answer with them and without (0: it didn't run)."""
+    """The fastest settings, and tokens/s of prompt and answer with them and without (0: it didn't run)."""
 
     settings: Arguments
     rate: float
@@ -31,9 +31,7 @@ class Tuned:
     date: str
 
     def words(self, lengths: Lengths | None) -> str:
-        gain = (
-            f"{self.rate / self.before:.2f} times what is chosen without" if self.before else "what else ran was none"
-        )
+        gain = f"{self.rate / self.before:.2f} times what is chosen without" if self.before else "nothing else ran"
         words = f"tuned on {self.date}: {self.rate:,.0f} tokens/s, {gain}"
         if lengths and lengths.tokens and not 1 / OTHER_LENGTH < lengths.median / self.median < OTHER_LENGTH:
             words += f"; but on rows of {self.median:,} tokens where these have {lengths.median:,}, so tune again"
@@ -41,7 +39,7 @@ class Tuned:
 
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Tuned | None:
-    """What `tune` found for this hardware, model, scheme and vLLM, if it was asked."""
+    """What `tune` measured for this hardware, model, scheme and vLLM, if it was asked."""
     return local_cache.read("tune", key(config, draft, hardware), lambda stored: Tuned(**stored))
 
 
@@ -55,10 +53,10 @@ def key(config: Config, draft: Plan, hardware: Hardware) -> str:
     gpus: list[Any] = [[gpu.name, gpu.memory] for gpu in hardware.gpus]
     machine = gpus or [hardware.cpu, len(hardware.cores), sorted(hardware.flags)]
     cluster = dataclasses.asdict(config.cluster)
-    layout = {k: v for k, v in cluster.items() if k.endswith(("_parallel_size", "replicas", "_per_replica"))}
+    parallelism = {k: v for k, v in cluster.items() if k.endswith(("_parallel_size", "replicas", "_per_replica"))}
     served = [draft.model, draft.quantization, config.quantization.kv_cache.value, config.task.kind.value]
     form = [field.name for field in dataclasses.fields(Tuned)]  # another batchq may cache other things
-    return digest_of([machine, layout, served, config.engine.kind.value, engine_version(), form])
+    return digest_of([machine, parallelism, served, config.engine.kind.value, engine_version(), form])
 
 
 def engine_version() -> str:

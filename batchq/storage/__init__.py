@@ -1,4 +1,4 @@
-"""URIs: list, read, create once, publish. The only room that touches a store.
+"""URIs: list, read, create once, publish. The only package that touches a store.
 
 A URI is a local path or s3://bucket/key, gs://bucket/key, az://container/key. Remote stores go through obstore, local
 files through the operating system: a killed local "create" of obstore leaves strays beside the final name, and readers
@@ -81,13 +81,13 @@ T = TypeVar("T")
 
 def list_objects(prefix_uri: str) -> Iterator[Stat]:
     """Every object below a prefix or folder, at any depth, sorted by uri; a prefix that isn't there has none."""
-    return iter(sorted(_listed(prefix_uri), key=lambda found: found.uri))
+    return iter(sorted(_listed(prefix_uri), key=lambda each: each.uri))
 
 
 def glob(pattern: str) -> list[Stat]:
     """One object, a folder's objects at any depth, or what a pattern of * ** ? [] matches; sorted by uri.
 
-    A folder, also one that a pattern matches, stands for what is below it. Folders leave out, and wildcards don't
+    A folder, also one that a pattern matches, means all that is below it. Folders leave out, and wildcards don't
     match, names that begin with a dot or an underscore. Raises NotFound if a name without wildcards is absent.
     """
     uri = normalize(pattern)
@@ -96,7 +96,7 @@ def glob(pattern: str) -> list[Stat]:
         return _one_or_folder(uri, folder_first=pattern.endswith("/"))
     root = literal[: literal.rindex("/")]
     wanted = matcher(uri[len(root) + 1 :])
-    return [found for found in _candidates(uri, root) if wanted.fullmatch(found.uri[len(root) + 1 :])]
+    return [each for each in _candidates(uri, root) if wanted.fullmatch(each.uri[len(root) + 1 :])]
 
 
 def stat(uri: str) -> Stat:
@@ -115,16 +115,16 @@ def exists(uri: str) -> bool:
 
 def _visible(folder: str) -> Iterator[Stat]:
     below = re.compile(f"{VISIBLE}(?:/{VISIBLE})*")
-    return (found for found in list_objects(folder) if below.fullmatch(found.uri[len(folder) + 1 :]))
+    return (each for each in list_objects(folder) if below.fullmatch(each.uri[len(folder) + 1 :]))
 
 
 def _one_or_folder(uri: str, folder_first: bool) -> list[Stat]:
     if not folder_first and exists(uri):
         return [stat(uri)]
-    found = list(_visible(uri))
-    if not found and (is_remote(uri) or not os.path.isdir(uri)):
+    objects = list(_visible(uri))
+    if not objects and (is_remote(uri) or not os.path.isdir(uri)):
         raise NotFound(f"{uri}: no such file, folder or object")
-    return found
+    return objects
 
 
 def _candidates(pattern: str, root: str) -> Iterator[Stat]:
@@ -134,10 +134,10 @@ def _candidates(pattern: str, root: str) -> Iterator[Stat]:
         return
     seen: set[str] = set()
     for path in sorted(globbing.glob(pattern, recursive=True)):
-        for found in _visible(path) if os.path.isdir(path) else [stat(path)]:
-            if found.uri not in seen:
-                seen.add(found.uri)
-                yield found
+        for each in _visible(path) if os.path.isdir(path) else [stat(path)]:
+            if each.uri not in seen:
+                seen.add(each.uri)
+                yield each
 
 
 def _listed(prefix_uri: str) -> Iterator[Stat]:
@@ -184,10 +184,9 @@ def read_checked(uri: str, parse: Callable[[bytes], T], *, suffix: int | None = 
 def read_json(uri: str, parse: Callable[[bytes], dict[str, Any]] = json.loads) -> dict[str, Any]:
     """A small record. Raises NotFound, and StorageError if it is no JSON, or not what `parse` takes."""
     try:
-        found = read_checked(uri, parse)
+        return read_checked(uri, parse)
     except ValueError as error:
         raise StorageError(f"{uri}: is damaged; move it away and run again") from error
-    return found
 
 
 def open_read(uri: str, *, etag: str | None = None) -> BinaryIO:
@@ -267,12 +266,12 @@ def fetch_tree(prefix_uri: str, folder: Path) -> None:
     if not objects:
         raise NotFound(f"{prefix}: no objects there")
 
-    def fetch(found: Stat) -> None:
-        target = folder / found.uri[len(prefix) + 1 :]
+    def fetch(obj: Stat) -> None:
+        target = folder / obj.uri[len(prefix) + 1 :]
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with open_read(found.uri, etag=found.etag) as source, translated(str(target)):
+            with open_read(obj.uri, etag=obj.etag) as source, translated(str(target)):
                 with partial.open("wb") as copy:
                     shutil.copyfileobj(source, copy, remote.MAX_RANGE)
                 partial.replace(target)
@@ -287,12 +286,12 @@ def publish_tree(folder: Path, prefix_uri: str) -> None:
     """Copy every file below a local folder to a prefix, streamed, each object whole or not there; replaces."""
     root, prefix = local_path(str(folder)), normalize(prefix_uri)
 
-    def publish(found: Stat) -> None:
-        uri = join(prefix, found.uri[len(root) + 1 :])
+    def publish(file: Stat) -> None:
+        uri = join(prefix, file.uri[len(root) + 1 :])
         if is_remote(prefix):
-            remote.upload(Path(found.uri), uri)
+            remote.upload(Path(file.uri), uri)
         else:
-            local.copy(found.uri, uri, join(os.path.dirname(prefix), local.STAGING))
+            local.copy(file.uri, uri, join(os.path.dirname(prefix), local.STAGING))
 
     with ThreadPoolExecutor(COPY_THREADS) as threads:
         list(threads.map(publish, list(_listed(root))))

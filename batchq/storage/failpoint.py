@@ -5,7 +5,7 @@
     BATCHQ_FAILPOINT=write.spill.before_put=stop        SIGSTOP: frozen until somebody continues it
 
 Several are separated by commas; each strikes once. Unset, a reached point costs one look into an empty dict; none
-stands where it would be reached for every row.
+is in a place that is reached for every row.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}  # w
 def stat(uri: str) -> Stat:
     path = local_path(uri)
     with translated(uri):
-        found = os.stat(path)
+        status = os.stat(path)
         if not os.path.isfile(path):
             raise NotFound(f"{path}: not a file")
-        return _stat_of(path, found)
+        return _stat_of(path, status)
 
 
 def open_read(uri: str, etag: str | None) -> BinaryIO:
@@ -125,10 +125,10 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Stat]:
     """Files below a folder, following links; `above` are the folders that led here, so that a loop ends."""
     try:
         entries = list(os.scandir(folder))
-        here = os.stat(folder)
+        status = os.stat(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
-    if (identity := (here.st_dev, here.st_ino)) in above:
+    if (identity := (status.st_dev, status.st_ino)) in above:
         return
     for entry in entries:
         if entry.is_dir():
@@ -143,8 +143,8 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Stat]:
             # else it went between the listing and the look: another process's temporary file
 
 
-def _stat_of(path: str, found: os.stat_result) -> Stat:
-    return Stat(path, found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}")
+def _stat_of(path: str, status: os.stat_result) -> Stat:
+    return Stat(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from batchq.errors import ConfigError
 
 SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # and the prefix of its settings in the environment
-VISIBLE = r"(?![._])[^/]+"  # a path component that a wildcard may stand for: Spark's rule
+VISIBLE = r"(?![._])[^/]+"  # a path component that a wildcard may match: Spark's rule
 
 _MAGIC = re.compile(r"[*?\[]")
 _SIGNED = re.compile(r"[?&](X-(Amz|Goog)-\w+|AWSAccessKeyId|Signature|sig|sv|token)=", re.IGNORECASE)
@@ -68,14 +68,14 @@ def local_path(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def root_of(pattern: str, found: list[Stat]) -> str:
-    """The folder that the names of what `glob` found are relative to: the file's own, the folder itself, or the part of
+def root_of(pattern: str, matches: list[Stat]) -> str:
+    """The folder that the names of `glob`'s matches are relative to: the file's own, the folder itself, or the part of
     the pattern before its wildcards."""
     uri = normalize(pattern)
-    if any(each.uri == uri for each in found):
+    if any(each.uri == uri for each in matches):
         return uri[: uri.rindex("/")]
     literal = before_wildcards(uri)
-    if literal == uri or any(each.uri.startswith(uri + "/") for each in found):
+    if literal == uri or any(each.uri.startswith(uri + "/") for each in matches):
         return uri
     return literal[: literal.rindex("/")]
 

@@ -1,4 +1,4 @@
-"""Objects in a store, by way of obstore: one client a bucket, ranges, conditional puts, and what is asked again."""
+"""Objects in a store, by way of obstore: one client per bucket, ranges, conditional puts, and what is asked again."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def read(uri: str, start: int | None, length: int | None, suffix: int | None, et
 
 
 def open_read(uri: str, etag: str | None) -> BinaryIO:
-    found = stat(uri)
-    if etag and found.etag != etag:
+    obj = stat(uri)
+    if etag and obj.etag != etag:
         raise changed(uri)
-    return io.BufferedReader(_RangeFile(found), buffer_size=MIN_RANGE)
+    return io.BufferedReader(_RangeFile(obj), buffer_size=MIN_RANGE)
 
 
 class _RangeFile(io.RawIOBase):
     """A remote object as a file: one block in memory, requested with If-Match."""
 
-    def __init__(self, found: Stat) -> None:
+    def __init__(self, obj: Stat) -> None:
         super().__init__()
-        self._object = found
+        self._object = obj
         self._position = 0
         self._block = memoryview(b"")
         self._block_start = 0
@@ -173,7 +173,7 @@ def create(uri: str, view: memoryview) -> Stat:
                 if not (_arrived_damaged(error) or _unanswered(error)) or attempt == ATTEMPTS - 1:
                     raise
         _back_off(attempt)
-    raise StorageError(f"{uri}: the store kept refusing to create it, though nothing is there")
+    raise StorageError(f"{uri}: the store refuses to create it, though nothing is there")
 
 
 def put(uri: str, view: memoryview) -> Stat:
@@ -218,7 +218,7 @@ def delete_prefix(prefix: str) -> None:
     """Remove every object below a prefix, except a whole bucket's."""
     if not split(prefix)[2]:
         raise ConfigError(f"{prefix}: refusing to delete a whole bucket")
-    keys = [split(found.uri)[2] for found in listed(prefix)]
+    keys = [split(each.uri)[2] for each in listed(prefix)]
     failpoint.reach("storage.delete_prefix.listed")
     with translated(prefix), suppress(FileNotFoundError):
         _delete(prefix, keys)
@@ -248,8 +248,8 @@ def _arrived_damaged(error: Exception) -> bool:
 
 
 def _unanswered(error: Exception) -> bool:
-    """Whether the connection broke before a reply came: done or not, nobody knows. The library asks again only where
-    that can't matter to anybody, which leaves out a conditional put and a delete."""
+    """Whether the connection broke before a reply came, so that nobody knows whether it was done. The library asks
+    again only where that doesn't matter, and for a conditional put and a delete it does."""
     return re.search("kind: (Interrupted|Timeout)", str(error)) is not None
 
 
@@ -273,7 +273,7 @@ def _etag(said: str | None) -> str:
 
 @lru_cache(maxsize=32)
 def _connect(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:
-    """One client a bucket; `settings`, the environment it was made in, makes a changed environment a new client."""
+    """One client per bucket; `settings` are the environment's, so that a changed environment makes a new one."""
     from obstore.store import from_url
 
     client: ClientConfig = {"timeout": TIMEOUT}

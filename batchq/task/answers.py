@@ -111,7 +111,7 @@ class ClosedChoice:
         return dataclasses.replace(self.request, score_ids=tuple(score_ids))
 
     def read(self, completion: Completion) -> dict[str, Any]:
-        """The likeliest label, its probability, all labels' (they sum to 1), and how much they held before that."""
+        """The likeliest label and its probability, those of all labels (they sum to 1), and their sum before that."""
         scores = completion.logprobs
         if len(scores) != len(self.labels) or any(math.isnan(s) for s in scores):
             raise RowError("invalid_score", "the engine returned no number for some label")

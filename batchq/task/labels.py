@@ -1,4 +1,4 @@
-"""Which texts stand for the labels in the model's answer, and the token id that each begins with."""
+"""Which texts represent the labels in the model's answer, and the token id that each begins with."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import jinja2.sandbox
 from batchq.engine.protocol import Prompt
 from batchq.errors import ConfigError, RowError
 
-# Stands where the row's text will stand, to find out what the chat template puts around it.
+# A placeholder for the row's text: it shows what the chat template puts around it.
 PROBE = "\N{WHITE SQUARE}probe\N{WHITE SQUARE}"
 SCOPE = frozenset({"row", "choices", "labels"})  # names that a template may use besides the input's columns
 # Without format and format_map, through which a format string reaches attributes.

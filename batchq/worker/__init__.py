@@ -7,5 +7,5 @@ counters.py   what was answered so far
 attempt.py    one attempt at one shard: its parts, and what of it is in the store
 batch.py      a shard's rows -> batches: columns under the frozen schema, prompts tokenised, answers known already
 poison.py     which row kills engines, by bisection; pure
-reuse.py      answers of a finished run, found by batchq_key
+reuse.py      answers of a finished run, looked up by batchq_key
 """

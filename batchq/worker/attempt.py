@@ -60,7 +60,9 @@ class Attempt:
     commits: list[asyncio.Task[Receipt]] = field(default_factory=list)
     committed: int = 0  # rows that this attempt committed
     withheld: list[tuple[Part, Batch, int]] = field(default_factory=list)  # suspects, to be asked alone
-    saved: asyncio.Event = field(default_factory=asyncio.Event)  # over, one way or another, and nothing to lose
+    saved: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # set once the attempt is over and its answers are saved
 
     @classmethod
     def begin(cls, output: str, plan: Plan, task: TaskConfig, shard: Shard, attempt: str) -> Attempt:
@@ -107,7 +109,7 @@ class Attempt:
         self.note(Mark(self.id, self.search))
 
     def death(self, weight: int) -> Mark:
-        """That the engine died, and which rows were in flight: the next attempt suspects those and no others."""
+        """The mark of an engine's death, with the rows that were in flight: the next attempt suspects no others."""
         in_flight = tuple(self.in_flight())
         search = poison.progressed(self.search, self.saved_rows())
         return Mark(self.id, poison.died(search, in_flight, weight), True, in_flight)

@@ -90,7 +90,7 @@ class Batches:
 
         Raises InputError, unless such input is to be quarantined.
         """
-        columns = None if self.extra else self.plan.columns  # where unknown keys are kept, all are read
+        columns = None if self.extra else self.plan.columns  # where unknown keys go to batchq_extra, all are read
         failed_at = -1
         while True:
             try:
@@ -164,7 +164,7 @@ class Batches:
         )
 
     def _columns(self, rows: list[Row]) -> tuple[pa.RecordBatch, list[Answer | Failure | None]]:
-        """The rows' columns under the frozen schema; where a value won't cast, the row fails, its columns null."""
+        """The rows' columns under the frozen schema; a row whose value won't cast fails, its columns null."""
         outcomes: list[Answer | Failure | None] = [Failure(*row.error) if row.error else None for row in rows]
         arrays: dict[str, pa.Array] = {}
         values: dict[str, list[Any]] = {}
@@ -215,4 +215,4 @@ def _raw(row: Row) -> str | None:
 
 def too_long(tokens: int, most: int) -> Failure:
     """What becomes of a row whose prompt is too long."""
-    return Failure("too_long", f"{tokens} prompt tokens; engine.max_model_len leaves room for {most}")
+    return Failure("too_long", f"{tokens} prompt tokens; engine.max_model_len leaves {most} for the prompt")

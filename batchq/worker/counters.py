@@ -17,7 +17,7 @@ class Snapshot:
     phases: dict[str, float]
     cpu: dict[str, float]
     counters: Counters
-    lowered: int = 0  # rows that may be in flight since memory was found short; 0: as many as were asked for
+    lowered: int = 0  # rows that may be in flight since memory ran short; 0: as many as were asked for
     first: float | None = None  # seconds since the first answer
     joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
 
@@ -35,7 +35,7 @@ class Tally:
     first: float | None = None  # when the first answer came, on time.monotonic()'s clock
 
     def answered(self, prompt: int, cached: int, output: int) -> None:
-        """Add the tokens of a row that was answered; `rows` is for whoever knows that it is over."""
+        """Add the tokens of a row that was answered; `rows` is counted elsewhere, when the row is over."""
         if self.first is None:
             self.first = time.monotonic()
         self.tokens += prompt + output

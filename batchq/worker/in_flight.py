@@ -15,7 +15,7 @@ from batchq.worker.attempt import Part
 from batchq.worker.batch import Batch
 from batchq.worker.counters import Tally
 
-LEFT = "stopped while a shard was under way; its answers so far are kept"
+LEFT = "stopped while a shard was under way; its answers so far are saved"
 
 
 class InFlight:
@@ -51,7 +51,8 @@ class InFlight:
         self.raise_if_over()
 
     async def drain(self, seconds: float = float("inf")) -> None:
-        """Wait for what is in flight, until the end is called; with a limit even then, for a dead engine's others."""
+        """Wait until no row is in flight or the engine has ended. With `seconds`, wait so long for an ended one too:
+        its other requests still have to return."""
         deadline = time.monotonic() + seconds
         while self.count and time.monotonic() < deadline and (seconds < float("inf") or not self.ended):
             await asyncio.sleep(0.02)
@@ -111,7 +112,7 @@ class InFlight:
             part.close_if_over()
 
     def _enter(self, change: int) -> None:
-        """Keep the phase clock: the engine infers while anything is in flight, and idles otherwise."""
+        """Switch the phase clock: the engine infers while anything is in flight, and idles otherwise."""
         self.count += change
         if self.count == 1 and change == 1:
             self.clock.enter("infer")

@@ -4,8 +4,9 @@ A row is a culprit only when an engine died while that row alone was in flight. 
 lost engines withholds the suspects, lets everything else be answered first, and then asks half of the suspects with
 nothing beside them, half of the rest if those were answered, and so on: each death halves the suspects, and a group
 that is answered costs no engine. So one such row among n takes at most floor(log2(n)) + 2 engines: one for the first
-death, and one more where that was a lost process, which may have been a preemption. If all are answered alone, it was
-no row but memory pressure, and concurrency is lowered (for that shard only, where all that was seen is lost processes).
+death, and one more where that was a lost process, which may have been a preemption. If all are answered alone, no
+row was to blame but memory pressure, and concurrency is lowered: for that shard only, if all deaths seen were lost
+processes.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def died(search: Search, in_flight: Iterable[int] | None = None, weight: int = L
 
 
 def half(suspects: Sequence[Any]) -> int:
-    """How many of the suspects, from their end, are asked alone next. The later ones, because what comes before
-    them is then answered first, and an engine that answers nothing at all is told from a row that kills it."""
+    """How many of the suspects, from their end, are asked alone next. They are the later ones, so that those before
+    them are answered first: that tells a row that kills engines from an engine that answers nothing at all."""
     return max(1, len(suspects) // 2)
 
 

@@ -1,9 +1,9 @@
-"""Answers of a finished run, found by batchq_key, wherever their rows are now.
+"""Answers of a finished run, looked up by batchq_key, wherever their rows are now.
 
 An index is made once per process from the key columns: 24 bytes per answer, so 10 million take 240 MB, and more while
 it is sorted. The answers themselves are read a whole part at a time when one of them is wanted, and the parts that were
-wanted last are kept, up to CACHE bytes. Rows that keep their order find theirs in a part or two; a corpus that was
-shuffled reads parts again as often as they don't fit, and is slow, not wrong.
+read last are cached, up to CACHE bytes. Rows in their former order need a part or two at a time. A corpus that was
+shuffled reads parts again whenever they have left the cache: slow, not wrong.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ class Reuse:
         # Two keys that differ in their second half only don't happen by chance; one of them would be asked again.
         hits = np.flatnonzero((self._first[at] == halves[:, 0]) & (self._second[at] == halves[:, 1]))
         places = self._place[at[hits]]
-        found: dict[str, Answer] = {}
+        by_key: dict[str, Answer] = {}
         with self._lock:
             for part in np.unique(places >> 32).tolist():
-                here = np.flatnonzero(places >> 32 == part)
-                rows = self._part(part).take(pa.array(places[here] & 0xFFFFFFFF)).to_pylist()
-                for hit, row in zip(hits[here].tolist(), rows, strict=True):
+                in_part = np.flatnonzero(places >> 32 == part)
+                rows = self._part(part).take(pa.array(places[in_part] & 0xFFFFFFFF)).to_pylist()
+                for hit, row in zip(hits[in_part].tolist(), rows, strict=True):
                     tokens = [row[name] for name in self._tokens]
-                    found[keys[hit]] = Answer({name: row[name] for name in self._columns}, *tokens)
-        return found
+                    by_key[keys[hit]] = Answer({name: row[name] for name in self._columns}, *tokens)
+        return by_key
 
     def _part(self, number: int) -> pa.Table:
         if number not in self._cache:

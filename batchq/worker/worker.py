@@ -51,7 +51,7 @@ class Worker:
         self.flight = InFlight(self.engine, self.clock, spec.in_flight, self._give_up)
         self.intake = asyncio.Lock()
         self.threads = ThreadPoolExecutor(4, thread_name_prefix="batchq")
-        self.lowered = 0  # rows in flight since memory was found short; 0: as many as were asked for
+        self.lowered = 0  # rows in flight since memory ran short; 0: as many as were asked for
         self.attempts: set[Attempt] = set()
         self.cpu: dict[str, float] = dict.fromkeys(("read", "render", "tokenize", "write"), 0.0)
         self._watch: asyncio.Task[None] | None = None
@@ -247,7 +247,7 @@ class Worker:
         await self._thread(made.mark)
 
     async def _nothing_in_flight(self, made: Attempt) -> None:
-        """Wait for what is, this shard's and others', and save it. Raises what ended the engine, or Stopped."""
+        """Wait until no row is in flight, of this shard or another; save the answers. Raises as `InFlight.none`."""
         await self.flight.none()
         await self._spill(made, time.time_ns())
 

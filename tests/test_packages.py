@@ -1,5 +1,5 @@
-"""The order of the rooms: a room, a module or a folder of some, imports only from rooms below it, and nothing heavy at
-its top."""
+"""The order of the packages: a package, or a module beside them, imports only from packages below it, and nothing heavy
+at its top."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = [
+PACKAGES = [
     *("__main__", "cli", "job", "report", "pool", "worker", "sizing", "account", "quantize", "plan"),
     *("output", "input", "task", "engine", "model", "machine", "storage", "config", "records", "errors"),
 ]
@@ -28,13 +28,13 @@ ONLY_IN = {
 
 
 def modules() -> dict[str, ast.Module]:
-    """Each room's code: a module's, or that of all modules in a folder."""
-    rooms: dict[str, ast.Module] = {}
+    """Each package's code: that of all its modules, or of the one module."""
+    packages: dict[str, ast.Module] = {}
     for path in sorted((ROOT / "batchq").rglob("*.py")):
         name = path.relative_to(ROOT / "batchq").parts[0].removesuffix(".py")
-        rooms.setdefault(name, ast.Module([], [])).body += ast.parse(path.read_text()).body
-    del rooms["__init__"]
-    return rooms
+        packages.setdefault(name, ast.Module([], [])).body += ast.parse(path.read_text()).body
+    del packages["__init__"]
+    return packages
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -50,17 +50,17 @@ def imported(tree: ast.AST) -> set[str]:
 
 def unguarded(tree: ast.Module) -> ast.Module:
     """The module without `if TYPE_CHECKING:` blocks and function bodies: what runs when it is imported."""
-    kept = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
-    return ast.Module([n for n in kept if not isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)], [])
+    body = [n for n in tree.body if not (isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test))]
+    return ast.Module([n for n in body if not isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)], [])
 
 
-def test_every_module_is_a_room_and_imports_only_lower_ones() -> None:
-    found = modules()
-    assert set(found) == set(ROOMS)
-    for name, tree in found.items():
-        ours = {n.split(".")[1] for n in imported(tree) if n.startswith("batchq.")} & set(ROOMS)
-        above = {o for o in ours if ROOMS.index(o) <= ROOMS.index(name)} - {name}
-        assert not above, f"{name} imports {above}, which stand above it"
+def test_every_package_imports_only_lower_ones() -> None:
+    trees = modules()
+    assert set(trees) == set(PACKAGES)
+    for name, tree in trees.items():
+        ours = {n.split(".")[1] for n in imported(tree) if n.startswith("batchq.")} & set(PACKAGES)
+        above = {o for o in ours if PACKAGES.index(o) <= PACKAGES.index(name)} - {name}
+        assert not above, f"{name} imports {above}, which are above it"
 
 
 def test_what_runs_in_interpreters_without_batchq_imports_nothing_of_it() -> None:
@@ -70,24 +70,24 @@ def test_what_runs_in_interpreters_without_batchq_imports_nothing_of_it() -> Non
 
 def test_what_is_sized_and_planned_never_looks_at_the_machine_that_the_driver_runs_on() -> None:
     """What is planned and sized is for the cluster's hardware, which is handed on."""
-    for room in ("sizing", "model", "plan"):
-        assert not re.search(r"\bdetect\(", source(room))
+    for package in ("sizing", "model", "plan"):
+        assert not re.search(r"\bdetect\(", source(package))
 
 
-def source(room: str) -> str:
-    """A room's code as text."""
-    paths = [ROOT / f"batchq/{room}.py", *(ROOT / "batchq" / room).rglob("*.py")]
+def source(package: str) -> str:
+    """A package's code as text."""
+    paths = [ROOT / f"batchq/{package}.py", *(ROOT / "batchq" / package).rglob("*.py")]
     return "\n".join(path.read_text() for path in paths if path.is_file())
 
 
 def test_modules_in_a_folder_import_each_other_in_one_direction() -> None:
     for face in (ROOT / "batchq").glob("*/__init__.py"):
-        room = f"batchq.{face.parent.name}"
-        files = {f"{room}.{p.stem}": p for p in face.parent.glob("*.py") if p != face}
-        wants = {room: set(files)}  # so that a module that imports the face is in a circle too
+        package = f"batchq.{face.parent.name}"
+        files = {f"{package}.{p.stem}": p for p in face.parent.glob("*.py") if p != face}
+        wants = {package: set(files)}  # so that a module that imports the face is in a circle too
         for name, path in files.items():
-            inside = {n for n in imported(ast.parse(path.read_text())) if f"{n}.".startswith(f"{room}.")}
-            wants[name] = {next((f for f in files if f"{n}.".startswith(f"{f}.")), room) for n in inside}
+            inside = {n for n in imported(ast.parse(path.read_text())) if f"{n}.".startswith(f"{package}.")}
+            wants[name] = {next((f for f in files if f"{n}.".startswith(f"{f}.")), package) for n in inside}
         TopologicalSorter(wants).prepare()  # raises CycleError, which names the circle
 
 
