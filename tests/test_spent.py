@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import batchq
 from batchq.account import ledger
 from batchq.account.usage import RunAccount
 from batchq.cli import main
 from batchq.config import Config, Scheme
+from batchq.errors import Stopped
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import open_session
 from batchq.machine.hardware import Gpu, Hardware
+from batchq.machine.progress import Progress
 from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
-from tests.helpers import rows_of, wait_for, write_jsonl
+from tests.helpers import rows_of, write_jsonl
 
 ASKED = ["job=mine", "engine=fake", "quantization.scheme=int8_rtn", "pricing.per_hour.cpu_core=3600"]
 
@@ -57,17 +58,25 @@ def test_a_refused_gate_is_billed(project: Path, capsys: pytest.CaptureFixture[s
     assert report["device_seconds"]["quantize"] == pytest.approx(held(record, "quantize"), abs=0.01)
 
 
-def test_a_run_that_is_stopped_while_it_quantizes_is_billed(project: Path) -> None:
+def test_a_run_that_is_stopped_while_it_quantizes_is_billed(
+    compose: Callable[..., Config], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(40))
-    command = [sys.executable, "-m", "batchq", *ASKED, "job.name=stopped"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    wait_for(process, lambda: "quantizing" in (process.stderr.readline() if process.stderr else ""))
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    if process.returncode == 3 and not (project / "out/meta/plan.json").exists():
-        (record,) = records(project)
-        assert (record.state, record.verb) == ("stopped", "run") and held(record, "quantize") > 0
+    stop = threading.Event()
+    told: list[str] = []
+
+    def update(_: Progress, text: str, share: float | None = None) -> None:
+        told.append(text)
+        if len(told) == 2:  # the quantizing process has begun to work
+            stop.set()
+
+    monkeypatch.setattr(Progress, "update", update)
+    config = compose("quantization.scheme=int8_rtn", "quantization.seed=7")  # a checkpoint that no other test has made
+    with pytest.raises(Stopped, match="stopped while the model was quantized"):
+        batchq.run(config, stop)
+    (record,) = records(project)
+    assert (record.state, record.verb) == ("stopped", "run") and held(record, "quantize") > 0
+    assert not (project / "out/meta/plan.json").exists()
 
 
 def test_what_other_verbs_hold_is_reported_beside_the_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
