@@ -101,7 +101,8 @@ class ShardScheduler:
         else:
             if warm:
                 warm.end()
-            actor = cluster.start(slot, spec.engine, self.setting.hardware, log)
+            file = LogFile(log, dataclasses.replace(self.setting.said, replica=number))
+            actor = cluster.start(slot, spec.engine, self.setting.hardware, file)
         replica = ReplicaHandle(number, slot, actor, log, time.monotonic())
         self.replicas.append(replica)
         self.futures[actor.start.remote(spec)] = ("start", replica, None)
