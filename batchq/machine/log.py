@@ -29,6 +29,9 @@ class LogSetting:
     replica: int | None = None
 
 
+AS_SHIPPED = LogSetting()
+
+
 @dataclass(frozen=True, slots=True)
 class LogFile:
     """Where a replica logs, and how."""

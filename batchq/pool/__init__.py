@@ -28,7 +28,7 @@ from batchq.engine.protocol import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware
-from batchq.machine.log import LogFile, LogSetting
+from batchq.machine.log import AS_SHIPPED, LogFile, LogSetting
 from batchq.pool import cluster
 from batchq.pool.handles import PoolSnapshot, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
@@ -80,9 +80,7 @@ class Watch:
 class Pool:
     """A connection to Ray, local or an existing cluster, for one run; opened when it is first needed."""
 
-    def __init__(
-        self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, said: LogSetting = LogSetting()
-    ) -> None:
+    def __init__(self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, said: LogSetting = AS_SHIPPED) -> None:
         """`engine` says how long an engine may take to start, and to answer nothing."""
         self.cluster, self.engine = cluster, engine
         self.logs = logs

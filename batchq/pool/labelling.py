@@ -13,6 +13,7 @@ from typing import Any
 
 from batchq.account.usage import Counters
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
+from batchq.machine.log import LogFile
 from batchq.pool import cluster, losses
 from batchq.pool.handles import CLOSE_SECONDS, PoolSnapshot, ReplicaHandle, Setting, WarmReplica
 from batchq.records import Shard

@@ -286,8 +286,8 @@ class Worker:
         try:
             await self._thread(made.note, made.death(weight))
         except BatchqError as failure:  # without it more rows are suspected than need be
-            n = made.shard.index
-            logger.warning("shard %d: its mark failed: %s", n, failure, extra={"shard": n})
+            index = made.shard.index
+            logger.warning("shard %d: its mark failed: %s", index, failure, extra={"shard": index})
 
     async def _spill_regularly(self, made: Attempt) -> None:
         for number in itertools.count(1):
@@ -298,5 +298,4 @@ class Worker:
         try:
             await self._thread(made.spill, list(made.parts), number)
         except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
-            n = made.shard.index
-            logger.warning("a spill of shard %d failed: %s", n, error, extra={"shard": n})
+            logger.warning("a spill of shard %d failed: %s", made.shard.index, error, extra={"shard": made.shard.index})
