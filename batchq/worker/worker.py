@@ -286,8 +286,7 @@ class Worker:
         try:
             await self._thread(made.note, made.death(weight))
         except BatchqError as failure:  # without it more rows are suspected than need be
-            index = made.shard.index
-            logger.warning("shard %d: its mark failed: %s", index, failure, extra={"shard": index})
+            logger.warning("shard %d: its mark failed: %s", i := made.shard.index, failure, extra={"shard": i})
 
     async def _spill_regularly(self, made: Attempt) -> None:
         for number in itertools.count(1):
