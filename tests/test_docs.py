@@ -11,6 +11,7 @@ import pytest
 
 from batchq.cli import VERBS
 from batchq.config import Config, choices
+from tests.test_packages import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
@@ -62,3 +63,14 @@ def test_every_script_and_target_that_is_named_exists(name: str) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for target in re.findall(r"`?make ([\w-]+)", "\n".join(re.findall(r"^make .*|`make [^`]*`", text, re.M))):
         assert target in targets, f"{name} names make {target}"
+
+
+def test_architecture_shows_the_packages_in_their_order_and_their_modules() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = re.findall(r"^\| `(\w+)/` \|[^|]*\|([^|]*)\|$", page, re.M)
+    packages = [name for name in PACKAGES if (ROOT / "batchq" / name).is_dir()]
+    assert [package for package, _ in table] == packages
+    for package, modules in table:
+        folder = ROOT / "batchq" / package
+        there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+        assert set(re.findall(r"`(\w+)/?`", modules)) == there - {"__init__", "__pycache__"}, package

@@ -29,14 +29,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("content", ["", "{", '{"rate": ', "[1, 2]", "null", '{"other": 1}', "\x00\x00"])
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_damaged_one_is_named_and_found_out_again(
-    kind: str, content: str, cache: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, content: str, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert local_cache.read(kind, "a", FORMS[kind]) is None
-    assert not capsys.readouterr().err, "nothing was kept yet"
+    assert not caplog.text, "nothing was kept yet"
     local_cache.path_of(kind, "a").parent.mkdir()
     local_cache.path_of(kind, "a").write_text(content)
     assert local_cache.read(kind, "a", FORMS[kind]) is None
-    assert f"{cache}/{kind}/a.json is damaged and not used" in capsys.readouterr().err
+    assert f"{cache}/{kind}/a.json is damaged and not used" in caplog.text
 
 
 def test_what_is_kept_takes_the_damaged_ones_place(cache: Path) -> None:
@@ -47,7 +47,7 @@ def test_what_is_kept_takes_the_damaged_ones_place(cache: Path) -> None:
     assert [p.name for p in cache.glob("throughput/*")] == ["a.json"], "no temporary file stays"
 
 
-def test_the_gates_answers_come_back_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gates_answers_come_back_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
     answers: list[Completion | Failure] = [
         Completion((-0.25, -1.5), "", "stop", 20, 4, 1, (5,), -3.5),
         Failure("too_long", "300 tokens"),
@@ -56,4 +56,4 @@ def test_the_gates_answers_come_back_as_they_were(capsys: pytest.CaptureFixture[
     assert gate.recall_answers("a") == answers
     local_cache.path_of("gate", "a").write_text('[{"code": "too_long"}]')
     assert gate.recall_answers("a") is None
-    assert "gate/a.json is damaged" in capsys.readouterr().err
+    assert "gate/a.json is damaged" in caplog.text

@@ -15,6 +15,7 @@ from batchq.cli import report, streams
 from batchq.config import Config
 from batchq.config.compose import SWEEP, compose, compose_each
 from batchq.errors import BatchqError, ConfigError, Stopped
+from batchq.machine import log
 
 __all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
 
@@ -149,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         streams.warn("batchq: interrupted; what is committed stays, the same command goes on")
         return Stopped.exit_code
+    finally:
+        streams.settle()
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -202,7 +205,8 @@ def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:
         try:
             if isinstance(config, ConfigError):
                 raise config
-            code, text = VERBS[verb].act(config)
+            with log.configured(log.setting(config.log)):
+                code, text = VERBS[verb].act(config)
             streams.say(text)
         except Stopped:
             raise  # the whole sweep stops

@@ -58,6 +58,14 @@ def warn(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
+def settle() -> None:
+    """What standard error can't take is let go, or Python, as it ends, would make an exit code of it."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def warn_at_once(line: str) -> None:
     """The same from a signal's handler or beside a thread that may hold the stream: past Python's buffers."""
     with suppress(OSError):

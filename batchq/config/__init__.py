@@ -5,9 +5,10 @@ importer, and the only place that sees a DictConfig).
 """
 
 from batchq.config.check import MAX_LABELS, TRUST, check, check_pricing
-from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
+from batchq.config.enums import EngineKind, InputFormat, KvCache, LogFormat, LogLevel, Scheme, TaskKind, Unreadable
 from batchq.config.fields import MISSING
 from batchq.config.folders import choices, conf_dir, user_conf_dir
+from batchq.config.log import LogConfig
 from batchq.config.schema import (
     IGNORE,
     CleanConfig,
@@ -40,6 +41,9 @@ __all__ = [
     "InputFormat",
     "JobConfig",
     "KvCache",
+    "LogConfig",
+    "LogFormat",
+    "LogLevel",
     "ModelConfig",
     "OutputConfig",
     "PricingConfig",

@@ -48,3 +48,15 @@ class EngineKind(Enum):
 class KvCache(Enum):
     auto = "auto"
     fp8 = "fp8"
+
+
+class LogLevel(Enum):
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+class LogFormat(Enum):
+    text = "text"
+    json = "json"

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
 from batchq.config.fields import MISSING, NOT_NEGATIVE, OPEN_SHARE, POSITIVE, PRICE, SHARE
+from batchq.config.log import LogConfig
 
 
 @dataclass
@@ -298,3 +299,4 @@ class Config:
     pricing: PricingConfig = field(default_factory=PricingConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
+    log: LogConfig = field(default_factory=LogConfig)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import re
 import stat
-import sys
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -66,7 +68,7 @@ class VllmEngine:
         imported = time.monotonic()
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         took = f"vLLM imported in {imported - began:.1f} s, engine up in {time.monotonic() - imported:.1f} s"
-        print(f"batchq: {took}", file=sys.stderr, flush=True)
+        logger.info(took)
         return llm
 
     async def ask(self, prompt: Prompt, sampling: Sampling) -> Completion:

@@ -11,6 +11,7 @@ from batchq import storage
 from batchq.account.ledger import Invocation
 from batchq.config import Config, check
 from batchq.errors import GateRefused, Stopped
+from batchq.machine import log
 from batchq.machine.cache import cache_dir
 from batchq.machine.hardware import Hardware
 from batchq.machine.progress import Progress
@@ -42,8 +43,10 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     """
     check(config)
     output = storage.normalize(config.output.path)
-    invocation, progress = Invocation(output, config.job.name, verb), Progress()
-    with Pool(config.cluster, config.engine, cache_dir() / "logs" / config.job.name) as pool:
+    invocation = Invocation(output, config.job.name, verb)
+    said = log.setting(config.log, invocation.id)
+    logs = cache_dir() / "logs" / config.job.name
+    with log.configured(said) as progress, Pool(config.cluster, config.engine, logs, said) as pool:
         try:
             yield Session(config, output, pool, invocation, stop or threading.Event(), progress)
         except BaseException as error:

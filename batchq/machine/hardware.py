@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchq.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Instructions that decide how vLLM computes on a CPU; the rest of /proc/cpuinfo's flags don't matter here.
 CPU_FLAGS = frozenset(
@@ -174,7 +176,7 @@ class EnergyMeter:
         except nvml.NVMLError as error:
             self._handles = []
             if not isinstance(error, not_counted):  # a GPU that is lost ends its engine; a figure needn't
-                print(f"batchq: the GPUs' energy can't be read any more: {error}", file=sys.stderr, flush=True)
+                logger.warning("the GPUs' energy can't be read any more: %s", error)
             return None
         return sum(counts) / 1000 if counts else None  # they count millijoules
 

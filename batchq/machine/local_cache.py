@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from batchq.machine.cache import cache_dir
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("tune", "throughput", "gate")
 OLD_KINDS = ("reached",)  # of versions before: not read any more, but cleaned
@@ -35,7 +37,7 @@ def read(kind: str, key: str, form: Callable[[Any], Result]) -> Result | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        print(f"batchq: {path} is damaged and not used ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
+        logger.warning("%s is damaged and not used (%s: %s)", path, type(error).__name__, error)
         return None
 
 

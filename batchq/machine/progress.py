@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
@@ -17,20 +18,20 @@ JOINERS = "\u200c\u200d"  # of these, but words and emoji are spelled with them
 
 
 class Progress:
-    """Prints what it is told; keeps no numbers but the time of its last line."""
+    """Prints what it is told; remembers nothing but the time of its last line."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
+    def __init__(self, stream: TextIO | None = None, log: logging.Logger | None = None, live: bool = True) -> None:
+        """With `log` every line but the live one is a record of it. `live`: whether a terminal has a live line."""
+        self.stream: TextIO | None = stream or sys.stderr  # None where it is closed, or once it has failed
+        self.log = log
+        self.live = live and self.stream is not None and self.stream.isatty()
         self._began = time.monotonic()
         self._last = 0.0
-        self._open = False  # a live line stands unfinished
+        self._open = False  # the live line is unfinished
 
     def step(self, text: str) -> None:
         """A step of the run has begun: always a line of its own."""
-        self.clear()
-        self.stream.write(f"[{duration(time.monotonic() - self._began)}] {visible(text)}\n")
-        self.stream.flush()
+        self._say(text, time.monotonic() - self._began)
 
     def update(self, text: str, share: float | None = None) -> None:
         """The current step goes on; printed only when a line is due, on a terminal with a bar if `share`, of the step,
@@ -39,21 +40,39 @@ class Progress:
         if now - self._last < (LIVE_SECONDS if self.live else LOG_SECONDS):
             return
         self._last = now
-        line = f"[{duration(now - self._began)}] {visible(text)}"
         if self.live:
+            line = f"[{duration(now - self._began)}] {visible(text)}"
             if share is not None:
                 line = f"{'#' * round(share * BAR):.<{BAR}} {line}"
-            self.stream.write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
+            self._write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
             self._open = True
         else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+            self._say(text, now - self._began)
 
     def clear(self) -> None:
         if self._open:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
             self._open = False
+            self._write("\r\x1b[K")
+
+    def line(self, text: str) -> None:
+        """A line of its own, as it is."""
+        self.clear()
+        self._write(text + "\n")
+
+    def _say(self, text: str, elapsed: float) -> None:
+        if self.log:
+            self.log.info("%s", text, extra={"elapsed": elapsed})
+        else:
+            self.line(f"[{duration(elapsed)}] {visible(text)}")
+
+    def _write(self, text: str) -> None:
+        if self.stream is None:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:  # a full disk, or nobody who reads: no reason to end a run
+            self.stream = None
 
 
 def visible(text: str) -> str:

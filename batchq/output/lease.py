@@ -11,10 +11,10 @@ the create-only commit of every part.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +23,8 @@ from typing import Any
 from batchq import storage
 from batchq.errors import AlreadyExists, NotFound, Stopped, StorageError
 from batchq.output import layout
+
+logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 2.0
 WATCH_SECONDS = 8.0  # four beats: one may be late by what a store's retries take
@@ -78,7 +80,7 @@ class Lease:
                     self._lost.set()
                     return
             except StorageError as error:  # the next beat may get through; a newcomer at worst works beside us
-                print(f"batchq: a heartbeat failed: {error}", file=sys.stderr, flush=True)
+                logger.warning("a heartbeat failed: %s", error)
 
     def _write(self, over: bool) -> None:
         self._beat += 1

@@ -28,6 +28,7 @@ from batchq.engine.protocol import Completion, EngineSpec
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware
+from batchq.machine.log import AS_SHIPPED, LogFile, LogSetting
 from batchq.pool import cluster
 from batchq.pool.handles import PoolSnapshot, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
@@ -80,10 +81,11 @@ class Watch:
 class Pool:
     """A connection to Ray, local or an existing cluster, for one run; opened when it is first needed."""
 
-    def __init__(self, cluster: ClusterConfig, engine: EngineConfig, logs: Path) -> None:
+    def __init__(self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, said: LogSetting = AS_SHIPPED) -> None:
         """`engine` says how long an engine may take to start, and to answer nothing."""
         self.cluster, self.engine = cluster, engine
         self.logs = logs
+        self.said = said
         self._connected = False
         self._over = threading.Event()
         self._warm: WarmReplica | None = None
@@ -138,7 +140,7 @@ class Pool:
         account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
         try:
             for _ in range(self.cluster.max_attempts):
-                actor = cluster.start(slot, spec, hardware, path)
+                actor = cluster.start(slot, spec, hardware, LogFile(path, dataclasses.replace(self.said, replica=0)))
                 seen: dict[str, float] = {}
                 try:
                     answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, path))
@@ -233,7 +235,7 @@ class Pool:
         self.connect()
         slots = cluster.slots(self.cluster, hardware)[: max(1, len(shards))]
         warm, self._warm = self._warm, None
-        setting = Setting(self.cluster, self.engine, hardware, self.logs)
+        setting = Setting(self.cluster, self.engine, hardware, self.logs, self.said)
         return ShardScheduler(setting, spec, stop, on_progress, notify).run(shards, slots, warm)
 
 

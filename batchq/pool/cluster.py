@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,12 @@ from batchq.engine.protocol import EngineSpec
 from batchq.errors import ConfigError, EngineError
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware, Node
+from batchq.machine.log import LogFile
 from batchq.pool.replica import Replica
 from batchq.sizing import replicas
 from batchq.sizing.replicas import Slot
+
+logger = logging.getLogger(__name__)
 
 HEAD_SHARE = 0.75  # of the time that Ray waits for its head before it ends all processes
 LOOKS = 9  # at the head in that time
@@ -115,11 +117,11 @@ def watch_head(address: str | None, over: threading.Event) -> None:
         while not over.wait(limit / LOOKS):
             missed = 0 if _listens(head) else missed + 1
             if missed == LOOKS:
-                print(
-                    f"\nbatchq: Ray's head at {head} has not answered for {limit:.0f} s; what is committed stays, "
+                logger.critical(
+                    "Ray's head at %s has not answered for %.0f s; what is committed stays, "
                     "and the same command goes on from there",
-                    file=sys.stderr,
-                    flush=True,
+                    head,
+                    limit,
                 )
                 os._exit(EngineError.exit_code)
 
@@ -177,7 +179,7 @@ def _with_nodes(hardware: Hardware, records: list[dict[str, Any]]) -> Hardware:
     )
 
 
-def start(slot: Slot, spec: EngineSpec, hardware: Hardware, log: str) -> Any:
+def start(slot: Slot, spec: EngineSpec, hardware: Hardware, log: LogFile) -> Any:
     """A replica at that place; the handle of Ray's actor. It loads nothing before it is told to."""
     import ray
 

@@ -11,6 +11,7 @@ from batchq.account.usage import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
 from batchq.engine.protocol import EngineSpec
 from batchq.machine.hardware import Hardware
+from batchq.machine.log import LogSetting
 from batchq.records import Shard
 from batchq.sizing.replicas import Slot
 from batchq.worker.counters import Snapshot
@@ -26,6 +27,7 @@ class Setting:
     engine: EngineConfig
     hardware: Hardware
     logs: Path
+    said: LogSetting
 
 
 @dataclass(frozen=True, slots=True)

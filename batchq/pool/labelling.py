@@ -13,6 +13,7 @@ from typing import Any
 
 from batchq.account.usage import Counters
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
+from batchq.machine.log import LogFile
 from batchq.pool import cluster, losses
 from batchq.pool.handles import CLOSE_SECONDS, PoolSnapshot, ReplicaHandle, Setting, WarmReplica
 from batchq.records import Shard
@@ -101,7 +102,8 @@ class ShardScheduler:
         else:
             if warm:
                 warm.end()
-            actor = cluster.start(slot, spec.engine, self.setting.hardware, log)
+            file = LogFile(log, dataclasses.replace(self.setting.said, replica=number))
+            actor = cluster.start(slot, spec.engine, self.setting.hardware, file)
         replica = ReplicaHandle(number, slot, actor, log, time.monotonic())
         self.replicas.append(replica)
         self.futures[actor.start.remote(spec)] = ("start", replica, None)

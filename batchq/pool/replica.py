@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 import os
-import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ from pathlib import Path
 from batchq.account.usage import PhaseClock
 from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
+from batchq.machine import log as logs
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker.counters import Snapshot
 from batchq.worker.spec import WorkerSpec, open_engine
 from batchq.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,10 @@ class Replica:
     It answers the gate's prompts, or labels; one whose answers the gate accepted goes on to label.
     """
 
-    def __init__(self, spec: EngineSpec, log: str) -> None:
+    def __init__(self, spec: EngineSpec, log: logs.LogFile) -> None:
         self.clock = PhaseClock("start")
-        _log_to(log)
+        _log_to(log.path)
+        logs.configure(log.setting)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self.engine = open_engine(spec)
         self.worker: Worker | None = None  # from `start` on; Ray may run another method before it
@@ -103,11 +107,8 @@ class Replica:
         except BatchqError:
             raise
         except Exception as error:  # a defect: where it happened goes to the log, its message may quote a row
-            print(
-                f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}",
-                file=sys.stderr,
-                flush=True,
-            )
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("%s\n%s", type(error).__name__, where, extra={"shard": shard.index})
             raise
 
     async def snapshot(self) -> Snapshot | None:

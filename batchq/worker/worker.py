@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
+import logging
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +33,8 @@ from batchq.worker.counters import Snapshot
 from batchq.worker.in_flight import LEFT, InFlight
 from batchq.worker.reuse import Reuse
 from batchq.worker.spec import WorkerSpec, open_engine
+
+logger = logging.getLogger(__name__)
 
 LAST_ANSWERS_SECONDS = 2.0  # that a dead engine's other requests have to fail in, and its last answers to come
 SAVE_SECONDS = 20.0  # that a shard waits, before it raises, for the others to be spilled
@@ -284,7 +286,7 @@ class Worker:
         try:
             await self._thread(made.note, made.death(weight))
         except BatchqError as failure:  # without it more rows are suspected than need be
-            print(f"batchq: shard {made.shard.index}: its mark failed: {failure}", file=sys.stderr, flush=True)
+            logger.warning("shard %d: its mark failed: %s", i := made.shard.index, failure, extra={"shard": i})
 
     async def _spill_regularly(self, made: Attempt) -> None:
         for number in itertools.count(1):
@@ -295,4 +297,4 @@ class Worker:
         try:
             await self._thread(made.spill, list(made.parts), number)
         except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
-            print(f"batchq: a spill of shard {made.shard.index} failed: {error}", file=sys.stderr, flush=True)
+            logger.warning("a spill of shard %d failed: %s", made.shard.index, error, extra={"shard": made.shard.index})

@@ -1,0 +1,105 @@
+"""What batchq says while it works: records of the logger "batchq", as text or as JSON, on one stream.
+
+The root logger is left alone. A handler is attached to "batchq" only while a command or a session works, and is taken
+away after it, so a program that calls batchq keeps its own logging; its handlers hear the same records.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from batchq.config import LogConfig
+from batchq.machine.progress import Progress, duration, visible
+
+ROOT = logging.getLogger("batchq")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSetting:
+    """How one process logs. `run` is the invocation's id; the driver has no `replica`."""
+
+    level: str = "info"
+    format: str = "text"
+    run: str = ""
+    replica: int | None = None
+
+
+AS_SHIPPED = LogSetting()
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """Where a replica logs, and how."""
+
+    path: str
+    setting: LogSetting
+
+
+def setting(config: LogConfig, run: str = "") -> LogSetting:
+    """What the configuration asks for."""
+    return LogSetting(config.level.value, config.format.value, run)
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line. What isn't known is null."""
+
+    def __init__(self, asked: LogSetting) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "run": self.asked.run or None,
+            "replica": self.asked.replica,
+            "shard": getattr(record, "shard", None),
+            "message": record.getMessage(),
+        }
+        return json.dumps(said, allow_nan=False)
+
+
+class TextFormatter(logging.Formatter):
+    """A step with the time since the beginning, all else after "batchq: "."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        elapsed = getattr(record, "elapsed", None)
+        before = "batchq: " if elapsed is None else f"[{duration(elapsed)}] "
+        return before + "\n".join(map(visible, record.getMessage().split("\n")))
+
+
+class Handler(logging.Handler):
+    """Writes where the live line is shown, which is wiped before."""
+
+    def __init__(self, progress: Progress, asked: LogSetting) -> None:
+        super().__init__()
+        self.progress = progress
+        self.setFormatter(JsonFormatter(asked) if asked.format == "json" else TextFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.progress.line(self.format(record))
+
+
+def configure(asked: LogSetting) -> Progress:
+    """Log to standard error from now on, in place of what was configured before. Returns what steps are told to."""
+    live = asked.format == "text" and asked.level in ("debug", "info")
+    progress = Progress(log=logging.getLogger("batchq.progress"), live=live)
+    ROOT.handlers = [h for h in ROOT.handlers if not isinstance(h, Handler)] + [Handler(progress, asked)]
+    ROOT.setLevel(asked.level.upper())
+    return progress
+
+
+@contextmanager
+def configured(asked: LogSetting) -> Iterator[Progress]:
+    """`configure`, and afterwards the logger is as it was before."""
+    handlers, level = list(ROOT.handlers), ROOT.level
+    try:
+        yield configure(asked)
+    finally:
+        ROOT.handlers = handlers
+        ROOT.setLevel(level)

@@ -1,0 +1,57 @@
+"""What is logged, in text and in JSON, and that a stream which fails ends nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchq.machine import log
+from batchq.machine.log import LogSetting
+from tests.helpers import rows_of, write_jsonl
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_text_is_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    with log.configured(LogSetting()) as progress:
+        progress.step("quantizing")
+        logging.getLogger("batchq.x").warning("a heartbeat failed: %s", "no")
+    assert capsys.readouterr().err == "[0:00] quantizing\nbatchq: a heartbeat failed: no\n"
+    assert not log.ROOT.handlers
+
+
+def test_json_carries_run_replica_and_shard(capsys: pytest.CaptureFixture[str]) -> None:
+    with log.configured(LogSetting(format="json", run="r1", replica=2)) as progress:
+        progress.step("one\ntwo")
+        logging.getLogger("batchq.x").warning("late", extra={"shard": 7})
+    step, late = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (step["level"], step["message"], step["shard"]) == ("info", "one\ntwo", None)
+    assert (late["run"], late["replica"], late["shard"], late["level"]) == ("r1", 2, 7, "warning")
+
+
+def test_a_level_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    with log.configured(LogSetting(level="error")) as progress:
+        progress.step("unsaid")
+        logging.getLogger("batchq.x").error("said")
+    assert capsys.readouterr().err == "batchq: said\n"
+
+
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ""])
+def test_a_run_outlives_its_standard_error_and_no_record_holds_a_row(
+    streams: str, project: Path, tmp_path: Path
+) -> None:
+    write_jsonl(project / "rows.jsonl", [{**row, "text": "canary-of-a-row"} for row in rows_of(9)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BATCHQ_CACHE": str(tmp_path / "own")}
+    command = f"{sys.executable} -m batchq job=mine engine=fake log.format=json {streams}"
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    assert bool(records) == (not streams) and all(r["message"] for r in records)
+    logs = "".join(p.read_text() for p in (tmp_path / "own/logs").rglob("*.log"))
+    assert "canary-of-a-row" not in done.stderr + logs
