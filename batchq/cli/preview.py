@@ -13,13 +13,12 @@ from batchq.errors import RowError
 from batchq.job.scheme import choose_scheme
 from batchq.job.served import serve
 from batchq.job.session import Session, open_session
-from batchq.model.folder import open_tokenizer
 from batchq.model.scheme import SCHEMES
 from batchq.model.source import resolve
 from batchq.plan.draft import make_plan
 from batchq.pool import SampleListener, SampleRequest
 from batchq.records import Failure, Row
-from batchq.task.task import Task
+from batchq.task.task import Task, open_task
 from batchq.worker.batch import too_long
 
 ROWS = 5  # previewed unless input.limit says otherwise
@@ -47,8 +46,7 @@ def preview(config: Config) -> str:
         shown_scheme = Scheme.none if SCHEMES[scheme].calibrated else scheme
         drafted = make_plan(config, model.digest, shown_scheme, "")
         served = serve(session, drafted, model, shown_scheme)
-        tokenizer = open_tokenizer(model.path, model.trusted)
-        task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
+        task = open_task(config, model.path, drafted.columns)
         rows = [row for shard in drafted.shards for row in input.rows_of(drafted, shard, drafted.columns)]
         shown = [_shown(task, row, config.engine.max_model_len) for row in rows]
         asked = [each.prompt for each in shown if each.failure is None]

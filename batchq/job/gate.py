@@ -14,18 +14,17 @@ from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.machine import local_cache
 from batchq.machine.digests import digest_of
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample
 from batchq.pool import SampleListener, SampleRequest
 from batchq.quantize.checkpoint import read_verdict, write_verdict
 from batchq.quantize.verdict import Verdict, judge, verdict_from_json
-from batchq.records import Failure, Plan
+from batchq.records import Failure, Plan, restored
 from batchq.sizing.fit import Fit
 from batchq.sizing.settings import Weights, engine_spec, in_flight
 from batchq.sizing.tuned import engine_version
-from batchq.task.task import Task
+from batchq.task.task import open_task
 
 
 def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | None:
@@ -48,8 +47,7 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
             raise GateRefused(f"gate.strict: {baseline.name} doesn't fit here unquantized, so nothing can be compared")
         session.progress.step(f"gate: {baseline.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
-    tokenizer = open_tokenizer(model.path, model.trusted)
-    task = Task(config.task, tokenizer, draft.columns, config.model.chat_template)
+    task = open_task(config, model.path, draft.columns)
     asked = sample.judging(config, draft, task)
     if warning := sample.unknown_gold_warning(config, asked.golds):
         session.progress.step(f"gate: {warning}")
@@ -120,9 +118,4 @@ def recall_answers(key: str) -> list[Completion | Failure] | None:
 
 
 def _answers(stored: list[dict[str, Any]]) -> list[Completion | Failure]:
-    return [
-        Failure(**a)
-        if "code" in a
-        else Completion(**{**a, "logprobs": tuple(a["logprobs"]), "token_ids": tuple(a["token_ids"])})
-        for a in stored
-    ]
+    return [restored(answer, Failure) if "code" in answer else restored(answer, Completion) for answer in stored]

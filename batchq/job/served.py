@@ -11,13 +11,12 @@ from batchq.errors import Stopped
 from batchq.job.session import Session
 from batchq.machine.cache import cache_dir
 from batchq.machine.hardware import Hardware, detect
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import Model
 from batchq.plan import sample
 from batchq.quantize.checkpoint import Checkpoint, find_checkpoint, make_checkpoint
 from batchq.records import Plan
 from batchq.sizing.settings import Settings, Weights, resolve_settings
-from batchq.task.task import Task
+from batchq.task.task import open_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,7 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
     began: list[float] = []  # when the work began, if there was any
 
     def prompts() -> list[list[int]]:
-        tokenizer = open_tokenizer(model.path, model.trusted)
-        task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
-        return sample.calibration(config, drafted, task)
+        return sample.calibration(config, drafted, open_task(config, model.path, drafted.columns))
 
     def on_progress(words: str) -> None:
         began.append(time.monotonic())

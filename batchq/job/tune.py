@@ -17,7 +17,6 @@ from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import Session, open_session
 from batchq.machine.hardware import Hardware
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
@@ -29,7 +28,7 @@ from batchq.records import Plan
 from batchq.sizing import settings, tuned
 from batchq.sizing.settings import EAGER, FIELDS, ROWS, SHARE, STEP, TIGHT_SHARE, Weights, configured, free_share
 from batchq.sizing.tuned import Arguments, Tuned
-from batchq.task.task import Task
+from batchq.task.task import Task, open_task
 
 WARM = 8  # rows that an engine answers before it is measured
 MARGIN = 0.02  # by which a setting has to be faster than the best so far to replace it
@@ -142,8 +141,7 @@ def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial:
 
 def _slice(config: Config, drafted: Plan, path: str) -> Slice:
     """Prompts from all over the corpus that the engine takes."""
-    tokenizer = open_tokenizer(path, config.model.trust_remote_code)
-    task = Task(config.task, tokenizer, drafted.columns, config.model.chat_template)
+    task = open_task(config, path, drafted.columns)
     longest = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
     asked = sample.spread(drafted, wanted, lambda rows: sample.rendered(task, rows))

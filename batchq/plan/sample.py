@@ -15,12 +15,11 @@ from batchq.config import Config, Scheme
 from batchq.engine.protocol import Prompt
 from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.machine.digests import digest_of
-from batchq.model.folder import open_tokenizer
 from batchq.model.scheme import SCHEMES
 from batchq.output.parts import as_gold
 from batchq.records import Plan, Range, Row
 from batchq.task import answers
-from batchq.task.task import Task
+from batchq.task.task import Task, open_task
 
 Taken = TypeVar("Taken")
 
@@ -69,12 +68,7 @@ class Lengths:
 
 def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Lengths:
     """Lengths of this job's prompts with the tokenizer at `path`, from rows all over the corpus."""
-    task = Task(
-        config.task,
-        open_tokenizer(path, config.model.trust_remote_code),
-        draft.columns,
-        config.model.chat_template,
-    )
+    task = open_task(config, path, draft.columns)
     asked = itertools.islice(spread(draft, rows, lambda some: rendered(task, some)), rows)
     return Lengths.of(task.encode([message for message, _ in asked]))
 

@@ -18,7 +18,7 @@ import numpy as np
 from batchq.config import GateConfig
 from batchq.engine.protocol import Completion
 from batchq.plan.sample import Sample
-from batchq.records import Failure
+from batchq.records import Failure, restored
 
 RESAMPLES = 2000
 CHUNK = 100  # resamples drawn at a time: 100 x 20,000 rows of counts take 16 MB
@@ -225,6 +225,7 @@ def _conclude(scheme: str, figures: Figures, recovery: Recovery, config: GateCon
 
 
 def verdict_from_json(data: dict[str, Any]) -> Verdict:
-    f1, high = data["macro_f1"], data["high"]
+    """Raises ValueError if it isn't one."""
+    high = data.get("high")
     known = high is not None and math.isfinite(high)  # version 0.1.0 wrote Infinity
-    return Verdict(**{**data, "macro_f1": tuple(f1) if f1 else None, "high": high if known else None})
+    return restored({**data, "high": high if known else None}, Verdict)

@@ -18,7 +18,7 @@ from batchq.machine.hardware import Hardware
 from batchq.machine.progress import duration
 from batchq.plan import sample
 from batchq.plan.sample import Lengths
-from batchq.records import Plan
+from batchq.records import Plan, restored
 from batchq.sizing import forecast, replicas, tuned
 from batchq.sizing.fit import Fit
 from batchq.task import answers
@@ -109,4 +109,6 @@ def remember(config: Config, plan: Plan, hardware: Hardware, accounts: Iterable[
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Throughput | None:
     """What the last run on this kind of machine reached with that model and scheme, if there was one."""
-    return local_cache.read("throughput", tuned.key(config, draft, hardware), lambda stored: Throughput(**stored))
+    return local_cache.read(
+        "throughput", tuned.key(config, draft, hardware), lambda stored: restored(stored, Throughput)
+    )

@@ -13,7 +13,7 @@ from batchq.machine import local_cache
 from batchq.machine.digests import digest_of
 from batchq.machine.hardware import Hardware
 from batchq.plan.sample import Lengths
-from batchq.records import Plan
+from batchq.records import Plan, restored
 
 OTHER_LENGTH = 2.0  # times the median: settings tuned on such rows say little about these
 
@@ -40,7 +40,7 @@ class Tuned:
 
 def recall(config: Config, draft: Plan, hardware: Hardware) -> Tuned | None:
     """What `tune` measured for this hardware, model, scheme and vLLM, if it was asked."""
-    return local_cache.read("tune", key(config, draft, hardware), lambda stored: Tuned(**stored))
+    return local_cache.read("tune", key(config, draft, hardware), lambda stored: restored(stored, Tuned))
 
 
 def remember(config: Config, draft: Plan, hardware: Hardware, best: Tuned) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from batchq.config import TaskConfig
+from batchq.config import Config, TaskConfig
 from batchq.engine.protocol import Completion, Prompt
+from batchq.model import folder
 from batchq.records import Answer
 from batchq.task import answers, labels
 from batchq.task.prompt import Frame, Template, names_in
@@ -28,6 +29,15 @@ def ingredients(config: TaskConfig) -> dict[str, str]:
         "labels": json.dumps([config.kind.value, config.labels, config.codes, config.name]),
         "sampling": json.dumps([config.max_tokens, config.temperature, config.stop, config.seed]),
     }
+
+
+def open_task(config: Config, path: str, columns: Sequence[str]) -> Task:
+    """The job's task, bound to the tokenizer in a model's folder. `columns`: the input's.
+
+    Raises ModelError, ConfigError.
+    """
+    tokenizer = folder.open_tokenizer(path, config.model.trust_remote_code)
+    return Task(config.task, tokenizer, columns, config.model.chat_template)
 
 
 class Task:
