@@ -185,14 +185,14 @@ def test_where_nothing_is_counted_there_are_no_joules(
 
 
 def test_a_gpu_that_is_lost_takes_its_joules_along_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     counters = Counters(monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     meter = hardware.EnergyMeter()
     counters.error = pynvml.NVML_ERROR_GPU_IS_LOST
     assert meter.joules() is None and meter.joules() is None
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert "can't be read any more" in line
 
 
