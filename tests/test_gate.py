@@ -17,6 +17,8 @@ from batchq.config import Config, GateConfig, Scheme
 from batchq.engine.protocol import Completion, Prompt
 from batchq.errors import ConfigError
 from batchq.job import gate
+from batchq.job.run import ingredients_after
+from batchq.job.scheme import _refused
 from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
 from batchq.plan import sample
@@ -164,6 +166,32 @@ def test_answers_are_remembered_without_text(cache: object) -> None:
     found = gate.recall_answers("k")
     assert found is not None and found[1] == kept[1]
     assert isinstance(found[0], Completion) and found[0].text == "" and found[0].logprobs == (-0.1, -2.0)
+
+
+@pytest.mark.parametrize(
+    ("fallback", "served", "resumes"),
+    [
+        (None, Scheme.none, True),
+        (None, Scheme.int8_rtn, False),
+        ([], Scheme.none, False),
+        ([Scheme.fp8], Scheme.fp8, True),
+    ],
+    ids=["further up the ladder", "below the asked one", "no fallback", "the named one"],
+)
+def test_a_run_that_fell_back_is_resumed_and_another_scheme_is_not(
+    fallback: list[Scheme] | None, served: Scheme, resumes: bool, compose: Callable[..., Config], project: Path
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    config = compose("quantization.scheme=int8")
+    config.gate.fallback = fallback
+    model = resolve(config.model)
+    before = make_plan(config, model.digest, served, "")
+    assert (ingredients_after(config, model, before) == before.ingredients) is resumes
+
+
+def test_a_strict_gate_says_what_it_could_not_tell() -> None:
+    few = verdict(200, 0.02)
+    assert few.needs and _refused(few).endswith(f"undecided under gate.strict (about {few.needs:,} rows would decide)")
 
 
 # ---- the whole of it, on the real engine ----

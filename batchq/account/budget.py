@@ -45,7 +45,7 @@ class Budget:
         return "" if cost is None else f" · {cost:.4f} {self._pricing.currency} so far"
 
     def words(self, now: RunAccount | None = None) -> str:
-        """Why the run ends hardware."""
+        """Why the run ends here."""
         return (
             f"pricing.budget={self._pricing.budget:g}: {self.total(now):.4f} {self._pricing.currency} are spent; every "
             "answer is saved. Raise it to resume with the same command"

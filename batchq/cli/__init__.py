@@ -197,7 +197,7 @@ def _refuse_stray(arguments: list[str]) -> None:
 
 
 def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:
-    """Each job of a sweep, one after the other, or a single one; the worst exit code counts."""
+    """Each job of a sweep, one after the other, or a single one; the highest exit code counts."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     codes = [0]

@@ -174,7 +174,8 @@ class ClusterConfig:
     """conf/cluster: where replicas run.
 
     address: null starts Ray on this machine; "auto" or host:port joins a running cluster.
-    replicas: engines side by side; null for as many as fit on the machine.
+    replicas: engines side by side; null for as many as there are GPUs for; on CPUs one per node, or as many as
+        cpus_per_replica leaves cores for.
     tensor_parallel_size: accelerators that each engine's matrices are cut over.
     pipeline_parallel_size: stages that each engine's layers are cut into, of tensor_parallel_size accelerators each.
     cpus_per_replica: cores bound to each engine; null for an equal share of the machine's.

@@ -16,7 +16,7 @@ from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served, serve
 from batchq.job.session import Session, open_session
-from batchq.model.scheme import LADDER
+from batchq.model.scheme import fallback_after
 from batchq.model.source import Model, resolve
 from batchq.output.lease import Lease
 from batchq.plan import draft
@@ -27,7 +27,7 @@ from batchq.records import Plan
 from batchq.report.outcome import Result, finish
 from batchq.sizing.fit import Choice
 
-MOMENT = 1.0  # seconds; a model that is cached resolves within that
+CACHED_WITHIN_SECONDS = 1.0  # seconds; a model that is cached resolves within that
 
 
 def run(config: Config, stop: threading.Event | None = None) -> Result:
@@ -46,7 +46,9 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
         with only_driver(session):
-            if new and (resume := find_resume(session, model)) and resume.complete:  # by the driver that we waited for
+            if new:
+                resume = find_resume(session, model)  # another driver may have planned it while this one waited
+            if resume and resume.complete:
                 return nothing_to_do(session, model, resume)
             plan, served = go_on(session, model, resume) if resume else begin(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
@@ -150,8 +152,9 @@ def go_on(session: Session, model: Model, resume: Resume) -> tuple[Plan, Served]
 def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, str]:
     """The ingredients of this run if it serves the scheme that an earlier run with the same settings came to."""
     asked, served = config.quantization.scheme, Scheme(before.quantization)
-    fallen = config.gate.enabled and served in (config.gate.fallback or LADDER)
-    return draft.ingredients(config, model.digest, served if asked is Scheme.auto or fallen else asked)
+    may_have_fallen_back = config.gate.enabled and served in fallback_after(asked, config.gate.fallback)
+    scheme = served if asked is Scheme.auto or may_have_fallen_back else asked
+    return draft.ingredients(config, model.digest, scheme)
 
 
 @contextmanager
@@ -185,7 +188,7 @@ def resolve_model(session: Session) -> Model:
             fetched.set_exception(error)
 
     threading.Thread(target=fetch, name="batchq-model", daemon=True).start()
-    wait([fetched], MOMENT)
+    wait([fetched], CACHED_WITHIN_SECONDS)
     if not fetched.done():
         session.progress.step(f"model {session.config.model.path}: fetched or converted, unless it is cached")
         session.pool.connect()

@@ -23,7 +23,7 @@ from batchq.sizing.fit import Choice, Fit, require_memory
 def choose_scheme(session: Session, model: Model) -> Choice:
     """The scheme of a new run, why, and what is tried after it.
 
-    Raises ConfigError if the model can't be served so, or doesn't fit.
+    Raises ConfigError if the model can't be served in that scheme, or doesn't fit.
     """
     config = session.config
     if config.engine.kind is EngineKind.fake and config.quantization.scheme is Scheme.auto:
@@ -41,7 +41,8 @@ def choose_scheme(session: Session, model: Model) -> Choice:
 def choose_checkpoint(
     session: Session, drafted: Plan, model: Model, choice: Choice
 ) -> tuple[Plan, Served, list[Verdict]]:
-    """Quantize and judge, rung by rung, until one reaches the wanted quality: (plan, what is served, all verdicts).
+    """Quantize and judge, rung by rung, until the gate accepts one or has nothing to judge by: (plan, what is served,
+    all verdicts).
 
     Raises GateRefused when no rung passes.
     """
@@ -60,13 +61,21 @@ def choose_checkpoint(
         session.progress.step(f"gate: {verdict.words()}")
         if verdict.accepts(session.config.gate.strict):
             return drafted, served, verdicts
-        session.pool.release()
-        why = f"{scheme.value} costs too much quality"
-    tried = "; ".join(f"{v.scheme} keeps {v.recovery:.1%} of {v.measure}" for v in verdicts)
+        session.pool.release()  # the engine that answered for it
+        unsure = verdict.verdict == "undecided"
+        why = f"too few rows tell about {scheme.value}" if unsure else f"{scheme.value} costs too much quality"
     raise GateRefused(
-        f"no scheme that fits reaches gate.recovery={session.config.gate.recovery}: {tried}. "
-        "Lower it, name others in gate.fallback, or give the model more memory"
+        f"no scheme that fits reaches gate.recovery={session.config.gate.recovery}: "
+        f"{'; '.join(map(_refused, verdicts))}. Lower it, name others in gate.fallback, or use a larger machine"
     )
+
+
+def _refused(verdict: Verdict) -> str:
+    words = f"{verdict.scheme} keeps {verdict.recovery:.1%} of {verdict.measure}"
+    if verdict.verdict == "undecided":
+        words += ", undecided under gate.strict"
+        words += f" (about {verdict.needs:,} rows would decide)" if verdict.needs else ""
+    return words
 
 
 def quantize_only(config: Config, stop: threading.Event | None = None) -> str:

@@ -7,7 +7,7 @@ and tried (benchmarks/LOG.md) where a machine was at hand.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from batchq.config import Scheme
@@ -66,6 +66,13 @@ LADDER = (
     Scheme.w8a16,
     Scheme.none,
 )
+
+
+def fallback_after(scheme: Scheme, named: Sequence[Scheme] | None) -> tuple[Scheme, ...]:
+    """What the gate may try after a scheme: as named in gate.fallback, or else what comes after it on the ladder."""
+    if named is not None:
+        return tuple(named)
+    return LADDER[LADDER.index(scheme) + 1 :] if scheme in LADDER else (Scheme.none,)
 
 
 def group_size(scheme: Scheme, columns: Iterable[int], wanted: int | None) -> int | None:

@@ -8,7 +8,7 @@ from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
 from batchq.machine.hardware import Hardware
 from batchq.machine.words import gib
-from batchq.model.scheme import LADDER, SCHEMES, unserved
+from batchq.model.scheme import LADDER, SCHEMES, fallback_after, unserved
 from batchq.model.source import Model
 from batchq.model.tensors import Shape, matrices, read_shape
 from batchq.quantize.sizes import Quantization
@@ -142,10 +142,8 @@ class Fit:
 
     def _fallback(self, scheme: Scheme) -> tuple[Scheme, ...]:
         named = self.config.gate.fallback
-        if named is not None:
-            return tuple(named)
-        after = LADDER[LADDER.index(scheme) + 1 :] if scheme in LADDER else (Scheme.none,)
-        return tuple(s for s in after if not self.unserved(s) and self.fits(s))
+        after = fallback_after(scheme, named)
+        return after if named is not None else tuple(s for s in after if not self.unserved(s) and self.fits(s))
 
 
 def _require_stored(model: Model, hardware: Hardware) -> None:

@@ -34,7 +34,7 @@ class Replicas:
 
     @property
     def on_fullest_node(self) -> int:
-        """Replicas that share one node's memory at most; at least 1."""
+        """The most replicas on any one node, which share its memory; at least 1."""
         return max(Counter(slot.node for slot in self.slots).values(), default=1)
 
 
@@ -48,13 +48,18 @@ def arrange(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
 
 
 def require(cluster: ClusterConfig, hardware: Hardware) -> Replicas:
-    """The same. Raises ConfigError if the cluster has fewer slots than are asked for."""
+    """As `arrange`, but raises ConfigError if the cluster has fewer slots than are asked for."""
     placed = arrange(cluster, hardware)
     if not placed.slots or len(placed.slots) < (cluster.replicas or 1):
-        unit = f"{placed.gpus_each} GPUs" if placed.gpus_each else "cores"
+        each = f"{placed.gpus_each} GPUs" if placed.gpus_each else f"{cluster.cpus_per_replica or 1} cores"
+        lower = "cluster.tensor_parallel_size or cluster.pipeline_parallel_size"
+        if not placed.gpus_each:
+            lower = "cluster.cpus_per_replica"
+        if cluster.replicas is None:
+            raise ConfigError(f"no node has the {each} that one replica takes; lower {lower}")
         raise ConfigError(
-            f"cluster.replicas={cluster.replicas}: there are slots for {placed.possible} (of {unit} each); "
-            "lower it, cluster.tensor_parallel_size, cluster.pipeline_parallel_size or cluster.cpus_per_replica"
+            f"cluster.replicas={cluster.replicas}: there are slots for {placed.possible} (of {each} each); "
+            f"lower it or {lower}"
         )
     return placed
 
