@@ -82,7 +82,7 @@ def test_what_does_not_divide_a_node_leaves_gpus_over_and_spans_no_two_nodes(
 def test_more_than_there_are_slots_for_is_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"replicas=5: there are slots for 4 .of 2 GPUs each"):
         replicas.require(ClusterConfig(replicas=5, tensor_parallel_size=2), cluster_of(H100, 4, 4))
-    with pytest.raises(ConfigError, match="no node has the 16 GPUs that one replica takes; lower cluster.tensor"):
+    with pytest.raises(ConfigError, match="no node has the 16 GPUs that one replica takes; lower cluster"):
         replicas.require(ClusterConfig(tensor_parallel_size=16), cluster_of(H100, 8, 8))
 
 
