@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.warn("batchq: interrupted; what is committed stays, the same command goes on")
         return Stopped.exit_code
     finally:
-        streams.settle()
+        streams.close()
 
 
 def _dispatch(arguments: list[str]) -> int:

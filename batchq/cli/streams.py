@@ -58,7 +58,7 @@ def warn(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def settle() -> None:
+def close() -> None:
     """What standard error can't take is let go, or Python, as it ends, would make an exit code of it."""
     try:
         sys.stderr.flush()
