@@ -31,8 +31,9 @@ COMPILATION = "compilation_config"
 FIELDS = (STEP, ROWS)  # fields of conf/engine; the others are engine.options
 STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefill; a GPU wants many rows in a step
 SEQUENCES = {"cpu": 64, "cuda": 1024}
-# vLLM's 8-bit products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: prefill is 1.061 times
-# as fast (8B shape, one H100, 2026-11-25, benchmarks/levers.py).
+# vLLM's FP8 products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: prefill is 1.061 times as
+# fast. Of INT8 only the products were measured, 1,229 and 1,174 (8B shape, one H100, 2026-11-25, benchmarks/levers.py
+# and products.py).
 HOPPER_STEP_TOKENS = 8192
 HOPPER = (9, 0)
 CUTLASS = frozenset({Scheme.fp8, Scheme.fp8_gptq, Scheme.int8, Scheme.int8_rtn})
