@@ -4,10 +4,8 @@ known already. Runs in threads, a batch ahead of the engine."""
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,13 +15,13 @@ from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.machine.digests import digest_of
 from batchq.output.parts import as_gold
-from batchq.output.schema import EXTRA, input_columns, schema_from_text
+from batchq.output.schema import schema_from_text
 from batchq.records import Answer, Failure, Plan, Row, Shard
 from batchq.task.task import Task
+from batchq.worker.columns import Columns, raw_of
 from batchq.worker.reuse import Reuse
 
 BATCH = 256  # rows read, rendered and tokenised at a time
-_TEXT = frozenset({str, type(None)})  # anything else in a column planned as text is written as JSON
 
 Known = dict[str, tuple[str | None, Answer]]  # answers that earlier attempts spilled: see output.spills
 
@@ -62,9 +60,7 @@ class Batches:
         self.quarantine = quarantine
         self.cpu = cpu
         self.quarantined: dict[int, str] = {}  # shard -> why its input can't be read to its end
-        schema = schema_from_text(plan.schema)
-        self.columns = input_columns(schema, task.config)
-        self.extra = EXTRA.name in schema.names
+        self.columns = Columns(schema_from_text(plan.schema), task.config)
         answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
         self.answerer = digest_of(answers)  # what else than the prompt decides an answer
 
@@ -90,7 +86,9 @@ class Batches:
 
         Raises InputError, unless such input is to be quarantined.
         """
-        columns = None if self.extra else self.plan.columns  # where unknown keys go to batchq_extra, all are read
+        columns = (
+            None if self.columns.extra else self.plan.columns
+        )  # where unknown keys go to batchq_extra, all are read
         failed_at = -1
         while True:
             try:
@@ -113,7 +111,7 @@ class Batches:
         if not taken:
             return None
         with timed(self.cpu, "render"):
-            inputs, outcomes = self._columns(taken)
+            inputs, outcomes = self.columns.of(taken)
             unread = [o for o in outcomes if o is not None]  # their columns can't be in the table
             messages: list[str] = []
             asked: list[int] = []
@@ -157,60 +155,11 @@ class Batches:
             prompts=prompts,
             keys=keys,
             outcomes=outcomes,
-            raws=[_raw(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
+            raws=[raw_of(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
             golds=[as_gold(row.columns.get(gold)) if gold else None for row in taken],
             from_spill=from_spill,
             from_reuse=frozenset(from_reuse),
         )
-
-    def _columns(self, rows: list[Row]) -> tuple[pa.RecordBatch, list[Answer | Failure | None]]:
-        """The rows' columns under the frozen schema; a row whose value won't cast fails, its columns null."""
-        outcomes: list[Answer | Failure | None] = [Failure(*row.error) if row.error else None for row in rows]
-        arrays: dict[str, pa.Array] = {}
-        values: dict[str, list[Any]] = {}
-        for column in self.columns:
-            name = column.name
-            raw = [row.columns.get(name) for row in rows]
-            if pa.types.is_string(column.type) and not _TEXT.issuperset(map(type, raw)):
-                raw = [value if value is None else input.as_text(value) for value in raw]
-            values[name] = raw
-            try:
-                arrays[name] = pa.array(raw, column.type)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError, TypeError):
-                for i, value in enumerate(raw):
-                    if not _casts(value, column.type):
-                        outcomes[i] = Failure("schema", f"column {name}: not {column.type}")
-        failed = [isinstance(o, Failure) for o in outcomes]
-        for column in self.columns:
-            if column.name not in arrays:
-                cleared = [None if f else v for v, f in zip(values[column.name], failed, strict=True)]
-                arrays[column.name] = pa.array(cleared, column.type)
-        if self.extra:
-            known = set(self.columns.names)
-            extras = [
-                None if row.columns.keys() <= known else {k: v for k, v in row.columns.items() if k not in known}
-                for row in rows
-            ]
-            texts = [None if e is None else json.dumps(e, ensure_ascii=False) for e in extras]
-            arrays[EXTRA.name] = pa.array(texts, pa.string())
-        if not arrays:
-            return pa.RecordBatch.from_pylist([{} for _ in rows], schema=pa.schema([])), outcomes
-        return pa.RecordBatch.from_pydict(arrays), outcomes
-
-
-def _casts(value: Any, kind: pa.DataType) -> bool:
-    try:
-        pa.array([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, ValueError, TypeError):
-        return False
-    return True
-
-
-def _raw(row: Row) -> str | None:
-    """A failed row's text, so that nothing is lost: as it was, or its columns as JSON."""
-    if row.raw is not None:
-        return row.raw
-    return json.dumps(row.columns, ensure_ascii=False, default=str) if row.columns else None
 
 
 def too_long(tokens: int, most: int) -> Failure:
