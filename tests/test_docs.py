@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,32 @@ def test_architecture_shows_the_packages_in_their_order_and_their_modules() -> N
         folder = ROOT / "batchq" / package
         there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
         assert set(re.findall(r"`(\w+)/?`", modules)) == there - {"__init__", "__pycache__"}, package
+
+
+def calls() -> list[tuple[str, str]]:
+    """(caller, what it calls) of the architecture page's way from command to commit; the caller of a root is ""."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    (block,) = re.findall(r"call by call.*?```\n(.*?)```", page, re.S)
+    above: list[str] = []
+    found = []
+    for indent, name in re.findall(r"^( *)([\w.]+)", block, re.M):
+        del above[len(indent) // 2 :]
+        found.append((above[-1] if above else "", name))
+        above.append(name)
+    return found
+
+
+def named(name: str) -> Any:
+    """The function or class of that dotted name below batchq."""
+    package, module, rest = *name.split(".")[:2], name.split(".")[2:]
+    if (ROOT / f"batchq/{package}/{module}.py").is_file():
+        return attrgetter(".".join(rest))(importlib.import_module(f"batchq.{package}.{module}"))
+    return attrgetter(name.partition(".")[2])(importlib.import_module(f"batchq.{package}"))
+
+
+@pytest.mark.parametrize(("caller", "name"), calls())
+def test_the_way_from_command_to_commit_is_the_codes(caller: str, name: str) -> None:
+    assert callable(named(name))
+    if caller:
+        last = name.rpartition(".")[2]
+        assert re.search(rf"\b{last}\b", inspect.getsource(named(caller))), f"{caller} doesn't call {name}"
