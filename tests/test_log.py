@@ -35,6 +35,24 @@ def test_json_carries_run_replica_and_shard(capsys: pytest.CaptureFixture[str]) 
     assert (late["run"], late["replica"], late["shard"], late["level"]) == ("r1", 2, 7, "warning")
 
 
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_line_says_which_shard_and_replica_it_is_of(format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with log.configured(LogSetting(level="warning", format=format, run="r1")) as progress:
+        progress.step("unsaid")
+        progress.warn("replica 2 lost", replica=2)
+        progress.warn("rows.jsonl: 4 rows may kill engines", replica=2, shard=0)
+        logging.getLogger("batchq.x").error("ValueError", extra={"shard": 17})
+    lines = capsys.readouterr().err.splitlines()
+    if format == "text":
+        lost, suspected, failed = lines
+        assert lost.endswith("] replica 2 lost")
+        assert suspected.endswith("] shard 0: rows.jsonl: 4 rows may kill engines")
+        assert failed == "batchq: shard 17: ValueError"
+        return
+    found = [(r["level"], r["replica"], r["shard"]) for r in map(json.loads, lines)]
+    assert found == [("warning", 2, None), ("warning", 2, 0), ("error", None, 17)]
+
+
 def test_a_level_filters(capsys: pytest.CaptureFixture[str]) -> None:
     with log.configured(LogSetting(level="error")) as progress:
         progress.step("unsaid")

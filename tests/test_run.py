@@ -146,8 +146,10 @@ def test_a_lost_replica_is_replaced_and_its_answers_kept(
     write_jsonl(project / "rows.jsonl", rows_of(200))
     flag = project / "struck"
     faults = [f"+engine.options.{fault}=70", f"+engine.options.once={flag}", "output.rows_per_shard=50"]
-    assert main(["job=mine", "engine=fake", *faults]) == 0
-    out = capsys.readouterr().out
+    assert main(["job=mine", "engine=fake", "log.level=warning", "log.format=json", *faults]) == 0
+    out, err = capsys.readouterr()
+    lost = [json.loads(line) for line in err.splitlines()]
+    assert [(r["level"], r["replica"]) for r in lost if " lost: " in r["message"]] == [("warning", 0)]
     assert flag.exists()
     assert "200 = 200 answers + 0 failures" in out
     assert "1 replicas lost" in out

@@ -93,7 +93,7 @@ def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) 
     words = f"gate: {name} has answered {{:,}} of {rows:,} rows"
     listener = SampleListener(
         lambda count: session.progress.update(words.format(count), count / rows),
-        session.progress.step,
+        session.progress.warn,
         session.invocation.spent,
     )
     answers, _ = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)

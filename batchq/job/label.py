@@ -50,7 +50,7 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
             session.hardware,
             session.stop,
             watch.on_progress,
-            session.progress.step,
+            session.progress.warn,
         )
     except Stopped:
         if watch.budget_spent:

@@ -44,9 +44,9 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     check(config)
     output = storage.normalize(config.output.path)
     invocation = Invocation(output, config.job.name, verb)
-    said = log.setting(config.log, invocation.id)
+    log_setting = log.setting(config.log, invocation.id)
     logs = cache_dir() / "logs" / config.job.name
-    with log.configured(said) as progress, Pool(config.cluster, config.engine, logs, said) as pool:
+    with log.configured(log_setting) as progress, Pool(config.cluster, config.engine, logs, log_setting) as pool:
         try:
             yield Session(config, output, pool, invocation, stop or threading.Event(), progress)
         except BaseException as error:

@@ -53,23 +53,26 @@ class JsonFormatter(logging.Formatter):
         self.asked = asked
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        replica = getattr(record, "replica", None)  # which one the driver speaks of
+        entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "run": self.asked.run or None,
-            "replica": self.asked.replica,
+            "replica": self.asked.replica if replica is None else replica,
             "shard": getattr(record, "shard", None),
             "message": record.getMessage(),
         }
-        return json.dumps(said, allow_nan=False)
+        return json.dumps(entry, allow_nan=False)
 
 
 class TextFormatter(logging.Formatter):
-    """A step with the time since the beginning, all else after "batchq: "."""
+    """A step with the time since the beginning, all else after "batchq: "; then the shard, if it is of one."""
 
     def format(self, record: logging.LogRecord) -> str:
         elapsed = getattr(record, "elapsed", None)
         before = "batchq: " if elapsed is None else f"[{duration(elapsed)}] "
+        if (shard := getattr(record, "shard", None)) is not None:
+            before += f"shard {shard}: "
         return before + "\n".join(map(visible, record.getMessage().split("\n")))
 
 

@@ -33,6 +33,10 @@ class Progress:
         """A step of the run has begun: always a line of its own."""
         self._say(text, time.monotonic() - self._began)
 
+    def warn(self, text: str, *, replica: int | None = None, shard: int | None = None) -> None:
+        """Something was lost or may be wrong, and the run goes on; where it is known, of which replica or shard."""
+        self._say(text, time.monotonic() - self._began, logging.WARNING, replica=replica, shard=shard)
+
     def update(self, text: str, share: float | None = None) -> None:
         """The current step goes on; printed only when a line is due, on a terminal with a bar if `share`, of the step,
         is known."""
@@ -59,9 +63,9 @@ class Progress:
         self.clear()
         self._write(text + "\n")
 
-    def _say(self, text: str, elapsed: float) -> None:
+    def _say(self, text: str, elapsed: float, level: int = logging.INFO, **about: int | None) -> None:
         if self.log:
-            self.log.info("%s", text, extra={"elapsed": elapsed})
+            self.log.log(level, "%s", text, extra={"elapsed": elapsed, **about})
         else:
             self.line(f"[{duration(elapsed)}] {visible(text)}")
 

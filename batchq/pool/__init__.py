@@ -30,7 +30,7 @@ from batchq.machine import hardware
 from batchq.machine.hardware import Hardware
 from batchq.machine.log import AS_SHIPPED, LogFile, LogSetting
 from batchq.pool import cluster
-from batchq.pool.handles import PoolSnapshot, Setting, WarmReplica
+from batchq.pool.handles import Notify, PoolSnapshot, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
 from batchq.pool.replica import SampleRequest
 from batchq.records import Failure, Shard
@@ -81,11 +81,11 @@ class Watch:
 class Pool:
     """A connection to Ray, local or an existing cluster, for one run; opened when it is first needed."""
 
-    def __init__(self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, said: LogSetting = AS_SHIPPED) -> None:
+    def __init__(self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, log_setting: LogSetting = AS_SHIPPED) -> None:
         """`engine` says how long an engine may take to start, and to answer nothing."""
         self.cluster, self.engine = cluster, engine
         self.logs = logs
-        self.said = said
+        self.log_setting = log_setting
         self._connected = False
         self._over = threading.Event()
         self._warm: WarmReplica | None = None
@@ -140,7 +140,7 @@ class Pool:
         account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
         try:
             for _ in range(self.cluster.max_attempts):
-                actor = cluster.start(slot, spec, hardware, LogFile(path, dataclasses.replace(self.said, replica=0)))
+                actor = cluster.start(slot, spec, hardware, LogFile(path, dataclasses.replace(self.log_setting, replica=0)))
                 seen: dict[str, float] = {}
                 try:
                     answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, path))
@@ -225,7 +225,7 @@ class Pool:
         hardware: Hardware,
         stop: threading.Event,
         on_progress: Callable[[PoolSnapshot], None],
-        notify: Callable[[str], None],
+        notify: Notify,
     ) -> PoolSnapshot:
         """Label all `shards`; returns the final state. `notify` is told of every replica that is lost.
 
@@ -235,7 +235,7 @@ class Pool:
         self.connect()
         slots = cluster.slots(self.cluster, hardware)[: max(1, len(shards))]
         warm, self._warm = self._warm, None
-        setting = Setting(self.cluster, self.engine, hardware, self.logs, self.said)
+        setting = Setting(self.cluster, self.engine, hardware, self.logs, self.log_setting)
         return ShardScheduler(setting, spec, stop, on_progress, notify).run(shards, slots, warm)
 
 

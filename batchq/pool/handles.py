@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from batchq.account.usage import Counters, ReplicaAccount
 from batchq.config import ClusterConfig, EngineConfig
@@ -19,6 +19,12 @@ from batchq.worker.counters import Snapshot
 CLOSE_SECONDS = 20.0
 
 
+class Notify(Protocol):
+    """Told of what was lost, and of which replica's or shard's it is: `Progress.warn`."""
+
+    def __call__(self, text: str, *, replica: int | None = None, shard: int | None = None) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Where and how replicas run, whatever they are asked: `engine` says how long one may take, `logs` is a folder."""
@@ -27,7 +33,7 @@ class Setting:
     engine: EngineConfig
     hardware: Hardware
     logs: Path
-    said: LogSetting
+    log_setting: LogSetting
 
 
 @dataclass(frozen=True, slots=True)

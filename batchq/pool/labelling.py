@@ -15,7 +15,7 @@ from batchq.account.usage import Counters
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine.log import LogFile
 from batchq.pool import cluster, losses
-from batchq.pool.handles import CLOSE_SECONDS, PoolSnapshot, ReplicaHandle, Setting, WarmReplica
+from batchq.pool.handles import CLOSE_SECONDS, Notify, PoolSnapshot, ReplicaHandle, Setting, WarmReplica
 from batchq.records import Shard
 from batchq.sizing.replicas import Slot
 from batchq.worker.counters import Snapshot
@@ -36,7 +36,7 @@ class ShardScheduler:
         spec: WorkerSpec,
         stop: Event,
         on_progress: Callable[[PoolSnapshot], None],
-        notify: Callable[[str], None],
+        notify: Notify,
     ) -> None:
         """`notify` is told of every replica that is lost, and what follows from that."""
         self.setting, self.spec = setting, spec
@@ -102,7 +102,7 @@ class ShardScheduler:
         else:
             if warm:
                 warm.end()
-            file = LogFile(log, dataclasses.replace(self.setting.said, replica=number))
+            file = LogFile(log, dataclasses.replace(self.setting.log_setting, replica=number))
             actor = cluster.start(slot, spec.engine, self.setting.hardware, file)
         replica = ReplicaHandle(number, slot, actor, log, time.monotonic())
         self.replicas.append(replica)
@@ -123,12 +123,12 @@ class ShardScheduler:
         self.former.append(replica)
         self.futures = {f: v for f, v in self.futures.items() if v[1] is not replica}
         self.lost += 1
-        self.notify(f"replica {replica.number} lost: {why}; log: {replica.log}")
+        self.notify(f"replica {replica.number} lost: {why}; log: {replica.log}", replica=replica.number)
         for shard, attempt in reversed(replica.shards.values()):
             if self.stopped_at is None:  # a signal to all processes may have ended it
                 how = f"({why}); log: {replica.log}"
                 if words := losses.note(self.spec, shard, attempt, self.cluster.max_attempts, how):
-                    self.notify(words)
+                    self.notify(words, replica=replica.number, shard=shard.index)
             if self.stopped_at is None:
                 self.pending.appendleft(shard)
         replica.shards.clear()
@@ -239,7 +239,8 @@ class ShardScheduler:
         elif isinstance(cause, BatchqError):
             raise cause
         else:
-            raise BatchqError(f"a worker failed ({type(cause).__name__}); log: {replica.log}") from None
+            where = losses.named(self.spec, shard) if shard else f"replica {replica.number}"
+            raise BatchqError(f"{where}: a worker failed ({type(cause).__name__}); log: {replica.log}") from None
 
     def _poll(self) -> None:
         now = time.monotonic()

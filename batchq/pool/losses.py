@@ -25,10 +25,15 @@ def note(spec: WorkerSpec, shard: Shard, attempt: str, most: int, why: str) -> s
     name = spec.plan.objects[shard.object].name
     most_in_all = most * (spec.plan.rows_per_part.bit_length() + 2)
     if search.losses_without_progress >= most or search.lost > most_in_all:
-        raise EngineError(f"shard {shard.index} ({name}) lost its replica {search.lost} times {why}")
+        raise EngineError(f"{named(spec, shard)} lost its replica {search.lost} times {why}")
     if len(search.culprits) > len(before.culprits):
-        return f"shard {shard.index} ({name}): the row at {search.culprits[-1]} kills engines; it becomes a failure"
+        return f"{name}: the row at {search.culprits[-1]} kills engines; it becomes a failure"
     if poison.searching(search):
         count = "its unanswered rows" if search.suspects is None else f"{len(search.suspects)} rows"
-        return f"shard {shard.index} ({name}): {count} may kill engines; half of them are asked apart from the rest"
+        return f"{name}: {count} may kill engines; half of them are asked apart from the rest"
     return ""
+
+
+def named(spec: WorkerSpec, shard: Shard) -> str:
+    """A shard and its input file, as a person is told of them."""
+    return f"shard {shard.index} ({spec.plan.objects[shard.object].name})"

@@ -286,7 +286,7 @@ class Worker:
         try:
             await self._thread(made.note, made.death(weight))
         except BatchqError as failure:  # without it more rows are suspected than need be
-            logger.warning("shard %d: its mark failed: %s", i := made.shard.index, failure, extra={"shard": i})
+            logger.warning("its mark failed: %s", failure, extra={"shard": made.shard.index})
 
     async def _spill_regularly(self, made: Attempt) -> None:
         for number in itertools.count(1):
@@ -297,4 +297,4 @@ class Worker:
         try:
             await self._thread(made.spill, list(made.parts), number)
         except BatchqError as error:  # what isn't spilled may have to be asked again; nothing is lost
-            logger.warning("a spill of shard %d failed: %s", made.shard.index, error, extra={"shard": made.shard.index})
+            logger.warning("a spill failed: %s", error, extra={"shard": made.shard.index})
