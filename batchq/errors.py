@@ -1,5 +1,8 @@
 """Everything batchq raises on purpose, and the exit code each ends in.
 
+    no error                    exit 0   complete
+                                exit 4   complete, with too many failures or unreadable files (report/outcome.py)
+
     BatchqError                 exit 1   the run failed; one line says why and what to do
     ├── UserError               exit 2   bad configuration or input; nothing was started
     │   ├── ConfigError                  a field, its value, and what it may be
@@ -14,7 +17,7 @@
     ├── EngineError             exit 1   the engine could not start, died, or stalled
     │   └── EngineOutOfMemory            the engine died for want of memory
     ├── QuantizeError           exit 1   llm-compressor failed; its log is named
-    ├── GateRefused             exit 5   no scheme that fits reaches the wanted quality
+    ├── GateRefused             exit 5   no scheme that fits was accepted
     └── Stopped                 exit 3   stopped early on purpose; the same command resumes
 
 `RowError` is apart: it concerns one row, becomes a failure in the output, and never ends a run.
@@ -22,17 +25,30 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command ends in; `cli.EXIT_CODES` has words for each."""
+
+    COMPLETE = 0
+    FAILED = 1
+    USER_ERROR = 2
+    STOPPED = 3
+    TOO_MANY_FAILURES = 4
+    GATE_REFUSED = 5
+
 
 class BatchqError(Exception):
     """A failure with a message fit for a person: one line, what is wrong, what to do."""
 
-    exit_code = 1
+    exit_code = ExitCode.FAILED
 
 
 class UserError(BatchqError):
     """The configuration or the input has to change before a run can succeed."""
 
-    exit_code = 2
+    exit_code = ExitCode.USER_ERROR
 
 
 class ConfigError(UserError):
@@ -70,7 +86,7 @@ class Changed(StorageError):
 class NoConditionalWrites(StorageError):
     """The store accepted two creates of one name, so two runs could overwrite each other."""
 
-    exit_code = 2
+    exit_code = ExitCode.USER_ERROR
 
 
 class EngineError(BatchqError):
@@ -86,15 +102,16 @@ class QuantizeError(BatchqError):
 
 
 class GateRefused(BatchqError):
-    """Every scheme that fits and was allowed cost more quality than gate.recovery allows; nothing was labelled."""
+    """No scheme was accepted, and nothing was labelled: each that fits and was allowed cost more quality than
+    gate.recovery allows; or, under gate.strict, too few rows told, or the unquantized model doesn't fit here."""
 
-    exit_code = 5
+    exit_code = ExitCode.GATE_REFUSED
 
 
 class Stopped(BatchqError):
     """Stopped early on purpose (SIGINT, SIGTERM); the same command goes on from here."""
 
-    exit_code = 3
+    exit_code = ExitCode.STOPPED
 
 
 class RowError(Exception):

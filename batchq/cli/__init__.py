@@ -14,7 +14,7 @@ from batchq import __version__
 from batchq.cli import report, streams
 from batchq.config import Config
 from batchq.config.compose import SWEEP, compose, compose_each
-from batchq.errors import BatchqError, ConfigError, Stopped
+from batchq.errors import BatchqError, ConfigError, ExitCode, Stopped
 from batchq.machine import log
 
 __all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
@@ -22,12 +22,12 @@ __all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
 Said = tuple[int, str]  # an exit code, and what is printed
 
 EXIT_CODES = {
-    0: "complete",
-    1: "failed",
-    2: "bad configuration or input",
-    3: "stopped early and resumable",
-    4: "complete with too many failures or unreadable files",
-    5: "the gate refused every scheme that fits",
+    ExitCode.COMPLETE: "complete",
+    ExitCode.FAILED: "failed",
+    ExitCode.USER_ERROR: "bad configuration or input",
+    ExitCode.STOPPED: "stopped early and resumable",
+    ExitCode.TOO_MANY_FAILURES: "complete with too many failures or unreadable files",
+    ExitCode.GATE_REFUSED: "the gate refused every scheme that fits",
 }
 
 
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         streams.warn("batchq: interrupted; what is committed stays, the same command goes on")
-        return Stopped.exit_code
+        return ExitCode.STOPPED
     finally:
         streams.close()
 
@@ -223,7 +223,7 @@ def _stop_on_signals(grace: float) -> threading.Event:
 
     def leave() -> None:
         streams.warn_at_once("batchq: not done within cluster.grace_seconds; what is saved stays")
-        os._exit(Stopped.exit_code)
+        os._exit(ExitCode.STOPPED)
 
     def handle(number: int, _: FrameType | None) -> None:
         if stop.is_set():

@@ -14,7 +14,7 @@ from typing import Any
 
 from batchq.config import ClusterConfig
 from batchq.engine.protocol import EngineSpec
-from batchq.errors import ConfigError, EngineError
+from batchq.errors import ConfigError, ExitCode
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware, Node
 from batchq.machine.log import LogFile
@@ -123,7 +123,7 @@ def watch_head(address: str | None, over: threading.Event) -> None:
                     head,
                     limit,
                 )
-                os._exit(EngineError.exit_code)
+                os._exit(ExitCode.FAILED)
 
     threading.Thread(target=watch, name="batchq-ray-head", daemon=True).start()
 
