@@ -62,7 +62,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(1, str(ROOT))
 
 from batchq import cli  # noqa: E402
-from batchq.account.summary import price  # noqa: E402
+from batchq.account.cost import price  # noqa: E402
 from batchq.config import Scheme  # noqa: E402
 from batchq.machine import hardware  # noqa: E402
 from batchq.machine.hardware import Hardware  # noqa: E402

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from batchq.account.summary import efficiency, price, summarise
+from batchq.account.cost import cost_of, price
+from batchq.account.summary import efficiency, summarise
 from batchq.account.usage import (
     Counters,
     PhaseClock,
@@ -53,6 +54,13 @@ def receipt(**usage: float) -> Receipt:
 
 def run(phases: dict[str, float], accelerator: str = "NVIDIA H100") -> RunAccount:
     return RunAccount("id", "complete", "", sum(phases.values()), (ReplicaAccount(accelerator, 2, phases),))
+
+
+def test_every_device_costs_for_as_long_as_it_was_held() -> None:
+    held = ReplicaAccount("NVIDIA H100", 2, {"load": 600.0, "infer": 900.0, "idle": 300.0})
+    assert held.device_seconds == 3600
+    assert cost_of([held, held], PricingConfig(per_hour={"H100": 2.5})) == pytest.approx(5.0)
+    assert cost_of([held, ReplicaAccount("Mystery", 1, {})], PricingConfig(per_hour={"H100": 2.5})) is None
 
 
 def test_cost_covers_waste_and_is_charged_to_rows_that_came_out() -> None:

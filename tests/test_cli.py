@@ -13,6 +13,7 @@ import pytest
 
 from batchq.cli import compose, main
 from batchq.config import Config, choices, conf_dir
+from batchq.errors import ExitCode
 from tests.helpers import rows_of, write_jsonl
 
 
@@ -268,6 +269,12 @@ def test_doctor_says_when_every_process_compiles_vllm_anew(
     compiled.touch()
     assert main(["doctor"]) == 0
     assert "bytecode" not in capsys.readouterr().out
+
+
+def test_every_exit_code_has_words_in_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("exit codes\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == [str(int(code)) for code in ExitCode] == list("012345")
 
 
 def test_doctor_needs_no_job(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchq.account import ledger
-from batchq.account.summary import cost_of, price
+from batchq.account.cost import cost_of, price
 from batchq.account.usage import RunAccount
 from batchq.config import PricingConfig
 from batchq.errors import ConfigError, Stopped

@@ -6,22 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from batchq.account.cost import cost_of, price
 from batchq.account.usage import PHASES, ReplicaAccount, RunAccount
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 
 
-def price(accelerator: str, pricing: PricingConfig) -> float | None:
-    """Price of one device-hour: the longest key of the price list that the name contains."""
-    keys = [k for k in pricing.per_hour if k.lower() in accelerator.lower()]
-    return pricing.per_hour[max(keys, key=len)] if keys else None
-
-
 def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: PricingConfig) -> dict[str, Any]:
     """Everything a report says in numbers, over all invocations of one output.
 
-    cost = sum over replicas of devices x seconds held / 3600 x price; charged to all rows that
-    came out, but those copied from another output. Tokens are prompt and output tokens together, cached ones included.
+    The cost of all that was held (account/cost.py) is charged to all rows that came out, but those copied from another
+    output. Tokens are prompt and output tokens together, cached ones included.
     """
     usage = Usage()
     labels: Counter[str] = Counter()
@@ -40,13 +35,10 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
     phases = {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in replicas), 3) for p in PHASES}
     engine = {p: sum(r.phases.get(p, 0.0) for r in replicas) for p in PHASES}
     cpu: dict[str, float] = {}
-    held: dict[str, float] = {}
     for replica in replicas:
         for what, seconds in replica.cpu.items():
             cpu[what] = cpu.get(what, 0.0) + seconds
-        seconds = replica.devices * sum(replica.phases.values())
-        held[replica.accelerator] = held.get(replica.accelerator, 0.0) + seconds
-    prices = {name: price(name, pricing) for name in held}
+    prices = {replica.accelerator: price(replica.accelerator, pricing) for replica in replicas}
     cost = cost_of(replicas, pricing)
     tokens = usage.prompt_tokens + usage.output_tokens - copied_tokens  # another run has paid for those
     asked = usage.rows - copied
@@ -103,24 +95,12 @@ def _by_verb(accounts: Iterable[RunAccount]) -> tuple[list[RunAccount], dict[str
 def _beside(verb: str, accounts: Sequence[RunAccount], pricing: PricingConfig) -> dict[str, Any]:
     """What the invocations of another verb held and cost, together."""
     replicas = [replica for each in accounts for replica in each.replicas]
-    held = sum(replica.devices * sum(replica.phases.values()) for replica in replicas)
     return {
         "verb": verb,
         "invocations": len(accounts),
-        "device_seconds": round(held, 3),
+        "device_seconds": round(sum(replica.device_seconds for replica in replicas), 3),
         "cost": cost_of(replicas, pricing),
     }
-
-
-def cost_of(replicas: Iterable[ReplicaAccount], pricing: PricingConfig) -> float | None:
-    """Price of the accelerator-seconds that were held; None if one of the accelerators has no price."""
-    cost = 0.0
-    for replica in replicas:
-        per_hour = price(replica.accelerator, pricing)
-        if per_hour is None:
-            return None
-        cost += replica.devices * sum(replica.phases.values()) / 3600 * per_hour
-    return cost
 
 
 def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Phase timings, receipts and prices -> usage and money. Pure: no clock but the one passed in."""
+"""What one replica held and did, and the record of one invocation. Pure: no clock but the one passed in."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaAccount:
-    """One engine's life. `devices`: accelerators it held, or cores where there is none."""
+    """One engine's life. `devices`: accelerators that it held, or cores of a CPU where there is none: each is priced."""
 
     accelerator: str
     devices: int
@@ -87,6 +87,11 @@ class ReplicaAccount:
     cpu: dict[str, float] = field(default_factory=dict)  # seconds of reading, tokenising, writing beside it
     counters: Counters = Counters()
     joules: float | None = None  # that its devices took since its engine was ready; None where nothing counts them
+
+    @property
+    def device_seconds(self) -> float:
+        """What is paid for: every device, for as long as it was held."""
+        return self.devices * sum(self.phases.values())
 
 
 @dataclass(frozen=True, slots=True)

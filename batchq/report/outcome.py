@@ -13,6 +13,7 @@ from typing import Any
 from batchq import storage
 from batchq.account import ledger
 from batchq.account import summary as accounts
+from batchq.account.cost import cost_of
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, NotFound
 from batchq.output import duplicates, layout
@@ -130,8 +131,8 @@ def load(config: Config) -> tuple[Plan, Committed]:
     spent = ""
     if runs := ledger.read_runs(output):
         replicas = [replica for run in runs for replica in run.replicas]
-        cost = accounts.cost_of(replicas, config.pricing)
-        seconds = sum(replica.devices * sum(replica.phases.values()) for replica in replicas)
+        cost = cost_of(replicas, config.pricing)
+        seconds = sum(replica.device_seconds for replica in replicas)
         money = "" if cost is None else f" = {cost:.4f} {config.pricing.currency}"
         tried = Counter(f"{run.verb} ({run.state})" for run in runs)
         verbs = ", ".join(f"{count} x {which}" for which, count in tried.items())

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from batchq.account.summary import price
+from batchq.account.cost import cost, price
 from batchq.account.usage import ReplicaAccount
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError
@@ -67,7 +67,7 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
     money = ""
     if an_hour is not None:
         dated = f"prices of {config.pricing.as_of}" if config.pricing.as_of else "prices without a date"
-        spent = seconds / 3600 * devices * an_hour
+        spent = cost(seconds * devices, an_hour)
         money = f" and {spent:,.{2 if spent >= 1 else 4}f} {config.pricing.currency} ({dated})"
     what = "a thousand rows" if rows is None else "what is left" if left < 1 else "the whole"
     on = f"{devices} x {fit.hardware.accelerator}" if fit.hardware.gpus else f"{devices} cores"
