@@ -4,6 +4,7 @@ at its top."""
 from __future__ import annotations
 
 import ast
+import fnmatch
 import re
 import subprocess
 import sys
@@ -18,12 +19,12 @@ PACKAGES = [
     *("output", "input", "task", "engine", "model", "machine", "storage", "config", "records", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
-ONLY_IN = {
-    "ray": {"pool"},
-    "vllm": {"engine"},
-    "obstore": {"storage"},
-    "llmcompressor": {"quantize"},
-    "hydra": {"config"},
+ONLY_IN = {  # modules of batchq, by pattern; each pattern has to have an importer
+    "ray": {"pool/__init__", "pool/cluster", "pool/handles", "pool/labelling"},
+    "vllm": {"engine/vllm*"},
+    "obstore": {"storage/*"},
+    "llmcompressor": {"quantize/compress"},
+    "hydra": {"config/compose"},
 }
 
 
@@ -38,13 +39,18 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Full names that a tree imports, down to the function or class."""
+    """Full names that a tree imports, down to the function or class, import_module's as far as they are literal."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and re.search(r"\b(import_module|__import__)$", ast.unparse(node.func)):
+            name = node.args[0] if node.args else None
+            literal = name.values[0] if isinstance(name, ast.JoinedStr) and name.values else name
+            if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
+                names.add(literal.value)
     return names
 
 
@@ -93,8 +99,28 @@ def test_modules_in_a_folder_import_each_other_in_one_direction() -> None:
 
 @pytest.mark.parametrize("package", sorted(ONLY_IN))
 def test_one_importer(package: str) -> None:
-    importers = {n for n, t in modules().items() if any(i.split(".")[0] == package for i in imported(t))}
-    assert importers == ONLY_IN[package]
+    importers = set()
+    for path in (ROOT / "batchq").rglob("*.py"):
+        if any(name.split(".")[0] == package for name in imported(ast.parse(path.read_text()))):
+            importers.add(path.relative_to(ROOT / "batchq").with_suffix("").as_posix())
+    allowed = {pattern: set(fnmatch.filter(importers, pattern)) for pattern in ONLY_IN[package]}
+    assert all(allowed.values()), f"nothing imports {package} in {[p for p, found in allowed.items() if not found]}"
+    assert importers == set().union(*allowed.values())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ray.util",
+        "from ray import get",
+        "def late():\n import ray",
+        "importlib.import_module('ray.util')",
+        "import_module(f'ray.{x}')",
+        "__import__('ray')",
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(code: str) -> None:
+    assert {name.split(".")[0] for name in imported(ast.parse(code))} == {"ray"}
 
 
 def test_nothing_heavy_at_import() -> None:

@@ -1,4 +1,4 @@
-"""Engines: a prompt in, token ids or label log-probabilities out. The only importer of vllm.
+"""Engines: a prompt in, token ids or label log-probabilities out. The only package that imports vllm.
 
 Modules, in the order in which they build on each other:
 

@@ -1,4 +1,6 @@
-"""Ray actors: placement, handing out shards, replacing what is lost. The only importer of ray.
+"""Ray actors: placement, handing out shards, replacing what is lost.
+
+The only package that imports ray; tests/test_packages.py says which of its modules do.
 
 The driver hands each replica two shards, the one it labels and the next, so that no replica waits
 for the driver; nothing but shards, receipts and snapshots travels through Ray.
