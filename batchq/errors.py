@@ -43,6 +43,7 @@ class BatchqError(Exception):
     """A failure with a message fit for a person: one line, what is wrong, what to do."""
 
     exit_code = ExitCode.FAILED
+    run = ""  # id of the invocation that it ended, for the log
 
 
 class UserError(BatchqError):

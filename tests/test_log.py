@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from batchq.cli import main
 from batchq.machine import log
 from batchq.machine.log import LogSetting
 from tests.helpers import rows_of, write_jsonl
@@ -58,6 +59,27 @@ def test_a_level_filters(capsys: pytest.CaptureFixture[str]) -> None:
         progress.step("unsaid")
         logging.getLogger("batchq.x").error("said")
     assert capsys.readouterr().err == "batchq: said\n"
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_ends_a_run_is_said_in_the_logs_format(
+    format: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["job=mine", "engine=fake", f"log.format={format}", "log.level=error", "input.path=absent.jsonl"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    if format == "text":
+        assert line.startswith("batchq: ") and "absent.jsonl" in line
+        return
+    record = json.loads(line)
+    assert record["level"] == "error" and "absent.jsonl" in record["message"]
+    assert record["run"], "the invocation that it ended"
+
+
+@pytest.mark.parametrize(("format", "begins"), [("text", "batchq: stopping"), ("json", '{"time": ')])
+def test_a_signals_handler_says_so_in_the_logs_format(format: str, begins: str) -> None:
+    assert log.formatted("stopping") == "batchq: stopping"
+    with log.configured(LogSetting(format=format)):
+        assert log.formatted("stopping").startswith(begins)
 
 
 @pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ""])

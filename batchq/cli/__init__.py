@@ -143,8 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except BatchqError as error:
-        streams.complain(error)
-        return error.exit_code
+        return streams.complain(error)
     except BrokenPipeError:  # `| head`: the reader has seen enough
         return 1
     except KeyboardInterrupt:
@@ -197,22 +196,22 @@ def _refuse_stray(arguments: list[str]) -> None:
 
 
 def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:
-    """Each job of a sweep, one after the other, or a single one; the highest exit code counts."""
+    """Each job of a sweep, one after the other, or a single one; the highest exit code counts, and a stop ends it."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     codes = [0]
     for config in configs:
-        try:
-            if isinstance(config, ConfigError):
-                raise config
-            with log.configured(log.setting(config.log)):
+        if isinstance(config, ConfigError):
+            codes.append(streams.complain(config))
+            continue
+        with log.configured(log.setting(config.log)):
+            try:
                 code, text = VERBS[verb].act(config)
-            streams.say(text)
-        except Stopped:
-            raise  # the whole sweep stops
-        except BatchqError as error:
-            streams.complain(error)
-            code = error.exit_code
+                streams.say(text)
+            except BatchqError as error:
+                code = streams.complain(error)
+                if isinstance(error, Stopped):
+                    return code
         codes.append(code)
     return max(codes)
 
@@ -222,7 +221,7 @@ def _stop_on_signals(grace: float) -> threading.Event:
     stop = threading.Event()
 
     def leave() -> None:
-        streams.warn_at_once("batchq: not done within cluster.grace_seconds; what is saved stays")
+        streams.warn_at_once(log.formatted("not done within cluster.grace_seconds; what is saved stays"))
         os._exit(ExitCode.STOPPED)
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -232,7 +231,7 @@ def _stop_on_signals(grace: float) -> threading.Event:
         timer = threading.Timer(grace, leave)
         timer.daemon = True
         timer.start()
-        streams.warn_at_once("\nbatchq: stopping; rows in flight are finished and saved (again: leave at once)")
+        streams.warn_at_once(log.formatted("stopping; rows in flight are finished and saved (again: leave at once)"))
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

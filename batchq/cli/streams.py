@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from batchq.errors import BatchqError
+from batchq.machine import log
 from batchq.machine.progress import visible
 
 
@@ -45,9 +46,12 @@ def to_stdout() -> Iterator[None]:
         raise BatchqError(f"standard output: {error.strerror}") from error
 
 
-def complain(error: BaseException) -> None:
-    """One line on standard error, if that can be written."""
-    warn(f"batchq: {visible(' '.join(str(error).split()))}")
+def complain(error: BatchqError) -> int:
+    """One line on standard error, if that can be written, in the log's format once that is known; the exit code."""
+    words = " ".join(str(error).split())
+    if not log.last_word(words, error.run):
+        warn(f"batchq: {visible(words)}")
+    return error.exit_code
 
 
 def warn(line: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from batchq import storage
 from batchq.account.ledger import Invocation
 from batchq.config import Config, check
-from batchq.errors import GateRefused, Stopped
+from batchq.errors import BatchqError, GateRefused, Stopped
 from batchq.machine import log
 from batchq.machine.cache import cache_dir
 from batchq.machine.hardware import Hardware
@@ -52,6 +52,8 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
         except BaseException as error:
             progress.clear()
             invocation.end(_state_after(error))
+            if isinstance(error, BatchqError):
+                error.run = invocation.id
             raise
         progress.clear()
         invocation.end("complete")

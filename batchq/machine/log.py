@@ -57,7 +57,7 @@ class JsonFormatter(logging.Formatter):
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "run": self.asked.run or None,
+            "run": getattr(record, "run", "") or self.asked.run or None,
             "replica": self.asked.replica if replica is None else replica,
             "shard": getattr(record, "shard", None),
             "message": record.getMessage(),
@@ -95,6 +95,27 @@ def configure(asked: LogSetting) -> Progress:
     ROOT.handlers = [h for h in ROOT.handlers if not isinstance(h, Handler)] + [Handler(progress, asked)]
     ROOT.setLevel(asked.level.upper())
     return progress
+
+
+def last_word(text: str, run: str = "") -> bool:
+    """Log the error that ends a command, if logging is configured; otherwise its words are somebody else's to print."""
+    if _handler() is None:
+        return False
+    ROOT.error("%s", text, extra={"run": run})
+    return True
+
+
+def formatted(text: str) -> str:
+    """A warning as it would be logged, for a signal's handler, which can't log: the stream may be in use."""
+    handler = _handler()
+    if handler is None:
+        return f"batchq: {text}"
+    fields = {"name": ROOT.name, "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
+    return ("\n" if handler.progress.live else "") + handler.format(logging.makeLogRecord(fields))
+
+
+def _handler() -> Handler | None:
+    return next((handler for handler in ROOT.handlers if isinstance(handler, Handler)), None)
 
 
 @contextmanager
