@@ -85,7 +85,7 @@ def calls() -> list[tuple[str, str]]:
     (block,) = re.findall(r"call by call.*?```\n(.*?)```", page, re.S)
     above: list[str] = []
     found = []
-    for indent, name in re.findall(r"^( *)([\w.]+)", block, re.M):
+    for indent, name in re.findall(r"^( *)([\w./]+)", block, re.M):
         del above[len(indent) // 2 :]
         found.append((above[-1] if above else "", name))
         above.append(name)
@@ -93,11 +93,9 @@ def calls() -> list[tuple[str, str]]:
 
 
 def named(name: str) -> Any:
-    """The function or class of that dotted name below batchq."""
-    package, module, rest = *name.split(".")[:2], name.split(".")[2:]
-    if (ROOT / f"batchq/{package}/{module}.py").is_file():
-        return attrgetter(".".join(rest))(importlib.import_module(f"batchq.{package}.{module}"))
-    return attrgetter(name.partition(".")[2])(importlib.import_module(f"batchq.{package}"))
+    """The function or class called `package/module.name`, or `package.name` where it is the package's face."""
+    module, _, name = name.partition(".")
+    return attrgetter(name)(importlib.import_module(f"batchq.{module.replace('/', '.')}"))
 
 
 @pytest.mark.parametrize(("caller", "name"), calls())
