@@ -42,7 +42,7 @@ class ExitCode(IntEnum):
 class BatchqError(Exception):
     """A failure with a message fit for a person: one line, what is wrong, what to do."""
 
-    exit_code = ExitCode.FAILED
+    exit_code: int = ExitCode.FAILED
     run = ""  # id of the invocation that it ended, for the log
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from batchq.account.cost import cost_of, price
-from batchq.account.usage import PHASES, ReplicaAccount, RunAccount
+from batchq.account.usage import PHASES, RunAccount
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 

@@ -79,7 +79,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaAccount:
-    """One engine's life. `devices`: accelerators that it held, or cores of a CPU where there is none: each is priced."""
+    """One engine's life. `devices`: accelerators that it held, or cores where there is none; each has its price."""
 
     accelerator: str
     devices: int

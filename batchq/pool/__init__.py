@@ -83,7 +83,9 @@ class Watch:
 class Pool:
     """A connection to Ray, local or an existing cluster, for one run; opened when it is first needed."""
 
-    def __init__(self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, log_setting: LogSetting = AS_SHIPPED) -> None:
+    def __init__(
+        self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, log_setting: LogSetting = AS_SHIPPED
+    ) -> None:
         """`engine` says how long an engine may take to start, and to answer nothing."""
         self.cluster, self.engine = cluster, engine
         self.logs = logs
@@ -142,7 +144,9 @@ class Pool:
         account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
         try:
             for _ in range(self.cluster.max_attempts):
-                actor = cluster.start(slot, spec, hardware, LogFile(path, dataclasses.replace(self.log_setting, replica=0)))
+                actor = cluster.start(
+                    slot, spec, hardware, LogFile(path, dataclasses.replace(self.log_setting, replica=0))
+                )
                 seen: dict[str, float] = {}
                 try:
                     answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, path))
