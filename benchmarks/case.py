@@ -49,6 +49,7 @@ class Case:
         for ways in ("tensor_parallel_size", "pipeline_parallel_size"):
             if spec[ways] > 1:
                 chosen[ways] = spec[ways]
+        chosen.pop("linear_backend", None)  # of no use without what batchq changes there
         if limits:
             chosen |= {name: spec[name] for name in ("max_num_batched_tokens", "max_num_seqs")}
         return chosen

@@ -1,11 +1,12 @@
 """What benchmarks/engines.py has vLLM's own process do: fill in weights, profile itself, and try changes to vLLM.
 
 vLLM mixes `Extension` into its worker's class, and imports this module before it loads the model. The changes are named
-in the environment (BENCHMARK_CHANGES) and are part of no release of vLLM, nor of batchq.
+in the environment (BENCHMARK_CHANGES) and are part of no release of vLLM; batchq makes the first of them.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -90,20 +91,8 @@ def _fill(name: str, values: Any, random: Any) -> str:
 
 
 def _rowwise() -> None:
-    """FP8 products with a scale a token and a channel by torch's own operation: cuBLAS, instead of vLLM's CUTLASS.
-
-    vLLM's kernel class for torch multiplies in FP32 and scales afterwards, since older versions of torch had to.
-    """
-    import torch
-    from vllm.model_executor.kernels.linear.scaled_mm import pytorch
-
-    def apply(self: Any, *, A: Any, B: Any, out_dtype: Any, As: Any, Bs: Any, bias: Any, output_shape: Any) -> Any:
-        scale_b = Bs.reshape(1, -1)
-        product = torch._scaled_mm(A, B, As, scale_b, bias=bias, out_dtype=out_dtype, use_fast_accum=True)
-        return product.view(*output_shape)
-
-    kernels: Any = pytorch
-    kernels.ChannelWiseTorchFP8ScaledMMLinearKernel.apply_scaled_mm = apply
+    """FP8 products with a scale a token and a channel by cuBLAS, as batchq has them."""
+    importlib.import_module("batchq.engine.vllm_products")
 
 
 def _fast_accumulation() -> None:

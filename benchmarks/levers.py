@@ -7,8 +7,8 @@
 
 Raw `LLM.generate` on token ids, one label a row, weights of random numbers (benchmarks/engines.py). "base" has the
 settings that batchq chooses for labels on a large GPU: 16,384 tokens and 1,024 sequences a step, no CUDA graphs, the
-prefix cache on; each side changes one thing of it, and sides joined by `+` change all of theirs. Some are options of
-vLLM, others are code (benchmarks/inside.py).
+prefix cache on, but vLLM's own FP8 products ("rowwise" has batchq's). Each side changes one thing of it, and sides
+joined by `+` change all of theirs. Some are options of vLLM, others are code (benchmarks/inside.py).
 
 Engines stand beside each other on the GPU, `--together` at a time, base always among them, each with as much KV cache
 as two of its steps need: four of 8B take 65 GB. They are asked by turns, `--runs` times, so that a side's ratio is to

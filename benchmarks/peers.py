@@ -43,6 +43,7 @@ Parquet file; the question is that job's, three labels scored by their first tok
 | ray-data, ray-data-tuned | Ray Data LLM, from the Parquet file to Parquet |
 | batchq | `python -m batchq job=sentiment_transcripts`, from the Parquet file to committed Parquet |
 | batchq-unbound | the same on CPU cores that vLLM chooses by itself (VLLM_CPU_OMP_THREADS_BIND=auto) |
+| batchq-cutlass | the same with vLLM's own choice of FP8 products (linear_backend=auto), and the steps that suit them |
 
 "Tuned" has batchq's limits (16,384 tokens and 1,024 sequences a step on a GPU, or what `tune` has found there), and so
 has generate; Ray Data then also has as many rows in flight as batchq, four workers for template and tokens on eight
@@ -92,7 +93,7 @@ from benchmarks.process import CannotRun  # noqa: E402
 from benchmarks.sides import Work  # noqa: E402
 
 SIDES = ("generate", "batchq", "run-batch-tuned", "ray-data-tuned", "run-batch", "ray-data")
-EXTRA = ("batchq-unbound",)  # run only when asked for
+EXTRA = ("batchq-unbound", "batchq-cutlass")  # run only when asked for
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from benchmarks.case import Case, EngineArguments
 from benchmarks.process import ROOT, CannotRun
 
 UNBOUND = ("batchq-unbound", "run-batch", "ray-data")  # on CPU cores that they choose themselves
+CHANGED = {"batchq-cutlass": ["+engine.options.linear_backend=auto"]}  # what else batchq is told on a side of its own
 ROUNDS = 2  # of ids and text that one start of the side "generate" goes through
 BATCH_BEGINS = ("Reading batch from", "Running batch:")  # vLLM's log line, and the bar that it shows a little later
 RAY_BATCHES = 16  # a Ray Data actor takes at once, when tuned
@@ -215,7 +216,7 @@ def batchq(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     """The command as a user gives it."""
     out = case.folder / f"{side}-out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "batchq", *case.job, f"output.path={out}"]
+    command = [sys.executable, "-m", "batchq", *case.job, *CHANGED.get(side, []), f"output.path={out}"]
     process.call(command, environment(case, side), log, limit)
     summary = json.loads((out / "meta/report.json").read_text())
     (record,) = (json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json"))
@@ -252,6 +253,7 @@ OUT_OF_PROCESS: dict[str, Callable[[Case, str, Path, float], list[Work]]] = {
     "run-batch-tuned": run_batch,
     "batchq": batchq,
     "batchq-unbound": batchq,
+    "batchq-cutlass": batchq,
 }
 
 

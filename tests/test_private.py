@@ -100,6 +100,14 @@ def norm_kernels() -> None:
         assert len(found.arguments) == wanted, f"{found} takes other arguments"
 
 
+def products() -> None:
+    kernel = load("vllm.model_executor.kernels.linear.scaled_mm.pytorch.ChannelWiseTorchFP8ScaledMMLinearKernel")
+    takes(kernel.apply_scaled_mm, "A", "B", "out_dtype", "As", "Bs", "bias", "output_shape")
+    says(kernel.__mro__[2].apply_weights, "self.apply_scaled_mm(", "As=x_s", "Bs=w_s", "w.shape[1]")
+    says(load("vllm.config.VllmConfig").compute_hash, "additional_config")
+    has_fields(load("vllm.AsyncEngineArgs"), "linear_backend", "additional_config")
+
+
 def one_process_on_a_cpu() -> None:
     assert inspect.isclass(load("vllm.v1.executor.uniproc_executor.UniProcExecutor"))
 
@@ -147,7 +155,9 @@ def fork_server() -> None:
     assert callable(forkserver.ensure_running)
 
 
-VLLM, NORMS, PROCESS = (f"batchq/engine/{name}.py" for name in ("vllm", "vllm_norms", "vllm_process"))
+VLLM, NORMS, PROCESS, PRODUCTS = (
+    f"batchq/engine/{name}.py" for name in ("vllm", "vllm_norms", "vllm_process", "vllm_products")
+)
 CLUSTER = "batchq/pool/cluster.py"
 PRIVATE = [
     ("vllm", "vllm.v1.engine.utils.get_mp_context", f"{PROCESS}: fork_engines", process_context),
@@ -156,6 +166,7 @@ PRIVATE = [
     ("vllm", "vllm.v1.worker.worker_base.WorkerBase", f"{PROCESS}: Extension", worker_extension),
     ("vllm", "vllm.ir.ops", f"{NORMS}: register", operations),
     ("vllm", "torch.ops._C, vLLM's kernels", f"{NORMS}: register", norm_kernels),
+    ("vllm", "vLLM's FP8 products by torch", f"{PRODUCTS}: _change", products),
     ("vllm", "vllm.v1.executor.uniproc_executor", f"{VLLM}: engine_arguments", one_process_on_a_cpu),
     ("vllm", "vllm.AsyncEngineArgs", f"{VLLM}: engine_arguments", engine_arguments),
     ("vllm", "vllm.v1.engine.async_llm.AsyncLLM", f"{VLLM}: VllmEngine", asking),

@@ -66,14 +66,41 @@ def chosen(
 
 def test_a_large_gpu_gets_large_steps_and_leaves_a_tenth_of_its_memory_free(folder: str) -> None:
     engine, reasons = chosen(job(), H200, folder)
-    assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (8192, 1024)
-    assert "8-bit products" in reasons["max_num_batched_tokens"].why
-    plain = dataclasses.replace(DRAFT, quantization="none")
-    whole = settings.resolve_settings(job(), plain, Weights(folder, WEIGHTS), H200, THOUSAND)
-    assert whole.engine.max_num_batched_tokens == 16384
-    assert engine.options == {"gpu_memory_utilization": 0.9, "compilation_config": {"cudagraph_mode": "NONE"}}
+    assert (engine.max_num_batched_tokens, engine.max_num_seqs) == (16384, 1024)
+    graphs = {"compilation_config": {"cudagraph_mode": "NONE"}}
+    assert engine.options == {"gpu_memory_utilization": 0.9, "linear_backend": "torch", **graphs}
     assert set(reasons) >= {"max_model_len", "max_num_batched_tokens", "max_num_seqs", "kv_cache_dtype"}
     assert "there is memory enough" in reasons["kv_cache_dtype"].why
+
+
+@pytest.mark.parametrize(
+    ("scheme", "here", "generate", "backend", "step"),
+    [
+        ("fp8", H200, False, "torch", 16384),
+        ("fp8_gptq", H200, False, "torch", 16384),
+        ("fp8", H200, True, None, 8192),
+        ("fp8_block", H200, False, None, 16384),
+        ("int8", H200, False, None, 8192),
+        ("none", H200, False, None, 16384),
+        ("fp8", L4, False, None, 8192),
+    ],
+)
+def test_fp8_is_multiplied_by_cublas_where_that_was_seen_to_be_faster(
+    folder: str, scheme: str, here: Hardware, generate: bool, backend: str | None, step: int
+) -> None:
+    """vLLM's own 8-bit products are fastest in smaller steps."""
+    draft = dataclasses.replace(DRAFT, quantization=scheme)
+    found, reasons = settings.choose_settings(job(generate), draft, Weights(folder, WEIGHTS), here, THOUSAND)
+    assert (found.engine.options.get("linear_backend"), found.engine.max_num_batched_tokens) == (backend, step)
+    assert ("8-bit products" in {r.name: r for r in reasons}["max_num_batched_tokens"].why) == (
+        backend is None and step == 8192 and here is H200
+    )
+
+
+def test_who_names_the_products_gets_the_steps_that_suit_them(folder: str) -> None:
+    engine, reasons = chosen(job(options={"linear_backend": "auto"}), H200, folder)
+    assert (engine.options["linear_backend"], engine.max_num_batched_tokens) == ("auto", 8192)
+    assert reasons["linear_backend"].why == "as configured"
 
 
 def test_graphs_are_captured_only_for_decoding(folder: str) -> None:
@@ -85,7 +112,7 @@ def test_graphs_are_captured_only_for_decoding(folder: str) -> None:
     assert "compilation_config" not in generated.options
     for given in ({"compilation_config": {"cudagraph_mode": "FULL"}}, {"enforce_eager": True}):
         alike, _ = chosen(job(options=given), H200, folder)
-        assert given.items() <= alike.options.items() and len(alike.options) == 2
+        assert given.items() <= alike.options.items() and len(alike.options) == 3
 
 
 def test_a_small_gpu_gets_smaller_steps(folder: str) -> None:
@@ -121,7 +148,8 @@ def test_a_gpu_that_is_in_use_keeps_the_usual_share(folder: str) -> None:
 def test_what_is_configured_is_not_changed(folder: str) -> None:
     options = {"gpu_memory_utilization": 0.5, "enforce_eager": True}
     engine, reasons = chosen(job(max_num_batched_tokens=4096, max_num_seqs=7, options=options), H200, folder)
-    assert (engine.max_num_batched_tokens, engine.max_num_seqs, engine.options) == (4096, 7, options)
+    given = {**options, "linear_backend": "torch"}  # which nobody named
+    assert (engine.max_num_batched_tokens, engine.max_num_seqs, engine.options) == (4096, 7, given)
     assert {reasons[name].why for name in ("max_num_batched_tokens", "max_num_seqs", *options)} == {"as configured"}
 
 

@@ -156,6 +156,11 @@ def engine_arguments(spec: EngineSpec, known: Any) -> dict[str, Any]:
             # vLLM starts a worker process even for one rank on a CPU, and for "uni" too; for the class it doesn't.
             arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     arguments.update(spec.options)
+    if spec.device == "cuda" and arguments.get("linear_backend") == "torch":
+        # The second goes into the key of vLLM's compile cache, which doesn't know of changed code: an engine would take
+        # over what an unchanged vLLM has compiled of the same model.
+        arguments["worker_extension_cls"] = f"batchq.engine.vllm_products.{Extension.__name__}"
+        arguments["additional_config"] = {**arguments.get("additional_config", {}), "batchq_products": "cublas"}
     fields = {f.name for f in dataclasses.fields(known)}
     if unknown := sorted(set(arguments) - fields):
         raise EngineError(f"engine.options.{unknown[0]}: this vLLM has no such engine argument")

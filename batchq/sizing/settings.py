@@ -27,16 +27,17 @@ from batchq.sizing.tuned import Arguments, Tuned
 from batchq.task import answers
 
 STEP, ROWS, SHARE, EAGER = "max_num_batched_tokens", "max_num_seqs", "gpu_memory_utilization", "enforce_eager"
-COMPILATION = "compilation_config"
+COMPILATION, BACKEND = "compilation_config", "linear_backend"
 FIELDS = (STEP, ROWS)  # fields of conf/engine; the others are engine.options
 STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefill; a GPU wants many rows in a step
 SEQUENCES = {"cpu": 64, "cuda": 1024}
-# vLLM's FP8 products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: prefill is 1.061 times as
-# fast. Of INT8 only the products were measured, 1,229 and 1,174 (8B shape, one H100, 2026-11-25, benchmarks/levers.py
-# and products.py).
+# CUTLASS's FP8 products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: prefill is 1.061 times as
+# fast. Of INT8 only the products were measured, 1,229 and 1,174. cuBLAS's reach 1,315 at both (8B shape, one H100,
+# 2026-11-25, benchmarks/levers.py and products.py); small steps of decoding were not compared.
 HOPPER_STEP_TOKENS = 8192
 HOPPER = (9, 0)
-CUTLASS = frozenset({Scheme.fp8, Scheme.fp8_gptq, Scheme.int8, Scheme.int8_rtn})
+FP8 = frozenset({Scheme.fp8, Scheme.fp8_gptq})  # scales per token and per channel
+CUTLASS = FP8 | {Scheme.int8, Scheme.int8_rtn}
 LARGE_GPU = 64 << 30  # bytes; on smaller ones a step's activations compete with the weights
 TIGHT_SHARE = 0.95  # of a GPU's memory, where the KV cache is short
 
@@ -158,7 +159,11 @@ def choose_settings(
     if lengths is None and generates and choices.decided(ROWS) is None:
         choices.lengths = sample.lengths(config, draft, weights.path)
     choices.reasons.append(_length(config, weights.path, choices.lengths))
-    step = _choose_step(choices, config, hardware, Scheme(draft.quantization))
+    scheme = Scheme(draft.quantization)
+    if engine.kind is EngineKind.vllm and hardware.capability == HOPPER and scheme in FP8 and not generates:
+        why = "cuBLAS multiplies FP8 faster than vLLM's CUTLASS on Hopper: 1.155 times the rows; auto is vLLM's choice"
+        choices.choose(BACKEND, "torch", why)
+    step = _choose_step(choices, config, hardware, scheme)
     if engine.kind is EngineKind.vllm and cuda:
         _choose_on_gpu(choices, config, weights, hardware, step)
     else:
@@ -174,7 +179,8 @@ def _choose_step(choices: _Choices, config: Config, hardware: Hardware, scheme: 
     step, longest = step_tokens(hardware), config.engine.max_model_len
     if hardware.device == "cuda":
         why = "more gain nothing, the GPU is bound by arithmetic before"
-        if hardware.capability == HOPPER and scheme in CUTLASS and step > HOPPER_STEP_TOKENS:
+        cutlass = scheme in CUTLASS and choices.values.get(BACKEND) != "torch"
+        if hardware.capability == HOPPER and cutlass and step > HOPPER_STEP_TOKENS:
             step, why = HOPPER_STEP_TOKENS, "vLLM's 8-bit products are fastest in such steps on Hopper"
         elif step < STEP_TOKENS["cuda"]:
             why = f"fewer than on larger GPUs: a step's activations take memory too, of {gib(_smallest(hardware))}"
