@@ -97,6 +97,29 @@ def test_fp8_is_multiplied_by_cublas_where_that_was_seen_to_be_faster(
     )
 
 
+@pytest.mark.parametrize(
+    ("weights", "activations", "backend"),
+    [
+        ({"type": "float", "strategy": "channel"}, {"type": "float", "strategy": "token", "dynamic": True}, "torch"),
+        ({"type": "float", "strategy": "tensor"}, {"type": "float", "strategy": "tensor"}, None),
+        ({"type": "float", "strategy": "block"}, {"type": "float", "strategy": "group", "dynamic": True}, None),
+        ({"type": "int", "strategy": "channel"}, {"type": "int", "strategy": "token", "dynamic": True}, None),
+        ({"type": "int", "strategy": "channel"}, None, None),
+    ],
+)
+def test_a_model_that_came_quantized_is_multiplied_as_it_is_stored(
+    folder: str, weights: dict[str, Any], activations: dict[str, Any] | None, backend: str | None
+) -> None:
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, **weights}}}
+    groups["group_0"]["input_activations"] = activations and {"num_bits": 8, **activations}
+    stored = {"quant_method": "compressed-tensors", "config_groups": groups}
+    config = json.loads((Path(folder) / "config.json").read_text()) | {"quantization_config": stored}
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    draft = dataclasses.replace(DRAFT, quantization="none")
+    found, _ = settings.choose_settings(job(), draft, Weights(folder, WEIGHTS), H200, THOUSAND)
+    assert found.engine.options.get("linear_backend") == backend
+
+
 def test_who_names_the_products_gets_the_steps_that_suit_them(folder: str) -> None:
     engine, reasons = chosen(job(options={"linear_backend": "auto"}), H200, folder)
     assert (engine.options["linear_backend"], engine.max_num_batched_tokens) == ("auto", 8192)

@@ -7,8 +7,9 @@ and tried (benchmarks/LOG.md) where a machine was at hand.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from batchq.config import Scheme
 from batchq.errors import ConfigError
@@ -67,12 +68,33 @@ LADDER = (
     Scheme.none,
 )
 
+# Weights and activations of a compressed-tensors checkpoint. Which of several algorithms made it can't be seen.
+STORED = {
+    ("float8 per channel", "dynamic float8 per token"): Scheme.fp8,
+    ("int8 per channel", "dynamic int8 per token"): Scheme.int8_rtn,
+}
+
 
 def fallback_after(scheme: Scheme, named: Sequence[Scheme] | None) -> tuple[Scheme, ...]:
     """What the gate may try after a scheme: as named in gate.fallback, or else what comes after it on the ladder."""
     if named is not None:
         return tuple(named)
     return LADDER[LADDER.index(scheme) + 1 :] if scheme in LADDER else (Scheme.none,)
+
+
+def stored_scheme(config: Mapping[str, Any]) -> Scheme:
+    """What a checkpoint is by its config.json: `none` unless it is stored as STORED has it."""
+    section = config.get("quantization_config") or {}
+    groups = list((section.get("config_groups") or {}).values())
+    kinds = {(_stored_as(group.get("weights")), _stored_as(group.get("input_activations"))) for group in groups}
+    return STORED.get(kinds.pop(), Scheme.none) if len(kinds) == 1 else Scheme.none
+
+
+def _stored_as(numbers: Mapping[str, Any] | None) -> str:
+    if not numbers:
+        return ""
+    dynamic = "dynamic " if numbers.get("dynamic") else ""
+    return f"{dynamic}{numbers.get('type', 'int')}{numbers.get('num_bits', 8)} per {numbers.get('strategy', 'tensor')}"
 
 
 def group_size(scheme: Scheme, columns: Iterable[int], wanted: int | None) -> int | None:

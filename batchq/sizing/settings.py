@@ -16,7 +16,7 @@ from batchq.machine.hardware import Hardware
 from batchq.machine.words import gib
 from batchq.model import kv_cache
 from batchq.model.folder import read_config
-from batchq.model.scheme import SCHEMES
+from batchq.model.scheme import SCHEMES, stored_scheme
 from batchq.plan import sample
 from batchq.plan.sample import Lengths
 from batchq.records import Plan
@@ -160,6 +160,8 @@ def choose_settings(
         choices.lengths = sample.lengths(config, draft, weights.path)
     choices.reasons.append(_length(config, weights.path, choices.lengths))
     scheme = Scheme(draft.quantization)
+    if scheme is Scheme.none and engine.kind is EngineKind.vllm:
+        scheme = stored_scheme(read_config(weights.path))  # a model that came quantized
     if engine.kind is EngineKind.vllm and hardware.capability == HOPPER and scheme in FP8 and not generates:
         why = "cuBLAS multiplies FP8 faster than vLLM's CUTLASS on Hopper: 1.155 times the rows; auto is vLLM's choice"
         choices.choose(BACKEND, "torch", why)
