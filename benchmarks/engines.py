@@ -1,6 +1,6 @@
 """Engines of raw vLLM with weights that no checkpoint holds, each in a process of its own, several beside each other.
 
-benchmarks/levers.py and benchmarks/decode.py measure with these. A model is only its config.json: the weights are
+benchmarks/levers.py measures with these. A model is only its config.json: the weights are
 random numbers of their type (benchmarks/inside.py), so that nothing is written or read. Processes are forked from one
 that has vLLM imported, and vLLM forks its own from there.
 """
@@ -45,12 +45,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Prompts of random tokens, of which the first are the same in all; one label each, or an answer of some tokens."""
+    """Prompts of random tokens, of which the first are the same in all; three labels are scored of each."""
 
     rows: int
     tokens: int
     shared: int = 0
-    answer: int = 0  # tokens; 0: one label is scored
     seed: int = 0
 
 
@@ -60,8 +59,7 @@ class Answered:
     end: float
     prompt_tokens: int
     cached_tokens: int
-    output_tokens: int
-    scores: list[list[float]]  # the labels' log-probabilities of each row, if labels were scored
+    scores: list[list[float]]  # the labels' log-probabilities of each row
 
     @property
     def seconds(self) -> float:
@@ -176,10 +174,14 @@ def answer(llm: Any, asked: Asked) -> dict[str, Any]:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    chosen: dict[str, Any] = {"max_tokens": asked.answer, "ignore_eos": True}
-    if not asked.answer:
-        chosen = {"max_tokens": 1, "logprob_token_ids": list(LABELS), "logprobs": len(LABELS)}
-    params = SamplingParams(temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **chosen)
+    params = SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        logprob_token_ids=list(LABELS),
+        logprobs=len(LABELS),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
     known = llm.llm_engine.vllm_config.model_config.get_vocab_size()
     drawn = random.Random(asked.seed)
     shared = random.Random(0).choices(range(FIRST_ID, known), k=asked.shared)
@@ -194,6 +196,5 @@ def answer(llm: Any, asked: Asked) -> dict[str, Any]:
         "end": end,
         "prompt_tokens": sum(len(a.prompt_token_ids or ()) for a in answers),
         "cached_tokens": sum(a.num_cached_tokens or 0 for a in answers),
-        "output_tokens": sum(len(a.outputs[0].token_ids) for a in answers),
-        "scores": [] if asked.answer else [[a.outputs[0].logprobs[0][i].logprob for i in LABELS] for a in answers],
+        "scores": [[a.outputs[0].logprobs[0][i].logprob for i in LABELS] for a in answers],
     }

@@ -3,6 +3,8 @@
     python benchmarks/quality.py --rows 4000 none int8 int8_rtn w4a16 w4a16_awq      # two CPU cores
     python benchmarks/quality.py none fp8 int8 int8_rtn w8a16 w4a16@32 w4a16@64      # a GPU, all rows
 
+    python benchmarks/quality.py none fp8 fp8+torch                                  # the products' two kernels
+
     python benchmarks/quality.py --choose none int8              # first: which wording the model follows best
 
 The three sets of jobs/sentiment_transcripts/corpus.py, tweets, Amazon and film reviews, together: positive or negative
@@ -12,7 +14,8 @@ serve for nothing else.
 
 Each line is printed as it is known: accuracy, recovery with its 95% interval (paired bootstrap), the share of labels
 that stay, mean KL of the distributions, bytes of the weights, prompt tokens/s of this engine while it answered, seconds
-to quantize and to start. `@32` sets the group size of a 4-bit scheme.
+to quantize and to start. `@32` sets the group size of a 4-bit scheme; `fp8+torch` is FP8 with vLLM's linear_backend of
+that name, by which batchq's cuBLAS products are meant.
 """
 
 from __future__ import annotations
@@ -212,7 +215,7 @@ def compare(
     made: dict[str, Future[Checkpoint]] = {}
     configs = {}
     for name in names:
-        word, _, group = name.partition("@")
+        word, _, group = name.partition("+")[0].partition("@")
         scheme = Scheme(word)
         configs[name] = dataclasses.replace(
             config.quantization, scheme=scheme, group_size=int(group) if group else None
@@ -229,6 +232,8 @@ def compare(
         try:
             checkpoint = future.result()
             spec = settings.engine_spec(config, Weights(checkpoint.path, checkpoint.bytes), here)
+            if backend := name.partition("+")[2]:
+                spec = dataclasses.replace(spec, options={**spec.options, "linear_backend": backend})
             answers, spent = pool.answer_sample(
                 spec,
                 SampleRequest(sample.prompts, task.sampling, 2 * spec.max_num_seqs, log=f"{name}.log"),

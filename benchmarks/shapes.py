@@ -4,6 +4,7 @@
     python benchmarks/shapes.py 8b weights/8b-fp8 --scheme fp8
     python benchmarks/shapes.py 70b weights/70b --sparse    # 141 GB to whoever asks, no room on the disk
     python benchmarks/shapes.py scout weights/scout-w4a16 --scheme w4a16 --sparse
+    python benchmarks/shapes.py 32b weights/32b     # 65 GB, Qwen 2.5 32B's numbers as a Llama
     python benchmarks/shapes.py tiny weights/tiny   # to try other commands with; tiny-experts is a small Llama 4
     python -m batchq job=sentiment_transcripts model=folder model.path=weights/8b gate=off
 
@@ -94,7 +95,19 @@ TINY_EXPERTS = {
     "num_experts_per_tok": 1,
     "interleave_moe_layer_step": 1,
 }
-SMALL = {"tiny": TINY, "tiny-experts": TINY_EXPERTS}
+OF_32B: dict[str, Any] = {  # Qwen 2.5 32B's numbers, as a Llama
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 5120,
+    "intermediate_size": 27648,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+OWN = {"tiny": TINY, "tiny-experts": TINY_EXPERTS, "32b": OF_32B}  # beside those of conf/shape
 
 FLOAT8, INTEGER8, INTEGER4 = ({"num_bits": bits, "type": kind} for bits, kind in ((8, "float"), (8, "int"), (4, "int")))
 A_ROW: dict[str, Any] = {"strategy": "channel", "symmetric": True, "dynamic": False}
@@ -175,8 +188,8 @@ def write(
 
 
 def names() -> list[str]:
-    """Shapes by the last part of their files' names: 8b, 70b, scout, maverick; and the tiny ones."""
-    return sorted([*SMALL, *(path.stem.rpartition("-")[2] for path in shape_files())])
+    """Shapes by the last part of their files' names: 8b, 70b, scout, maverick; and our own."""
+    return sorted([*OWN, *(path.stem.rpartition("-")[2] for path in shape_files())])
 
 
 def shape_files() -> list[Path]:
@@ -186,8 +199,8 @@ def shape_files() -> list[Path]:
 def described(name: str, layers: int | None = None) -> tuple[dict[str, Any], list[Tensor]]:
     """The config.json and the tensors of the language model, unquantized."""
     config: dict[str, Any]
-    if name in SMALL:
-        config = {**SMALL[name]}
+    if name in OWN:
+        config = {**OWN[name]}
     else:
         (path,) = (path for path in shape_files() if path.stem.rpartition("-")[2] == name)
         config = json.loads(path.read_text())
@@ -198,7 +211,7 @@ def described(name: str, layers: int | None = None) -> tuple[dict[str, Any], lis
         config["num_hidden_layers"] = layers
     tensors = [as_published(tensor) for tensor in shapes.tensors_of(config)]
     config.pop("torch_dtype", None)
-    rope = {"rope_scaling": LLAMA31_ROPE} if config["model_type"] == "llama" and name not in SMALL else {}
+    rope = {"rope_scaling": LLAMA31_ROPE} if config["model_type"] == "llama" and name not in OWN else {}
     return {**LLAMA, **rope, **config}, tensors
 
 

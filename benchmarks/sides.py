@@ -39,6 +39,7 @@ class Work:
     answers: int
     prompt_tokens: int
     cached_tokens: int | None
+    output_tokens: int = 0  # batchq's alone
 
 
 def run(case: Case, side: str, log: Path, limit: float) -> list[Work]:
@@ -222,7 +223,8 @@ def batchq(case: Case, side: str, log: Path, limit: float) -> list[Work]:
     (record,) = (json.loads(path.read_text()) for path in (out / "meta/runs").glob("*.json"))
     seconds = max(r["phases"]["infer"] + r["phases"]["idle"] for r in record["replicas"] if r["phases"]["infer"])
     end = max(path.stat().st_mtime for path in (out / "data").glob("*.parquet"))
-    return [Work(side, end - seconds, end, summary["answers"], summary["prompt_tokens"], summary["cached_tokens"])]
+    tokens = [summary[f"{kind}_tokens"] for kind in ("prompt", "cached", "output")]
+    return [Work(side, end - seconds, end, summary["answers"], *tokens)]
 
 
 def environment(case: Case, side: str) -> dict[str, str]:
