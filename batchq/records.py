@@ -19,6 +19,34 @@ END = sys.maxsize  # a position behind every object's last
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one CSV file is written; fixed in the plan, so that every reader finds the same rows.
+
+    A byte-order mark at the file's start says its encoding, whatever stands here, and is no text. A line ends with LF,
+    CR or both. `skip` lines are passed over; a line of blanks and delimiters alone is never a record. A record is a
+    line, and goes on with the next while a quoted field is open or, where there is no quote, its line end is escaped.
+
+    - A quoted field begins with the quote, or blanks and the quote, and ends at the next quote that is neither doubled
+      nor escaped. Blanks may follow, then the delimiter or the line's end.
+    - With an escape and a quote, escape and quote are a quote inside a quoted field, two escapes are one; before any
+      other character the escape stands for itself. Unquoted fields are taken as they are.
+    - With an escape and no quote, the escape before t, n, r, b, f, v, 0 and Z is the control character that databases
+      mean by it, before another letter or digit it stands for itself, and before anything else that is taken as it is.
+    - With an escape, an unquoted field of the escape and N is null.
+
+    Where a quote is closed and text follows, isn't closed before the file's end or in 64 MiB, or holds what looks like
+    rows, the first line alone is a row that can't be read, and reading goes on with the second.
+    """
+
+    delimiter: str = ","
+    quote: str = '"'  # empty: no field is quoted
+    escape: str = ""  # empty: a quote inside a quoted field is doubled
+    encoding: str = "utf-8"
+    header: bool = True  # false: the columns are called c0, c1, ...
+    skip: int = 0  # lines before the header, or before the first row
+
+
+@dataclass(frozen=True, slots=True)
 class InputObject:
     """One input file as it was when the plan was made."""
 
@@ -26,6 +54,7 @@ class InputObject:
     name: str  # relative to the input's root; the first half of every batchq_id
     size: int  # bytes
     etag: str
+    dialect: Dialect | None = None  # of a CSV file; None in plans from before there were dialects
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,18 @@ from backports import zstd
 
 from batchq import input
 from batchq.config import InputConfig, InputFormat
+from batchq.errors import InputError
 from batchq.records import InputObject, Row
 
 
 def objects(path: Path | str, **config: Any) -> list[InputObject]:
-    return input.list_input(InputConfig(path=str(path), **config))
+    """The objects of a path, CSV files with their dialects. Raises InputError for one that can't be read so far."""
+    made = InputConfig(path=str(path), **config)
+    listed = input.list_input(made)
+    found, refused = input.with_dialects(listed, input.format_of(listed[0].name, made.format), made.csv)
+    for why in refused.values():
+        raise InputError(why)
+    return found
 
 
 def one(path: Path | str, **config: Any) -> tuple[InputObject, str]:

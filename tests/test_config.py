@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def test_a_paragraph_is_one_line() -> None:
 @pytest.mark.parametrize("name", RANGED)
 def test_a_number_out_of_its_range_is_named(name: str, compose: Callable[..., Config]) -> None:
     config = compose()
-    group, _, field = name.partition(".")
-    node = getattr(config, group)
+    path, _, field = name.rpartition(".")
+    node = operator.attrgetter(path)(config)
     setattr(node, field, {"H100": -1} if isinstance(getattr(node, field), dict) else -1)
     with pytest.raises(ConfigError, match=rf"^{name}(\.H100)?=-1: "):
         check(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchq import input
 from batchq.config import Config, Scheme
 from batchq.job.run import find_resume
 from batchq.job.scheme import choose_scheme
@@ -46,6 +47,7 @@ def describe(config: Config) -> str:
         f"  model      {model.name} · {weights_words(model)}",
         f"  scheme     {scheme.value}: {why}",
         f"  input      {input_words(drafted)}",
+        *([f"  csv        {dialect}"] if (dialect := input.dialect_words(drafted.objects)) else ()),
         f"  shards     {len(drafted.shards)}, about {drafted.rows_per_part:,} rows each",
         f"  prompt     {tokens(drafted, lengths, config.input.limit)}",
         f"  output     {state(drafted, remaining, output) if resume else new_output(drafted, output)}",

@@ -5,6 +5,7 @@ importer, and the only place that sees a DictConfig).
 """
 
 from batchq.config.check import MAX_LABELS, TRUST, check, check_pricing
+from batchq.config.csv import CsvConfig, character
 from batchq.config.enums import EngineKind, InputFormat, KvCache, LogFormat, LogLevel, Scheme, TaskKind, Unreadable
 from batchq.config.fields import MISSING
 from batchq.config.folders import choices, conf_dir, user_conf_dir
@@ -34,6 +35,7 @@ __all__ = [
     "CleanConfig",
     "ClusterConfig",
     "Config",
+    "CsvConfig",
     "EngineConfig",
     "EngineKind",
     "GateConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "TaskKind",
     "TuneConfig",
     "Unreadable",
+    "character",
     "check",
     "check_pricing",
     "choices",

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from batchq.config.csv import check_csv
 from batchq.config.enums import TaskKind
 from batchq.config.fields import MISSING, Range, leaves
 from batchq.config.schema import Config, PricingConfig, TaskConfig
@@ -24,6 +25,7 @@ def check(config: Config) -> Config:
         if field.default == MISSING and value in (MISSING, "", None):
             raise missing(name)
     _check_labels(config.task)
+    check_csv(config.input.csv)
     if not config.task.name.isidentifier():
         raise ConfigError(f"task.name={config.task.name}: letters, digits and _ only, it prefixes column names")
     if Path(config.output.path).expanduser().is_file():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchq.config.csv import CsvConfig
 from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
 from batchq.config.fields import MISSING, NOT_NEGATIVE, OPEN_SHARE, POSITIVE, PRICE, SHARE
 from batchq.config.log import LogConfig
@@ -201,6 +202,7 @@ class InputConfig:
 
     path: a file, a folder, a glob, or a list of them separated by commas; local or s3://.
     format: auto goes by the name (.jsonl .csv .parquet .txt, with .gz .zst .bz2).
+    csv: how CSV files are written, if that isn't to be found out.
     columns: what is read; null for all. text lines come as one column, `text`.
     id: a user's own id column; its duplicates are counted and reported.
     limit: rows at most, from the start of the corpus; null for all.
@@ -211,6 +213,7 @@ class InputConfig:
 
     path: str = MISSING
     format: InputFormat = InputFormat.auto
+    csv: CsvConfig = field(default_factory=CsvConfig)
     columns: list[str] | None = None
     id: str | None = None
     limit: int | None = field(default=None, metadata=POSITIVE)

@@ -7,6 +7,8 @@ raises InputError after the rows before the damage. Memory stays flat: a block, 
 
 from __future__ import annotations
 
+from batchq.input.dialect import with_dialects
+from batchq.input.dialect import words as dialect_words
 from batchq.input.formats import format_of, splittable
 from batchq.input.listing import list_input
 from batchq.input.ranges import split, taper
@@ -16,6 +18,7 @@ from batchq.input.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadabl
 __all__ = [
     "OPENED_AT_ONCE",
     "as_text",
+    "dialect_words",
     "format_of",
     "infer_schema",
     "list_input",
@@ -26,4 +29,5 @@ __all__ = [
     "splittable",
     "taper",
     "unreadable",
+    "with_dialects",
 ]

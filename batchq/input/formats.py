@@ -11,7 +11,8 @@ from typing import BinaryIO, cast
 
 from batchq import storage
 from batchq.config import InputFormat
-from batchq.errors import InputError
+from batchq.errors import BatchqError, InputError
+from batchq.input import looks
 from batchq.records import InputObject
 
 FORMATS = {
@@ -90,11 +91,35 @@ def readable(obj: InputObject, format: str) -> Iterator[None]:
     except EOFError as error:
         raise InputError(f"{obj.uri}: is cut short") from error
     except (OSError, zlib.error, ValueError, NotImplementedError) as error:
-        raise InputError(f"{obj.uri}: is damaged, or not {format}{base(obj.name)[1]}") from error
+        raise InputError(f"{obj.uri}: {_damage(obj, format, str(error))}") from error
     except Exception as error:
         if type(error).__name__ == "ZstdError":  # its module is another in each version of Python
-            raise InputError(f"{obj.uri}: is damaged, or not {format}.zst") from error
+            raise InputError(f"{obj.uri}: {_damage(obj, format)}") from error
         raise
+
+
+def _damage(obj: InputObject, format: str, said: str = "") -> str:
+    """What is wrong with an object that can't be decoded, as far as its ends tell."""
+    if format == "parquet" and "decrypt" in said:
+        return "is encrypted Parquet; decrypt it, batchq takes no keys"
+    text = f"is damaged, or not {format}{base(obj.name)[1]}"
+    try:
+        head, tail = storage.read(obj.uri, 0, looks.HEAD, etag=obj.etag), storage.read(obj.uri, suffix=4, etag=obj.etag)
+    except BatchqError:
+        return text
+    if format == "parquet" and head.startswith(b"PAR1"):
+        return text if tail == head[:4] else f"{text}: its end is missing, it was cut short"
+    if not head:
+        return f"{text}: it is empty"
+    other = looks.looks_like(head)
+    itself = other.endswith(f"end in {base(obj.name)[1]}") or (format == "dataset" and ".arrow" in other)
+    return f"{text}: it looks like {other}" if other and not itself else text
+
+
+def appearance(obj: InputObject) -> str:
+    """What an object's text looks like, with the remedy if it has another format; empty if nothing tells."""
+    with opened(obj) as file:
+        return looks.looks_like(file.read(looks.HEAD))
 
 
 def require(wanted: Iterable[str], columns: list[str], where: str) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from batchq.errors import InputError
-from batchq.input import broken
-from batchq.input.formats import BLOCK, base
+from batchq.input import broken, looks
+from batchq.input.formats import BLOCK, FORMATS, base
 from batchq.records import InputObject, Row
 from batchq.storage import failpoint
 
@@ -126,5 +126,11 @@ def _encodable(value: Any) -> bool:
 def _refuse_other_files(obj: InputObject, head: bytes) -> None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{obj.uri}: is in UTF-16; convert it to UTF-8")
-    if base(obj.name)[0].suffix.lower() == ".json" and head.lstrip(_BOM + b" \t\r\n").startswith(b"["):
+    suffix = base(obj.name)[0].suffix.lower()
+    if suffix == ".json" and head.lstrip(_BOM + b" \t\r\n").startswith(b"["):
         raise InputError(f"{obj.uri}: is one JSON array; make it one object per line (jq -c '.[]')")
+    other = looks.as_binary(head)
+    if not other and FORMATS.get(suffix) == "jsonl":
+        other = looks.as_markup(head) or looks.as_array(head)
+    if other:
+        raise InputError(f"{obj.uri}: looks like {other}")

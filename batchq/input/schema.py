@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from batchq import storage
 from batchq.errors import InputError
-from batchq.input.delimited import csv_header, csv_records
-from batchq.input.formats import opened, readable, require, splittable
+from batchq.input.delimited import csv_table
+from batchq.input.formats import appearance, opened, readable, require, splittable
 from batchq.input.rows import read_rows
 from batchq.input.tables import arrow_reader
 from batchq.records import InputObject, Range, Row
@@ -38,7 +38,10 @@ def infer_schema(
     if format in ("parquet", "dataset"):
         fields = _file_fields(objects, format)
     elif format == "jsonl":
-        fields = _json_fields(_sample(objects, format, sample_rows), format)
+        sample = _sample(objects, format, sample_rows)
+        if sample and all(row.error for row in sample):
+            raise _none(objects, format, sample)
+        fields = _json_fields(sample)
     else:
         header = ["text"] if format == "text" else _one_header(_spread(objects))
         if not any(_head(each, format, 1) for each in objects):
@@ -89,13 +92,19 @@ def _sample(objects: list[InputObject], format: str, count: int) -> list[Row]:
     return sample or next(filter(None, (_head(obj, format, count) for obj in objects)), [])
 
 
-def _json_fields(sample: list[Row], format: str) -> dict[str, pa.DataType]:
+def _none(objects: list[InputObject], format: str, sample: list[Row]) -> InputError:
+    """The error of an input in which no row can be read: what is seen, and what its first file looks like."""
+    codes = Counter(row.error[0] for row in sample if row.error).most_common()
+    seen = ", ".join(f"{code} {count}" for code, count in codes)
+    first = next(obj for obj in objects if sample[0].id.startswith(obj.name))
+    other = appearance(first)
+    where = f"{first.uri}: none of the first {len(sample)} rows is {format} ({seen})"
+    return InputError(f"{where}; it looks like {other}" if other else f"{where}; is input.format right?")
+
+
+def _json_fields(sample: list[Row]) -> dict[str, pa.DataType]:
     if not sample:
         raise _empty()
-    if all(row.error for row in sample):
-        codes = Counter(row.error[0] for row in sample if row.error).most_common()
-        seen = ", ".join(f"{code} {count}" for code, count in codes)
-        raise InputError(f"none of the first {len(sample)} rows is {format} ({seen}); is input.format right?")
     import pyarrow as pa
 
     fields: dict[str, pa.DataType] = {}
@@ -188,7 +197,7 @@ def _one_header(objects: list[InputObject]) -> list[str]:
     first: list[str] = []
     for obj in objects:
         with readable(obj, "csv"), opened(obj) as file:
-            header = csv_header(obj, csv_records(obj, file))
+            header, _ = csv_table(obj, file)
         first = first or header
         if header and sorted(header) != sorted(first):
             raise InputError(f"{obj.name}: has other columns than {objects[0].name}; label them apart")

@@ -12,7 +12,7 @@ from typing import Any
 
 from batchq import input, storage
 from batchq.config import Config, KvCache, Scheme, Unreadable
-from batchq.errors import InputError
+from batchq.errors import ConfigError, InputError
 from batchq.model.scheme import SCHEMES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.records import InputObject, Plan, Range, Shard
@@ -45,11 +45,17 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
         "template": json.dumps(config.model.chat_template, sort_keys=True),
         "length": str(config.engine.max_model_len),
         "columns": json.dumps(
-            [config.input.columns, config.output.columns, config.input.format.value, config.task.gold]
+            [config.input.columns, config.output.columns, config.input.format.value, config.task.gold, *_csv(config)]
         ),
         "inputs": json.dumps([config.input.path, config.input.limit]),
         **({"reuse": storage.normalize(config.output.reuse)} if config.output.reuse else {}),
     }
+
+
+def _csv(config: Config) -> list[dict[str, Any]]:
+    """What is said of CSV files; nothing where nothing is, as in plans from before it could be."""
+    said = {name: value for name, value in dataclasses.asdict(config.input.csv).items() if value is not None}
+    return [said] if said else []
 
 
 def fingerprint(parts: dict[str, str], objects: Iterable[InputObject]) -> str:
@@ -65,9 +71,13 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
     """
     objects = input.list_input(config.input)
     format = input.format_of(objects[0].name, config.input.format)
-    unreadable: dict[str, str] = {}
+    if format != "csv" and (said := _csv(config)):
+        raise ConfigError(f"input.csv.{next(iter(said[0]))}: goes with CSV files; {objects[0].name} is {format}")
+    objects, unreadable = input.with_dialects(objects, format, config.input.csv)
+    if unreadable and config.input.unreadable is Unreadable.stop:
+        raise InputError(next(iter(unreadable.values())))
     if config.input.unreadable is Unreadable.quarantine:
-        unreadable = input.unreadable(objects, format)
+        unreadable |= input.unreadable(objects, format)
         objects = [each for each in objects if each.name not in unreadable]
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")

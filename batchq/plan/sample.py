@@ -152,8 +152,12 @@ def _sample_rows(
 
 
 def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
-    for obj in input.list_input(dataclasses.replace(config.input, path=path)):
-        format = input.format_of(obj.name, config.input.format)
+    objects = input.list_input(dataclasses.replace(config.input, path=path))
+    format = input.format_of(objects[0].name, config.input.format)
+    objects, refused = input.with_dialects(objects, format, config.input.csv)
+    for why in refused.values():
+        raise InputError(why)
+    for obj in objects:
         whole = Range(input.splittable(obj.name, format))
         yield from input.read_rows(obj, format, whole, columns=list(draft.columns))
 

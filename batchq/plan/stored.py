@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from batchq import input, storage
 from batchq.config import Config
 from batchq.errors import AlreadyExists, Changed, NotFound, OutputTaken, StorageError
 from batchq.output import layout
-from batchq.records import InputObject, Plan, Range, Shard, sealed, unsealed
+from batchq.records import Dialect, InputObject, Plan, Range, Shard, sealed, unsealed, values
 from batchq.storage import failpoint
 
 # What a person changed when this ingredient differs.
@@ -23,7 +24,7 @@ FIELDS = {
     "sampling": "task.max_tokens, task.temperature, task.stop or task.seed",
     "template": "model.chat_template",
     "length": "engine.max_model_len",
-    "columns": "input.columns, output.columns, input.format or task.gold",
+    "columns": "input.columns, output.columns, input.format, input.csv or task.gold",
     "inputs": "input.path or input.limit",
     "reuse": "output.reuse",
 }
@@ -35,7 +36,7 @@ def load_plan(output: str) -> Plan | None:
     uri = layout.plan(output)
     try:
         fields = storage.read_checked(uri, unsealed)
-        objects = tuple(InputObject(*o) for o in fields.pop("objects"))
+        objects = tuple(_object(*o) for o in fields.pop("objects"))
         shards = tuple(Shard(i, number, Range.from_json(*cut)) for i, (number, *cut) in enumerate(fields.pop("shards")))
         lists = {name: tuple(fields.pop(name, ())) for name in ("columns", "verdicts")}
         return Plan(**{**fields, **lists, "objects": objects, "shards": shards})
@@ -45,6 +46,10 @@ def load_plan(output: str) -> Plan | None:
         raise StorageError(f"{uri}: damaged; choose another output.path") from error
 
 
+def _object(uri: str, name: str, size: int, etag: str, dialect: list[Any] | None = None) -> InputObject:
+    return InputObject(uri, name, size, etag, None if dialect is None else Dialect(*dialect))
+
+
 def store_plan(plan: Plan, output: str) -> Plan:
     """Put the plan where there is none yet; returns the one that is there now, which may be another driver's.
 
@@ -52,7 +57,9 @@ def store_plan(plan: Plan, output: str) -> Plan:
     """
     uri = layout.plan(output)
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
-    fields["objects"] = [[o.uri, o.name, o.size, o.etag] for o in plan.objects]
+    fields["objects"] = [
+        [o.uri, o.name, o.size, o.etag, *([values(o.dialect)] if o.dialect else ())] for o in plan.objects
+    ]
     fields["shards"] = [[s.object, *s.range.to_json()] for s in plan.shards]
     data, staging = sealed(fields), layout.staging(output)
     # Probed before the plan is written: afterwards every later run would take the store for a good one.

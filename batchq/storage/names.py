@@ -10,6 +10,16 @@ from urllib.parse import unquote
 from batchq.errors import ConfigError
 
 SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}  # and the prefix of its settings in the environment
+OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az"}  # what Spark and others call the same stores
+HINTS = {  # what to write instead of a scheme that is none of a store's
+    "http": "fetch the file first, with curl -O say; or write s3://bucket/key, gs://bucket/key, az://container/key",
+    "hdfs": "copy it with hdfs dfs -get, or mount it, and give that path",
+    "dbfs": "on Databricks its path is /dbfs/..., or /Volumes/...",
+    "abfss": "write az://container/folder, and the account as AZURE_STORAGE_ACCOUNT_NAME in the environment",
+    "hf": "only models come from there; fetch a data set with hf download NAME --repo-type dataset, then its folder",
+    "ftp": "fetch the file first, and give its local path",
+}
+SAME_HINT = {"https": "http", "abfs": "abfss", "wasb": "abfss", "wasbs": "abfss", "adl": "abfss", "viewfs": "hdfs"}
 VISIBLE = r"(?![._])[^/]+"  # a path component that a wildcard may match: Spark's rule
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -52,7 +62,7 @@ def split(uri: str) -> tuple[str, str, str]:
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme not in SCHEMES:
-        raise ConfigError(f"{scheme}://: not a store that batchq knows; use a local path, s3://, gs:// or az://")
+        raise ConfigError(_unknown(scheme))
     if "@" in bucket:
         raise ConfigError(f"{scheme}://: credentials don't belong in a URI; set them in the environment")
     if _SIGNED.search(key):
@@ -62,8 +72,39 @@ def split(uri: str) -> tuple[str, str, str]:
     return scheme, bucket, key.strip("/")
 
 
+def _unknown(scheme: str) -> str:
+    """The message for a scheme that names no store, with what to write."""
+    plain = scheme.lower()
+    known = OTHER_NAMES.get(plain, plain)
+    if known in SCHEMES:
+        return f"{scheme}://: write {known}://"
+    hint = HINTS.get(SAME_HINT.get(plain, plain), "use a local path, s3://, gs:// or az://")
+    return f"{scheme}://: not a store that batchq knows; {hint}"
+
+
+def _refuse_slashes(uri: str) -> None:
+    """Raises ConfigError for a scheme without its slashes, or file:// before a host; a file may be called so."""
+    scheme, colon, rest = uri.partition(":")
+    plain = scheme.lower()
+    known = OTHER_NAMES.get(plain, plain)
+    if not colon or os.path.lexists(uri):
+        return
+    if known == "file" and not rest.startswith("///"):
+        raise ConfigError(
+            f"{scheme}:: a local file is its path alone, or file:// and a path that begins with /: file:///data"
+        )
+    if known in SCHEMES and not rest.startswith("//"):
+        raise ConfigError(f"{scheme}:: two slashes are missing; write {known}://bucket/folder")
+    if SAME_HINT.get(plain, plain) in HINTS and rest.startswith("/"):
+        raise ConfigError(_unknown(scheme).replace("://", ":/", 1))
+
+
 def local_path(uri: str) -> str:
-    """The absolute path of a local file, which may be spelt from ~, relative or as file://."""
+    """The absolute path of a local file, which may be spelt from ~, relative or as file://.
+
+    Raises ConfigError for a scheme that lost its slashes.
+    """
+    _refuse_slashes(uri)
     path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
     return os.path.abspath(os.path.expanduser(path))
 
