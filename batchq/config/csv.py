@@ -30,8 +30,8 @@ class CsvConfig:
     delimiter: between fields: one character, or comma, semicolon, tab, pipe, space.
     quote: around fields that hold delimiters or line ends: one character, or double, single; none where fields are
         never quoted, as in what databases export.
-    escape: backslash where a quote inside quotes is written with one before it, as Spark does, and where databases write
-        tabs, line ends and null as a backslash and a letter; none where such a quote is doubled.
+    escape: backslash where a quote inside quotes has one before it, as Spark writes it, and where databases write tabs,
+        line ends and null as a backslash and a letter; none where such a quote is doubled.
     encoding: utf-8, cp1252, utf-16 or another that Python knows; a file's own byte-order mark goes before it.
     header: whether the first line names the columns; false calls them c0, c1, ...
     skip: lines before the header, or before the first row.
