@@ -34,7 +34,7 @@ class Budget:
         """What all invocations cost, `now` being this one's account so far; nothing counts that has no price."""
         return self._before + ((now and cost_of(now.replicas, self._pricing)) or 0.0)
 
-    def spent(self, now: RunAccount) -> bool:
+    def is_spent(self, now: RunAccount) -> bool:
         return self._pricing.budget is not None and self.total(now) >= self._pricing.budget
 
     def so_far(self, now: RunAccount) -> str:

@@ -97,7 +97,7 @@ class Watch:
         share = self._share.now(state.counters.rows, state.committed_rows, state.committed_shards)
         account = invocation.account("running")
         left = state.committed_shards < len(self._before.remaining)
-        if left and not session.stop.is_set() and self._budget.spent(account):
+        if left and not session.stop.is_set() and self._budget.is_spent(account):
             session.progress.step("the budget is spent; rows in flight are finished and saved")
             self.budget_spent = True
             session.stop.set()

@@ -50,7 +50,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
                 resume = find_resume(session, model)  # another driver may have planned it while this one waited
             if resume and resume.complete:
                 return nothing_to_do(session, model, resume)
-            plan, served = go_on(session, model, resume) if resume else begin(session, model, new)
+            plan, served = go_on(session, model, resume) if resume else start_new(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
             committed = label(session, plan, served, before, budget)
             session.progress.clear()
@@ -115,7 +115,7 @@ def plan_new(session: Session, model: Model, source: Plan | None) -> New:
     return New(make_plan(config, model.digest, choice.scheme, source.checkpoint), choice)
 
 
-def begin(session: Session, model: Model, new: New | None) -> tuple[Plan, Served]:
+def start_new(session: Session, model: Model, new: New | None) -> tuple[Plan, Served]:
     """Quantize, judge, and store the plan; from then on the run can be resumed.
 
     Raises GateRefused, ConfigError if the checkpoint of the reused run can't be served any more, OutputTaken if another

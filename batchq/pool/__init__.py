@@ -242,7 +242,7 @@ class Pool:
         slots = cluster.slots(self.cluster, hardware)[: max(1, len(shards))]
         warm, self._warm = self._warm, None
         setting = Setting(self.cluster, self.engine, hardware, self.logs, self.log_setting)
-        return ShardScheduler(setting, spec, stop, on_progress, notify).run(shards, slots, warm)
+        return ShardScheduler(setting, spec, stop, on_progress, notify).label(shards, slots, warm)
 
 
 def _account(accelerator: str, devices: int, before: Mapping[str, float], now: Mapping[str, float]) -> ReplicaAccount:

@@ -53,7 +53,7 @@ class ShardScheduler:
         self.told_at = 0.0
         self.reached: dict[str, float] = {}
 
-    def run(self, shards: Sequence[Shard], slots: Sequence[Slot], warm: WarmReplica | None = None) -> PoolSnapshot:
+    def label(self, shards: Sequence[Shard], slots: Sequence[Slot], warm: WarmReplica | None = None) -> PoolSnapshot:
         """Label all shards with a replica at each slot; `warm` is the first, if there is one."""
         import ray
 
