@@ -110,7 +110,7 @@ def test_fp8_is_multiplied_by_cublas_where_that_was_seen_to_be_faster(
 def test_a_model_that_came_quantized_is_multiplied_as_it_is_stored(
     folder: str, weights: dict[str, Any], activations: dict[str, Any] | None, backend: str | None
 ) -> None:
-    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, **weights}}}
+    groups: dict[str, Any] = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, **weights}}}
     groups["group_0"]["input_activations"] = activations and {"num_bits": 8, **activations}
     stored = {"quant_method": "compressed-tensors", "config_groups": groups}
     config = json.loads((Path(folder) / "config.json").read_text()) | {"quantization_config": stored}

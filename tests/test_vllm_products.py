@@ -23,7 +23,7 @@ def test_a_product_is_that_of_the_unscaled_numbers(kind: str, scaled: bool, padd
 
     random = torch.Generator().manual_seed(7)
     x, weight, added = (torch.randn(*size, generator=random) for size in ((TOKENS, COLUMNS), (ROWS, COLUMNS), (ROWS,)))
-    each = {"dim": 1, "keepdim": True}
+    each: dict[str, Any] = {"dim": 1, "keepdim": True}
     of_tokens = x.abs().amax(**each) / 448
     of_channels = (weight.abs().amax(**each) if scaled else weight.abs().amax().reshape(1, 1)) / 448
     a, b = ((numbers / scale).to(torch.float8_e4m3fn) for numbers, scale in ((x, of_tokens), (weight, of_channels)))
