@@ -104,3 +104,12 @@ def test_the_way_from_command_to_commit_is_the_codes(caller: str, name: str) -> 
     if caller:
         last = name.rpartition(".")[2]
         assert re.search(rf"\b{last}\b", inspect.getsource(named(caller))), f"{caller} doesn't call {name}"
+
+
+def test_every_place_that_the_architecture_page_names_exists() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    paths = re.findall(r"`([\w/]+\.py)`", page)
+    missing = {path for path in paths if not (ROOT / "batchq" / path).is_file() and not (ROOT / path).is_file()}
+    assert len(paths) > 30 and not missing
+    for name, path in re.findall(r"`([\w.]+)`,? in `([\w/]+)\.py`", page):
+        assert named(f"{path}.{name}") is not None
