@@ -112,7 +112,7 @@ MISTAKES = {
     "no key": (["job=mine", "=x"], "=x: a name is missing; say key=value"),
     "nothing": (["job=mine", ""], "'': no such verb; verbs are run, plan"),
     "a flag without its value": (["job=mine", "engine=fake", "--cfg"], "argument --cfg/-c: expected one argument"),
-    "an unknown flag": (["job=mine", "--nonsense"], "unrecognized arguments: --nonsense"),
+    "an unknown flag": (["job=mine", "--nonsense"], "--nonsense: no such flag; a field is set as key=value"),
     "no such folder": (["job=mine", "--config-dir", "nowhere"], "configuration: Additional config directory"),
     "a sweep with a mistake": (["job=mine", "-m", "engine=fake,no"], "engine=no: no such engine"),
     "not a number": (["job=mine", "cluster.spill_seconds=nan"], "cluster.spill_seconds=nan: must be above 0"),

@@ -12,7 +12,7 @@ from types import FrameType
 
 from batchq import __version__
 from batchq.cli import report, streams
-from batchq.config import Config
+from batchq.config import Config, choices, suggest
 from batchq.config.compose import SWEEP, compose, compose_each
 from batchq.errors import BatchqError, ConfigError, ExitCode, Stopped
 from batchq.machine import log
@@ -187,12 +187,19 @@ def _without_job(verb: str, arguments: list[str]) -> Said | None:
 
 def _refuse_stray(arguments: list[str]) -> None:
     """Raises ConfigError for a word that is neither key=value nor a flag, nor what a flag is given."""
-    for before, word in zip(["", *arguments], arguments, strict=False):
+    for before, word, after in zip(["", *arguments], arguments, [*arguments[1:], ""], strict=False):
         if "=" in word or word.startswith(("-", "~", "+")) or (before.startswith("-") and before not in SWEEP):
             continue
         if word in VERBS:
             raise ConfigError(f"{word}: the verb comes first: python -m batchq {word} job=NAME ...")
-        raise ConfigError(f"{word or repr(word)}: no such verb; verbs are {', '.join(VERBS)}; all else is key=value")
+        if hint := suggest.stray(before, word, after):
+            raise ConfigError(hint)
+        if word in choices("job"):
+            raise ConfigError(f"{word}: a job is named as job={word}")
+        near = suggest.did_you_mean(word, VERBS)
+        raise ConfigError(
+            f"{word or repr(word)}: no such verb; verbs are {', '.join(VERBS)}; all else is key=value{near}"
+        )
 
 
 def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:

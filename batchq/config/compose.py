@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
+from batchq.config import suggest
 from batchq.config.check import check, check_pricing, missing
 from batchq.config.folders import choices, conf_dir, user_conf_dir
 from batchq.config.schema import Config, PricingConfig
@@ -128,7 +129,10 @@ def _check_flags(arguments: Sequence[str]) -> None:
         with redirect_stderr(said):
             get_args_parser().parse_args(list(arguments))
     except SystemExit:
-        raise ConfigError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
+        words = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        if unknown := re.match(r"unrecognized arguments: (\S+)", words):
+            words = suggest.flag(unknown[1])
+        raise ConfigError(words) from None
 
 
 @contextmanager
@@ -175,8 +179,7 @@ def _words(error: Exception, overrides: Sequence[str]) -> str:
     if (nameless := next((o for o in overrides if not _key(o)), None)) is not None:
         return f"{nameless or repr(nameless)}: a name is missing; say key=value"
     if type(error).__name__ == "OverrideParseException":
-        key = (getattr(error, "override", None) or "").split("=")[0]
-        return f"{key}: can't be read as Hydra's key=value; quote its value twice, for the shell too: '{key}=\"...\"'"
+        return suggest.quoted(getattr(error, "override", None) or "")
     if text.startswith("Ambiguous value"):
         key = text.split("'")[1].split("=")[0] if "'" in text else "value"
         return f"{key}: has a comma; a list is {key}=[a,b], plain text is '{key}=\"a,b\"', a sweep needs -m"
@@ -186,7 +189,9 @@ def _words(error: Exception, overrides: Sequence[str]) -> str:
         return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
     choice = re.search(r"Could not (?:find|load) '(\w+)/(.*?)'", text)
     if choice and (known := choices(choice[1])):
-        return f"{choice[1]}={choice[2]}: no such {choice[1]}; choices are {', '.join(known)}"
+        return f"{choice[1]}={choice[2]}: no such {choice[1]}; choices are {', '.join(known)}" + suggest.choice(
+            choice[1], choice[2], known
+        )
     if "group override must be" in text or "item value in defaults" in text:
         return _no_name(overrides)
     return _of_field(error, text, overrides)
@@ -198,7 +203,9 @@ def _no_name(overrides: Sequence[str]) -> str:
     for override in overrides:
         group, _, value = override.lstrip("+").partition("=")
         if group in groups and re.fullmatch(r"(?i)null|true|false|[-+]?[.\d].*", value):
-            return f"{group}={value}: no such {group}; choices are {', '.join(choices(group))}"
+            known = choices(group)
+            hint = suggest.choice(group, value, known)
+            return f"{group}={value}: no such {group}; choices are {', '.join(known)}{hint}"
     return "defaults: YAML reads a bare on, off, yes or no as true or false; quote it, as 'off'"
 
 
@@ -216,7 +223,21 @@ def _of_field(error: Exception, text: str, overrides: Sequence[str]) -> str:
         or next((_key(o) for o in overrides if "=" in o and _key(o) in text), "")
     )
     first = str(cause or error).strip().splitlines() or [type(error).__name__]
-    return f"{where or 'configuration'}: {first[0]}"
+    return f"{where or 'configuration'}: {first[0]}{_hint(where, first[0], overrides)}"
+
+
+def _hint(where: str, said: str, overrides: Sequence[str]) -> str:
+    """What to write instead of a value of another type."""
+    value = next((o.partition("=")[2] for o in overrides if _key(o) == where), "")
+    if "is not a ListConfig" in said:
+        return f"; a list is {where}=[{value or 'a'}]"
+    if said.startswith("Invalid type assigned"):
+        return f"; {where} has no choices, its fields are set one by one, as {where}.FIELD=VALUE"
+    if expected := re.search(r"Invalid value '(.*?)', expected one of \[(.*)\]", said):
+        return suggest.did_you_mean(expected[1], expected[2].split(", "))
+    if "could not be converted" in said and value.casefold() in ("none", "all"):
+        return f"; for no value say {where}=null"
+    return ""
 
 
 def _key(override: str) -> str:
@@ -234,9 +255,12 @@ def _no_field(key: str, overrides: Sequence[str]) -> str:
             return f"{key}: {'.'.join(path[: i + 1])} has no such key yet; add it with +{override.lstrip('+')}"
         if name not in kinds or not dataclasses.is_dataclass(kinds[name].default_factory):
             above = ".".join(path[: i + 1])
-            return f"{key}: no such field; there is no {above}; groups are {_names(Config)}"
+            return f"{key}: no such field; there is no {above}; groups are {_names(Config)}{suggest.field(key)}"
         node = kinds[name].default_factory
-    return f"{key}: no such field; fields{' of ' + '.'.join(path[:-1]) if path[:-1] else ''} are {_names(node)}"
+    if any(f.name == path[-1] and f.default_factory is dict for f in dataclasses.fields(node)):
+        return f"{key}: on the command line add each key for itself, as +{key}.KEY=VALUE; or set it in the job's file"
+    where = f"fields of {'.'.join(path[:-1])}" if path[:-1] else "groups"
+    return f"{key}: no such field; {where} are {_names(node)}{suggest.field(key)}"
 
 
 def _names(kind: Any) -> str:

@@ -111,8 +111,11 @@ def _damage(obj: InputObject, format: str, said: str = "") -> str:
         return text if tail == head[:4] else f"{text}: its end is missing, it was cut short"
     if not head:
         return f"{text}: it is empty"
+    packed = base(obj.name)[1]
+    if packed and looks.is_text(head):
+        return f"{text}: it isn't packed; take {packed} off its name"
     other = looks.looks_like(head)
-    itself = other.endswith(f"end in {base(obj.name)[1]}") or (format == "dataset" and ".arrow" in other)
+    itself = (packed and other.endswith(packed)) or (format == "dataset" and ".arrow" in other)
     return f"{text}: it looks like {other}" if other and not itself else text
 
 

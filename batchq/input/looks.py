@@ -101,6 +101,15 @@ def looks_like(head: bytes) -> str:
     return as_binary(head) or as_markup(head) or (as_text(head) if head.strip() else "")
 
 
+def is_text(head: bytes) -> bool:
+    """Whether it is UTF-8 without control characters, as far as it goes."""
+    try:
+        head[:HEAD].rpartition(b" ")[0].decode()
+    except UnicodeDecodeError:
+        return False
+    return not as_binary(head) and not CONTROL.search(head)
+
+
 def _zip(head: bytes) -> str:
     if b"xl/" in head or b"[Content_Types].xml" in head:
         return f"an Excel workbook or another Office file: {TABLE}"

@@ -10,6 +10,12 @@ from batchq.errors import AlreadyExists, Changed, NoConditionalWrites, NotFound,
 
 _METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
 
+# What is said of a bucket in another region, in some replies with its name.
+_REGION = re.compile(
+    r"incorrectly configured region|PermanentRedirect|AuthorizationHeaderMalformed(?:.*?expecting '([\w-]+)')?",
+    re.DOTALL,
+)
+
 
 def taken(uri: str) -> AlreadyExists:
     return AlreadyExists(f"{uri}: already exists")
@@ -53,6 +59,9 @@ def _store_error(uri: str, error: Exception) -> StorageError:
         return changed(uri)
     if "NoSuchBucket" in reason:
         return NotFound(f"{uri}: no such bucket")
+    if region := _REGION.search(str(error)):
+        expected = f" {region[1]}" if region[1] else ""
+        return StorageError(f"{uri}: the bucket is in another region{expected}; set AWS_REGION in the environment")
     if _METADATA.search(str(error)):
         return StorageError(f"{uri}: no credentials in the environment or from the provider (AWS_ACCESS_KEY_ID, ...)")
     if "error sending request" in reason:
