@@ -12,6 +12,7 @@
     ├── StorageError            exit 1   a store that failed after its retries
     │   ├── AlreadyExists                a create-only put lost, or won with a lost reply
     │   ├── NotFound                     no such object
+    │   ├── AccessDenied                 an object, or all, that these credentials or this user may not read
     │   ├── Changed                      the object is no longer the one that was planned
     │   └── NoConditionalWrites exit 2   the store would let the last writer win
     ├── EngineError             exit 1   the engine could not start, died, or stalled
@@ -78,6 +79,10 @@ class AlreadyExists(StorageError):
 
 class NotFound(StorageError):
     """No object at that URI."""
+
+
+class AccessDenied(StorageError):
+    """The store or the file system doesn't let us."""
 
 
 class Changed(StorageError):

@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 END = sys.maxsize  # a position behind every object's last
 
+PLAN = "meta/plan.json"  # of an output; by these two an output is known for one
+RUNS = "meta/runs"
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
@@ -178,6 +181,7 @@ class Plan:
     quantization: str  # the scheme that was chosen; never `auto`
     model: str  # content digest of the model as named
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
+    left_out: dict[str, int] = field(default_factory=dict)  # files that are no input, by why: how many
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
     reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same
     verdicts: tuple[dict[str, Any], ...] = ()  # the gate's, of each scheme that it tried: gate.Verdict as JSON

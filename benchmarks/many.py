@@ -39,7 +39,8 @@ from batchq.output import layout, parts, receipts
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
-from batchq.plan.stored import check_inputs, load_plan, store_plan
+from batchq.plan.inputs import check_inputs
+from batchq.plan.stored import load_plan, store_plan
 from batchq.records import InputObject, Plan, Range, Receipt, Shard, Usage
 
 ROWS, SHARDS, FILES = 10_000_000, 10_000, 100

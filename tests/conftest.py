@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     with s3_server(tmp_path_factory.mktemp("weed")) as server:
         yield server
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty folder, local and on S3."""
+    if request.param == "local":
+        return str(tmp_path / "root")
+    return remote_root(request.getfixturevalue("s3"), monkeypatch)
+
+
+@pytest.fixture
+def remote(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    return remote_root(s3, monkeypatch)
+
+
+def remote_root(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return f"{s3.make_bucket('storage')}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from backports import zstd
 
-from batchq import input
+from batchq import input, storage
 from batchq.config import InputConfig, InputFormat
 from batchq.errors import InputError
 from batchq.records import InputObject, Row
@@ -20,7 +20,7 @@ from batchq.records import InputObject, Row
 def objects(path: Path | str, **config: Any) -> list[InputObject]:
     """The objects of a path, CSV files with their dialects. Raises InputError for one that can't be read so far."""
     made = InputConfig(path=str(path), **config)
-    listed = input.list_input(made)
+    listed = input.list_input(made).objects
     found, refused = input.with_dialects(listed, input.format_of(listed[0].name, made.format), made.csv)
     for why in refused.values():
         raise InputError(why)
@@ -46,6 +46,14 @@ def write(path: Path, data: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     return path
+
+
+def place(root: str, name: str, data: bytes) -> None:
+    """Write a file below a local folder or a prefix."""
+    if storage.is_remote(root):
+        storage.put(storage.join(root, name), data)
+    else:
+        write(Path(root) / name, data)
 
 
 def compressed(data: bytes, ending: str) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import socket
 import struct
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 START_TIMEOUT_S = 60.0
 
@@ -128,16 +131,19 @@ class Flaky:
 
     `faults` is taken from its front, one a request: "pass", "conflict" (answer 409 without asking the server), "lose"
     (let the server do it, then reset the connection instead of a reply), "cut" (drop it in the middle of the body),
-    "accept" (answer 200 without asking the server, as a store does that ignores conditions), "busy" (answer 503
-    without asking it), "reset" (drop the connection without asking it), "flip" (change a byte of the reply's body),
-    "spoil" (change a byte of what is sent to the server). With none left, everything passes. `choose`, if it is set,
-    is asked instead: it gets a request's head and returns the fault. `struck` counts what was done: a reply that has no
-    body can't be cut nor flipped, nor is an error's body worth it, so those pass.
+    "deny" (answer 403 without asking it), "accept" (answer 200 without asking the server, as a store does that ignores
+    conditions), "busy" (answer 503 without asking it), "reset" (drop the connection without asking it), "flip" (change
+    a byte of the reply's body), "spoil" (change a byte of what is sent to the server). With none left, everything
+    passes. `choose`, if it is set, is asked instead: it gets a request's head and returns the fault. `listed` are
+    keys, with their sizes, that the server can't hold, since it keeps folders, and other stores do: each listing of a
+    prefix of theirs has them. `struck` counts what was done: a reply that has no body can't be cut nor flipped, nor is
+    an error's body worth it, so those pass.
     """
 
     def __init__(self, s3: S3, listener: socket.socket) -> None:
         self.faults: list[str] = []
         self.choose: Callable[[bytes], str] | None = None
+        self.listed: dict[str, int] = {}
         self.requests = 0
         self.struck: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -180,6 +186,8 @@ class Flaky:
                 sent = _flipped(body, 0) if fault == "spoil" else body
                 server.sendall(head + b"connection: close\r\n\r\n" + sent)
                 reply = b"".join(iter(lambda: server.recv(1 << 16), b""))
+            if self.listed and b"<ListBucketResult" in reply:
+                reply = self._with_listed(head.split(b" ", 2)[1].decode(), reply)
             at = reply.index(b"\r\n\r\n") + 4  # where the body begins
             if fault in ("cut", "flip") and not (reply.startswith(b"HTTP/1.1 2") and at < len(reply)):
                 fault = "pass"
@@ -188,12 +196,34 @@ class Flaky:
                 reply = _flipped(reply, at)
             client.sendall(reply[: {"lose": 0, "cut": (at + len(reply)) // 2}.get(fault, len(reply))])
 
+    def _with_listed(self, target: str, reply: bytes) -> bytes:
+        """A page of a listing as of a store that has those keys too; it ends where it ended."""
+        query = dict(parse_qsl(urlsplit(target).query))
+        keys = [unquote(key.decode()) for key in re.findall(b"<Key>(.*?)</Key>", reply)]
+        first = keys[0] if query.get("continuation-token") else query.get("start-after", "")
+        last = keys[-1] if b"<IsTruncated>true" in reply else "\U0010ffff"
+        extra = ""
+        for key, size in self.listed.items():
+            if key.startswith(query.get("prefix", "")) and first < key < last:
+                spelt = quote(key) if query.get("encoding-type") else escape(key, {"\n": "&#10;"})
+                extra += f"<Contents><Key>{spelt}</Key><Size>{size}</Size><ETag>&quot;0&quot;</ETag>"
+                extra += "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+        head, _, body = reply.partition(b"\r\n\r\n")
+        body = re.sub(b"</ListBucketResult>", extra.encode() + b"</ListBucketResult>", body)
+        head = re.sub(rb"(?i)(content-length: )\d+", b"\\g<1>%d" % len(body), head)
+        return head + b"\r\n\r\n" + body
+
     def _count(self, fault: str) -> None:
         with self._lock:
             self.struck[fault] += 1
 
 
-STATUS = {"conflict": b"409 Conflict", "accept": b'200 OK\r\netag: "0"', "busy": b"503 Service Unavailable"}
+STATUS = {
+    "conflict": b"409 Conflict",
+    "accept": b'200 OK\r\netag: "0"',
+    "busy": b"503 Service Unavailable",
+    "deny": b"403 Forbidden",
+}
 
 
 def _flipped(data: bytes, start: int) -> bytes:

@@ -23,7 +23,7 @@ from batchq import input
 from batchq.config import Config, Scheme
 from batchq.errors import InputError
 from batchq.plan.draft import make_plan
-from batchq.plan.stored import check_inputs
+from batchq.plan.inputs import check_inputs
 from tests.helpers import rows_of
 from tests.jobs import finished, planned
 

@@ -141,7 +141,7 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
         _, kind, *packed = name.split(".")
         data = "\n".join(lines[kind]).encode()
         (tmp_path / f"{number}-{name}").write_bytes(compressed(data, f".{packed[0]}") if packed else data)
-    listed = input.list_input(InputConfig(path=str(tmp_path)))
+    listed = input.list_input(InputConfig(path=str(tmp_path))).objects
     shards = tuple(Shard(n, n, Range("stream")) for n in range(2))
     draft = dataclasses.replace(DRAFT, objects=tuple(listed), shards=shards, format={"txt": "text"}.get(kind, kind))
     assert sample.expected_rows(draft, None) == pytest.approx(12_200, rel=near)
@@ -151,7 +151,7 @@ def test_rows_that_only_reading_counts_are_estimated_from_heads(
 
     if packed:
         (tmp_path / f"1-{name}").write_bytes(b"not packed at all" * 9)
-        draft = dataclasses.replace(draft, objects=tuple(input.list_input(InputConfig(path=str(tmp_path)))))
+        draft = dataclasses.replace(draft, objects=tuple(input.list_input(InputConfig(path=str(tmp_path))).objects))
         assert sample.expected_rows(draft, None) == pytest.approx(12_000, rel=near), "a damaged one doesn't stop it"
 
 

@@ -27,7 +27,7 @@ from batchq.machine.digests import digest_of
 from batchq.output import layout
 from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
-from batchq.records import sealed, unsealed
+from batchq.records import PLAN, RUNS, sealed, unsealed
 from batchq.storage import failpoint
 
 REWRITE_SECONDS = 15.0
@@ -153,7 +153,7 @@ def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
     Raises NotFound if there is none.
     """
     where = storage.normalize(prefix)
-    marks = re.compile(rf"(.*)/(?:{re.escape(layout.PLAN)}|{re.escape(layout.RUNS)}/[^/]+\.json)")
+    marks = re.compile(rf"(.*)/(?:{re.escape(PLAN)}|{re.escape(RUNS)}/[^/]+\.json)")
     outputs = {mark[1] for stat in storage.list_objects(where) if (mark := marks.fullmatch(stat.uri))}
     for stat in storage.list_objects(_elsewhere()):
         if f"{(output := _read(stat.uri).output)}/".startswith(f"{where}/"):

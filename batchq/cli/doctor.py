@@ -98,9 +98,9 @@ def _job(config: Config, hardware: Hardware) -> list[tuple[str, str]]:
         return f"{resolved.name} · {weights_words(resolved)} · {choice.scheme.value}: {choice.why}"
 
     def inputs() -> str:
-        from batchq import input
+        from batchq.plan.inputs import list_inputs
 
-        objects = input.list_input(config.input)
+        objects = list_inputs(config).objects
         return f"{len(objects)} objects, {sum(o.size for o in objects):,} bytes"
 
     def output() -> str:

@@ -13,6 +13,7 @@ from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample
 from batchq.plan.committed import source_plan
 from batchq.plan.draft import make_plan
+from batchq.plan.inputs import left_out_words
 from batchq.plan.sample import Lengths
 from batchq.records import Plan
 from batchq.sizing import estimate, forecast
@@ -41,6 +42,7 @@ def describe(config: Config) -> str:
     weights = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
     reasons = resolve_settings(config, drafted, Weights(model.path, weights), hardware, lengths).reasons
     left = remaining / max(1, len(drafted.shards))
+    left_out = left_out_words(drafted)
     lines = [
         f"batchq · plan of {config.job.name}",
         f"  hardware   {hardware_words(hardware)}",
@@ -48,6 +50,7 @@ def describe(config: Config) -> str:
         f"  scheme     {scheme.value}: {why}",
         f"  input      {input_words(drafted)}",
         *([f"  csv        {dialect}"] if (dialect := input.dialect_words(drafted.objects)) else ()),
+        *([f"  left out   {left_out}"] if left_out else []),
         f"  shards     {len(drafted.shards)}, about {drafted.rows_per_part:,} rows each",
         f"  prompt     {tokens(drafted, lengths, config.input.limit)}",
         f"  output     {state(drafted, remaining, output) if resume else new_output(drafted, output)}",

@@ -17,6 +17,7 @@ from batchq.config import Config
 from batchq.errors import BatchqError, InputError, NotFound
 from batchq.output import layout, parts, receipts
 from batchq.output.schema import schema_from_text
+from batchq.plan.inputs import obeyed
 from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard, Usage
 
@@ -44,6 +45,7 @@ def verify(config: Config) -> tuple[bool, str]:
     plan = load_plan(output)
     if plan is None:
         raise BatchqError(f"{output}: no run has been planned there yet")
+    plan = obeyed(plan, config)
     parts: dict[int, dict[int, str]] = defaultdict(dict)
     problems = []
     for stat in storage.list_objects(layout.data(output)):

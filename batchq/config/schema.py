@@ -209,6 +209,8 @@ class InputConfig:
     unreadable: what to do about a file that is damaged or lacks a column: stop (exit code 2), or quarantine it: the
         rows before the damage are in the output, meta/manifest.json names it and says why, and the run ends in exit
         code 4.
+    trust_times: whether a local file is taken for the one that was planned if its size and its time are the same, also
+        where the file system says that it changed since: after a chmod, a move, or a copy that was put back.
     """
 
     path: str = MISSING
@@ -218,6 +220,7 @@ class InputConfig:
     id: str | None = None
     limit: int | None = field(default=None, metadata=POSITIVE)
     unreadable: Unreadable = Unreadable.stop
+    trust_times: bool = False
 
 
 @dataclass

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from batchq.input.dialect import with_dialects
 from batchq.input.dialect import words as dialect_words
+from batchq.input.foreign import OWN
 from batchq.input.formats import format_of, splittable
-from batchq.input.listing import list_input
+from batchq.input.listing import Inputs, find_input, list_input
 from batchq.input.ranges import split, taper
 from batchq.input.rows import read_rows, rows_of, rows_per_byte
 from batchq.input.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
 
 __all__ = [
     "OPENED_AT_ONCE",
+    "OWN",
+    "Inputs",
     "as_text",
     "dialect_words",
+    "find_input",
     "format_of",
     "infer_schema",
     "list_input",

@@ -33,12 +33,8 @@ BLOCK = 4 * 1024 * 1024  # bytes read at a time: one request to a store
 
 def format_of(name: str, configured: InputFormat) -> str:
     """The base format of an object: as configured, or by its name. Raises InputError naming the choices."""
-    path, compressed = base(name)
-    if configured is not InputFormat.auto:
-        format = str(configured.value)
-    elif path.suffix.lower() in FORMATS:
-        format = FORMATS[path.suffix.lower()]
-    else:
+    format, compressed = known_format(name, configured), base(name)[1]
+    if not format:
         choices = ", ".join(each.value for each in InputFormat if each is not InputFormat.auto)
         raise InputError(
             f"{name}: can't tell its format by its name; set input.format to one of {choices}, "
@@ -47,6 +43,12 @@ def format_of(name: str, configured: InputFormat) -> str:
     if compressed and format in ("parquet", "dataset"):
         raise InputError(f"{name}: a {format} file compressed as a whole can't be read; decompress it")
     return format
+
+
+def known_format(name: str, configured: InputFormat) -> str:
+    """The base format of an object, empty if its name tells none."""
+    path = base(name)[0]
+    return FORMATS.get(path.suffix.lower(), "") if configured is InputFormat.auto else str(configured.value)
 
 
 def splittable(name: str, format: str) -> str:

@@ -4,43 +4,135 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from batchq import storage
-from batchq.config import InputConfig, InputFormat
+from batchq.config import InputConfig, InputFormat, Unreadable
 from batchq.errors import InputError, NotFound
-from batchq.input.formats import format_of
+from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_data, refuse_table
+from batchq.input.formats import format_of, known_format
+from batchq.machine.progress import visible
 from batchq.records import InputObject
 
 DATASET_FILES = {"state.json", "dataset_info.json", "dataset_dict.json"}  # what save_to_disk writes beside the rows
+WHOLE = {"parquet", "dataset"}  # formats in which a file of no bytes is damaged, not empty
 
 
-def list_input(config: InputConfig) -> list[InputObject]:
-    """The input's objects, sorted by name: a file, a folder, a pattern, or several separated by commas.
+HIDDEN, SPECIAL = "hidden or of other tools", "pipes, sockets, devices or markers of folders"
+OUTPUTS, EMPTY = "in outputs of batchq", "empty"
+HINTS = {HIDDEN: "name one in full to read it", SPECIAL: "no files", OUTPUTS: "name an output's data/ to read its rows"}
 
-    Names are relative to what was asked for. Of a dataset on disk only its current data files count; files of no bytes
-    don't. Raises InputError if nothing is there, if a format can't be told, or if there are several.
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """An input's objects, sorted by name; what else is there, by why it is none of them: how many; and what can't be
+    read, by name: why."""
+
+    objects: list[InputObject]
+    left_out: dict[str, int]
+    unreadable: dict[str, str]
+
+
+def list_input(config: InputConfig, never: Mapping[str, str] | None = None) -> Inputs:
+    """The input's objects, as `find_input` has them, all of one format; files of no bytes are left out.
+
+    Raises InputError also if a format can't be told, or there are several, and for what can't be read, unless
+    input.unreadable=quarantine.
     """
-    by_uri: dict[str, storage.Stat] = {}
-    roots = []
-    for entry in filter(None, (part.strip() for part in config.path.split(","))):
+    found = find_input(config, never or {})
+    left_out, unreadable = Counter(found.left_out), dict(found.unreadable)
+    if unreadable and config.unreadable is Unreadable.stop:
+        raise InputError(f"{_first(unreadable)}; mend it, or go on without it by input.unreadable=quarantine")
+    formats: dict[str, str] = {}  # and a name of each
+    objects = []
+    for each in found.objects:
+        if not each.size and not _must_have_bytes(each, config.format):
+            left_out[EMPTY] += 1
+            continue
         try:
-            matched = _data_files(storage.glob(entry), config.format)
-        except NotFound:
-            raise InputError(f"input.path={entry}: no file, folder or object of that name") from None
-        if not matched:
-            raise InputError(f"input.path={entry}: nothing there matches")
-        roots.append(storage.root_of(entry, matched))
-        by_uri.update((each.uri, each) for each in matched)
-    root = _common_root(roots)
-    objects = [InputObject(each.uri, each.uri[len(root) :], each.size, each.etag) for each in by_uri.values()]
-    formats = {format_of(each.name, config.format): each.name for each in objects}
+            formats[format_of(each.name, config.format)] = each.name
+            objects.append(each)
+        except InputError as error:
+            if config.unreadable is Unreadable.stop:
+                raise
+            unreadable[each.name] = str(error)
     if len(formats) > 1:
         examples = ", ".join(f"{format} ({name})" for format, name in sorted(formats.items()))
         raise InputError(f"input.path={config.path}: one format at a time, but there are {examples}; narrow the path")
-    objects = [each for each in objects if each.size or not formats.keys().isdisjoint({"parquet", "dataset"})]
     if not objects:
-        raise InputError(f"input.path={config.path}: the input is empty")
-    return sorted(objects, key=lambda each: each.name)
+        why = f"not one input file can be read: {_first(unreadable)}" if unreadable else "the input is empty"
+        raise InputError(f"input.path={config.path}: {why}")
+    return Inputs(objects, dict(left_out), unreadable)
+
+
+def find_input(config: InputConfig, never: Mapping[str, str]) -> Inputs:
+    """What input.path means, not looked into: a file, a folder, a pattern, or several separated by commas.
+
+    Names are relative to what was asked for. Of a dataset on disk only its current data files count. Hidden files are
+    left out, and what is below a prefix of `never` (by what it is called), or in an output of batchq, unless an entry
+    points into its data/. Raises InputError if nothing is left of an entry, or for files of a table with its own log.
+    """
+    excluded, by_uri, roots = Never(never), dict[str, storage.Stat](), []
+    left_out: dict[str, set[str]] = defaultdict(set)
+    for entry in filter(None, (part.strip() for part in config.path.split(","))):
+        try:
+            listing = storage.glob(entry, MARK)
+        except NotFound:
+            raise InputError(f"input.path={entry}: no file, folder or object of that name") from None
+        matched = _data_files(_own(entry, listing, excluded, left_out), config.format)
+        if not matched:
+            raise InputError(f"input.path={entry}: nothing there matches{_but(left_out)}")
+        roots.append(listing.root)
+        by_uri.update((each.uri, each) for each in matched)
+    root = _common_root(roots)
+    found = sorted(by_uri.values(), key=lambda each: each.uri)
+    return Inputs(
+        [InputObject(each.uri, each.uri[len(root) :], each.size, each.etag) for each in found if not each.error],
+        {why: len(uris) for why, uris in left_out.items() if uris},
+        {visible(each.uri[len(root) :]): f"{visible(each.uri)}: {each.error}" for each in found if each.error},
+    )
+
+
+def _own(entry: str, listing: storage.Listing, never: Never, left_out: dict[str, set[str]]) -> list[storage.Stat]:
+    """What an entry's listing found but products of runs; `left_out` gets what is passed over. Raises InputError for a
+    table's files."""
+    kinds, kept, inside = Kinds(listing), [], never.holds(f"{listing.root}/")
+    left_out[HIDDEN] |= listing.hidden
+    left_out[SPECIAL] |= listing.special
+    for each in listing.found:
+        folder, kind = kinds.of(each.uri)
+        name = never.holds(each.uri)
+        if name and (name == OWN or name != inside):  # a folder of caches may be one of corpora that somebody names
+            left_out[f"in {name}"].add(each.uri)
+        elif kind == OUTPUT and not (names_data(entry, folder) and each.uri.startswith(f"{folder}/data/")):
+            left_out[OUTPUTS].add(each.uri)
+        elif kind and kind != OUTPUT:
+            refuse_table(each.uri, folder, kind)
+        else:
+            kept.append(each)
+    return kept
+
+
+def _first(unreadable: dict[str, str]) -> str:
+    return next(iter(unreadable.values())) + (f" (and {len(unreadable) - 1:,} more)" if len(unreadable) > 1 else "")
+
+
+def _but(left_out: dict[str, set[str]]) -> str:
+    """What there is instead of input, and what to do."""
+    words = [
+        f"{len(uris):,} {why}, such as {visible(min(uris))} ({HINTS.get(why, 'a run reads none of its own products')})"
+        for why, uris in left_out.items()
+        if uris
+    ]
+    return f"; left out: {'; '.join(words)}" if words else ""
+
+
+def _must_have_bytes(obj: InputObject, format: InputFormat) -> bool:
+    """Whether an object of no bytes is damaged. In a store it may be the marker of a folder whose name ends like a
+    file's, and then no object has its name."""
+    return known_format(obj.name, format) in WHOLE and (not storage.is_remote(obj.uri) or storage.exists(obj.uri))
 
 
 def _data_files(matched: list[storage.Stat], format: InputFormat) -> list[storage.Stat]:
@@ -52,8 +144,11 @@ def _data_files(matched: list[storage.Stat], format: InputFormat) -> list[storag
     for each in matched:
         folder, _, name = each.uri.rpartition("/")
         if name == "state.json" and folder in folders:
-            state = json.loads(storage.read(each.uri, etag=each.etag))
-            saved[folder] = {file["filename"] for file in state["_data_files"]}
+            try:
+                state = json.loads(storage.read(each.uri, etag=each.etag))
+                saved[folder] = {file["filename"] for file in state["_data_files"]}
+            except (ValueError, TypeError, KeyError):
+                raise InputError(f"{each.uri}: doesn't say which files the dataset has; name them instead") from None
 
     def is_data(each: storage.Stat) -> bool:
         folder, _, name = each.uri.rpartition("/")

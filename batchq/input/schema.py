@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from batchq import storage
-from batchq.errors import InputError
+from batchq.errors import AccessDenied, InputError
 from batchq.input.delimited import csv_table
 from batchq.input.formats import appearance, opened, readable, require, splittable
 from batchq.input.rows import read_rows
@@ -66,7 +66,7 @@ def unreadable(objects: list[InputObject], format: str) -> dict[str, str]:
                 _file_fields([obj], format, may_be_empty=True)
             else:
                 _head(obj, format, 1)
-        except InputError as error:
+        except (InputError, AccessDenied) as error:
             return str(error)
         return ""
 

@@ -22,7 +22,8 @@ from batchq.output.lease import Lease
 from batchq.plan import draft
 from batchq.plan.committed import Committed, read_committed, source_plan
 from batchq.plan.draft import make_plan
-from batchq.plan.stored import KEYED, check_inputs, differing, load_plan, refuse_drift, refuse_other, store_plan
+from batchq.plan.inputs import check_inputs, left_out_words, obeyed
+from batchq.plan.stored import KEYED, differing, load_plan, refuse_drift, refuse_other, store_plan
 from batchq.records import Plan
 from batchq.report.outcome import Result, finish
 from batchq.sizing.fit import Choice
@@ -85,7 +86,7 @@ def find_resume(session: Session, model: Model) -> Resume | None:
     if plan is None:
         return None
     new_inputs = check_resume(session.config, plan, model, session.output)
-    return Resume(plan, read_committed(plan, session.output), new_inputs)
+    return Resume(obeyed(plan, session.config), read_committed(plan, session.output), new_inputs)
 
 
 def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[str]:
@@ -107,7 +108,10 @@ def plan_new(session: Session, model: Model, source: Plan | None) -> New:
         source = None
     if source is None:
         choice = choose_scheme(session, model)
-        return New(make_plan(config, model.digest, choice.scheme, checkpoint=""), choice)
+        drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
+        if left_out := left_out_words(drafted):
+            session.progress.step(f"left out of the input: {left_out}")
+        return New(drafted, choice)
     same = dataclasses.replace(config.quantization, scheme=Scheme(source.quantization))
     asked = dataclasses.replace(session, config=dataclasses.replace(config, quantization=same))
     choice = choose_scheme(asked, model)

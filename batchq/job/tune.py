@@ -20,6 +20,7 @@ from batchq.machine.hardware import Hardware
 from batchq.model.source import resolve
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
+from batchq.plan.inputs import obeyed
 from batchq.plan.sample import Lengths
 from batchq.plan.stored import load_plan
 from batchq.pool import SampleListener, SampleRequest
@@ -41,7 +42,10 @@ def tune_job(config: Config, stop: threading.Event) -> str:
     with open_session(dataclasses.replace(config, cluster=cluster), "tune", stop) as session:
         existing = load_plan(session.output)
         model = resolve(config.model)
-        drafted = existing or make_plan(config, model.digest, choose_scheme(session, model).scheme, checkpoint="")
+        if existing:
+            drafted = obeyed(existing, config)
+        else:
+            drafted = make_plan(config, model.digest, choose_scheme(session, model).scheme, checkpoint="")
         checkpoint = ensure_checkpoint(session, drafted, model, Scheme(drafted.quantization))
         return sweep(session, drafted, checkpoint)
 

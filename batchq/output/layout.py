@@ -9,10 +9,8 @@ import re
 import uuid
 
 from batchq import storage
-from batchq.records import Shard
+from batchq.records import PLAN, RUNS, Shard
 
-PLAN = "meta/plan.json"
-RUNS = "meta/runs"
 _PROBE = "meta/probe-"
 
 

@@ -15,6 +15,7 @@ from batchq.config import Config, KvCache, Scheme, Unreadable
 from batchq.errors import ConfigError, InputError
 from batchq.model.scheme import SCHEMES
 from batchq.output.schema import output_schema, schema_to_text
+from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
 from batchq.task import task
 from batchq.task.prompt import prompt_columns
@@ -69,13 +70,15 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
 
     Raises InputError for an input that is missing or empty, ConfigError for columns that clash.
     """
-    objects = input.list_input(config.input)
+    inputs = list_inputs(config)
+    objects, unreadable = inputs.objects, dict(inputs.unreadable)
     format = input.format_of(objects[0].name, config.input.format)
     if format != "csv" and (said := _csv(config)):
         raise ConfigError(f"input.csv.{next(iter(said[0]))}: goes with CSV files; {objects[0].name} is {format}")
-    objects, unreadable = input.with_dialects(objects, format, config.input.csv)
-    if unreadable and config.input.unreadable is Unreadable.stop:
-        raise InputError(next(iter(unreadable.values())))
+    objects, refused = input.with_dialects(objects, format, config.input.csv)
+    if refused and config.input.unreadable is Unreadable.stop:
+        raise InputError(next(iter(refused.values())))
+    unreadable |= refused
     if config.input.unreadable is Unreadable.quarantine:
         unreadable |= input.unreadable(objects, format)
         objects = [each for each in objects if each.name not in unreadable]
@@ -107,6 +110,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         quantization=scheme.value,
         model=model,
         unreadable=unreadable,
+        left_out=inputs.left_out,
         checkpoint=checkpoint,
         reuse=parts.get("reuse", ""),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.machine.digests import digest_of
 from batchq.model.scheme import SCHEMES
 from batchq.output.parts import as_gold
+from batchq.plan.inputs import list_inputs
 from batchq.records import Plan, Range, Row
 from batchq.task import answers
 from batchq.task.task import Task, open_task
@@ -152,7 +152,7 @@ def _sample_rows(
 
 
 def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
-    objects = input.list_input(dataclasses.replace(config.input, path=path))
+    objects = list_inputs(config, path).objects
     format = input.format_of(objects[0].name, config.input.format)
     objects, refused = input.with_dialects(objects, format, config.input.csv)
     for why in refused.values():

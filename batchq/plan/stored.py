@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from batchq import input, storage
-from batchq.config import Config
-from batchq.errors import AlreadyExists, Changed, NotFound, OutputTaken, StorageError
+from batchq import storage
+from batchq.errors import AlreadyExists, NotFound, OutputTaken, StorageError
 from batchq.output import layout
 from batchq.records import Dialect, InputObject, Plan, Range, Shard, sealed, unsealed, values
 from batchq.storage import failpoint
@@ -107,18 +106,3 @@ def refuse_other(stored: Plan, draft: Plan, checkpoint: str, output: str) -> Non
             f"{checkpoint[:12]} (llm-compressor or compressed-tensors changed?); go back to those versions, "
             "or choose a new output.path"
         )
-
-
-def check_inputs(plan: Plan, config: Config) -> list[str]:
-    """Compare the inputs with the plan's; returns the names that appeared since (they are not part of this run).
-
-    Raises Changed if a planned object is gone or is another one now.
-    """
-    now = {o.uri: o for o in input.list_input(config.input)}
-    for planned in plan.objects:
-        current = now.pop(planned.uri, None)
-        if current is None:
-            raise Changed(f"{planned.uri}: was planned and is gone; put it back, or choose a new output.path")
-        if (current.size, current.etag) != (planned.size, planned.etag):
-            raise Changed(f"{planned.uri}: is not the file that was planned; put it back, or choose a new output.path")
-    return sorted(o.name for o in now.values() if o.name not in plan.unreadable)

@@ -10,7 +10,6 @@ StorageError for a store that failed after its retries; ConfigError for a URI th
 
 from __future__ import annotations
 
-import glob as globbing
 import io
 import json
 import os
@@ -22,21 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from batchq.errors import AlreadyExists, NotFound, StorageError
-from batchq.storage import local, remote
+from batchq.errors import AlreadyExists, ConfigError, NotFound, StorageError
+from batchq.storage import local, remote, remote_listing
 from batchq.storage.faults import overwrites, translated
-from batchq.storage.local import sync
-from batchq.storage.names import (
-    VISIBLE,
-    Stat,
-    before_wildcards,
-    is_remote,
-    join,
-    local_path,
-    matcher,
-    normalize,
-    root_of,
-)
+from batchq.storage.local import folder_of, identities, sync
+from batchq.storage.names import Listing, Stat, is_remote, join, local_path, normalize, same, timed
+from batchq.storage.patterns import Pattern, before_wildcards
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -47,27 +37,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKED_READS",
+    "Listing",
     "Stat",
     "create",
     "delete",
     "delete_prefix",
     "exists",
     "fetch_tree",
+    "folder_of",
     "glob",
+    "identities",
     "is_remote",
     "join",
     "list_objects",
     "normalize",
     "open_read",
+    "peek",
     "publish_tree",
     "put",
     "read",
     "read_checked",
     "read_json",
     "require_create_only",
-    "root_of",
+    "same",
     "stat",
     "sync",
+    "timed",
 ]
 
 CHECKED_READS = 3  # of an object that doesn't pass its own check
@@ -84,19 +79,39 @@ def list_objects(prefix_uri: str) -> Iterator[Stat]:
     return iter(sorted(_listed(prefix_uri), key=lambda each: each.uri))
 
 
-def glob(pattern: str) -> list[Stat]:
-    """One object, a folder's objects at any depth, or what a pattern of * ** ? [] matches; sorted by uri.
+def glob(pattern: str, marks: re.Pattern[str] | None = None) -> Listing:
+    """One object, a folder's objects at any depth, or what a pattern of * ** ? [] matches.
 
-    A folder, also one that a pattern matches, means all that is below it. Folders leave out, and wildcards don't
-    match, names that begin with a dot or an underscore. Raises NotFound if a name without wildcards is absent.
+    A folder, also one that a pattern matches, means all that is below it. Hidden names (patterns.HIDDEN) are passed
+    over unless they are named. Of a store, the listing's marks are the URIs at any depth below its root in which
+    `marks` is found; who wants them of a local folder asks `peek`. Raises NotFound if a name without wildcards is
+    absent.
     """
     uri = normalize(pattern)
+    if is_remote(uri):
+        return _remote_glob(uri, pattern.endswith("/"), marks)
+    if before_wildcards(uri) == uri or os.path.lexists(uri):  # a name may hold a bracket
+        if not os.path.isdir(uri):
+            return Listing(uri[: uri.rindex("/")], [local.look(uri)])
+        return local.search(Pattern(uri, is_folder=True))
+    return local.search(Pattern(uri, is_folder=False))
+
+
+def _remote_glob(uri: str, is_folder: bool, marks: re.Pattern[str] | None) -> Listing:
     literal = before_wildcards(uri)
-    if literal == uri or exists(uri):  # a name may hold a bracket
-        return _one_or_folder(uri, folder_first=pattern.endswith("/"))
-    root = literal[: literal.rindex("/")]
-    wanted = matcher(uri[len(root) + 1 :])
-    return [each for each in _candidates(uri, root) if wanted.fullmatch(each.uri[len(root) + 1 :])]
+    if literal.count("/") < 3 and literal != uri:
+        raise ConfigError(f"{uri}: a bucket's name can't be a pattern")
+    if not is_folder and exists(uri):
+        return Listing(uri[: uri.rindex("/")], [stat(uri)])
+    listing = remote_listing.search(Pattern(uri, is_folder=literal == uri), marks)
+    if literal == uri and not (listing.found or listing.hidden or listing.special):
+        raise NotFound(f"{uri}: no such file, folder or object")
+    return listing
+
+
+def peek(folder: str) -> list[str]:
+    """Names of some objects in a folder, or below it; one that isn't there, or mustn't be listed, has none."""
+    return remote_listing.peek(folder) if is_remote(folder) else local.peek(folder)
 
 
 def stat(uri: str) -> Stat:
@@ -113,37 +128,10 @@ def exists(uri: str) -> bool:
     return True
 
 
-def _visible(folder: str) -> Iterator[Stat]:
-    below = re.compile(f"{VISIBLE}(?:/{VISIBLE})*")
-    return (each for each in list_objects(folder) if below.fullmatch(each.uri[len(folder) + 1 :]))
-
-
-def _one_or_folder(uri: str, folder_first: bool) -> list[Stat]:
-    if not folder_first and exists(uri):
-        return [stat(uri)]
-    objects = list(_visible(uri))
-    if not objects and (is_remote(uri) or not os.path.isdir(uri)):
-        raise NotFound(f"{uri}: no such file, folder or object")
-    return objects
-
-
-def _candidates(pattern: str, root: str) -> Iterator[Stat]:
-    """What a pattern may match: for local files no more folders are opened than it needs."""
-    if is_remote(pattern):
-        yield from list_objects(root)
-        return
-    seen: set[str] = set()
-    for path in sorted(globbing.glob(pattern, recursive=True)):
-        for each in _visible(path) if os.path.isdir(path) else [stat(path)]:
-            if each.uri not in seen:
-                seen.add(each.uri)
-                yield each
-
-
 def _listed(prefix_uri: str) -> Iterator[Stat]:
     """Every object below a prefix, in the store's order."""
     prefix = normalize(prefix_uri)
-    return remote.listed(prefix) if is_remote(prefix) else local.listed(prefix)
+    return remote_listing.listed(prefix) if is_remote(prefix) else local.listed(prefix)
 
 
 # ---- read ----

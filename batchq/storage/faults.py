@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchq.errors import AlreadyExists, Changed, NoConditionalWrites, NotFound, StorageError
+from batchq.errors import AccessDenied, AlreadyExists, Changed, NoConditionalWrites, NotFound, StorageError
 
 _METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
 
@@ -39,6 +39,8 @@ def translated(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise NotFound(f"{uri}: no such file or object") from None
+    except PermissionError as error:
+        raise AccessDenied(f"{uri}: permission denied") from error
     except OSError as error:
         raise StorageError(f"{uri}: {error.strerror or type(error).__name__}") from error
     except Exception as error:
@@ -67,7 +69,7 @@ def _store_error(uri: str, error: Exception) -> StorageError:
     if "error sending request" in reason:
         return StorageError(f"{uri}: the store can't be reached; is its endpoint right, and up?")
     if isinstance(error, (library.PermissionDeniedError, library.UnauthenticatedError)):
-        return StorageError(f"{uri}: access denied ({reason}); check the credentials in the environment")
+        return AccessDenied(f"{uri}: access denied ({reason}); check the credentials in the environment")
     return StorageError(f"{uri}: {reason}")
 
 

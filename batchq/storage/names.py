@@ -1,10 +1,10 @@
-"""What objects are called: the spelling and the parts of a URI, and patterns over names."""
+"""What objects are called and how they are told apart: the spelling and the parts of a URI, sizes and etags."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from batchq.errors import ConfigError
@@ -20,20 +20,46 @@ HINTS = {  # what to write instead of a scheme that is none of a store's
     "ftp": "fetch the file first, and give its local path",
 }
 SAME_HINT = {"https": "http", "abfs": "abfss", "wasb": "abfss", "wasbs": "abfss", "adl": "abfss", "viewfs": "hdfs"}
-VISIBLE = r"(?![._])[^/]+"  # a path component that a wildcard may match: Spark's rule
 
-_MAGIC = re.compile(r"[*?\[]")
 _SIGNED = re.compile(r"[?&](X-(Amz|Goog)-\w+|AWSAccessKeyId|Signature|sig|sv|token)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """An object as it is now. A local file's etag is its time of change and size: an inode is not the same number on
-    every machine that mounts a file system."""
+    """An object as it is now.
+
+    A local file's etag is when it was written, its size, and when it was changed in any way, all in hexadecimal: who
+    replaces a file can set the first time back, and not the second. Its inode is no part of it: that isn't the same
+    number on every machine that mounts a file system.
+    """
 
     uri: str
     size: int  # bytes
     etag: str
+    error: str = ""  # why it can't be read, where a listing knows that; size and etag are then nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a pattern found: what it means, by URI (a Stat with an error can't be read), and URIs of what was passed
+    over: `hidden` names, at their topmost part, and what is `special`, no file, as a pipe is."""
+
+    root: str  # the folder that names are relative to
+    found: list[Stat]
+    hidden: set[str] = field(default_factory=set)
+    special: set[str] = field(default_factory=set)
+    marks: list[str] | None = None  # URIs below the root that were asked for besides; null where nobody looked
+
+
+def same(planned: str, now: str) -> bool:
+    """Whether an etag is the one that was planned. A local file's may have been planned without its time of change, by
+    `timed` or by version 0.1.0; then that isn't compared."""
+    return now == planned or now.startswith(f"{planned}-")
+
+
+def timed(uri: str, etag: str) -> str:
+    """An etag without the time of change, which a chmod, a move and a restored copy change too; a store's as it is."""
+    return etag if is_remote(uri) else "-".join(etag.split("-")[:2])
 
 
 def is_remote(uri: str) -> bool:
@@ -107,48 +133,3 @@ def local_path(uri: str) -> str:
     _refuse_slashes(uri)
     path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
     return os.path.abspath(os.path.expanduser(path))
-
-
-def root_of(pattern: str, matches: list[Stat]) -> str:
-    """The folder that the names of `glob`'s matches are relative to: the file's own, the folder itself, or the part of
-    the pattern before its wildcards."""
-    uri = normalize(pattern)
-    if any(each.uri == uri for each in matches):
-        return uri[: uri.rindex("/")]
-    literal = before_wildcards(uri)
-    if literal == uri or any(each.uri.startswith(uri + "/") for each in matches):
-        return uri
-    return literal[: literal.rindex("/")]
-
-
-def before_wildcards(uri: str) -> str:
-    """The part of a pattern before its wildcards: the whole of it, if it has none."""
-    return _MAGIC.split(uri)[0]
-
-
-def matcher(pattern: str) -> re.Pattern[str]:
-    """A pattern, relative to its root, as an expression that also matches what is below a folder it matches."""
-    parts = pattern.split("/")
-    text = ""
-    for position, part in enumerate(parts):
-        last = position == len(parts) - 1
-        if part == "**":
-            text += f"(?:{VISIBLE}/)*" + (VISIBLE if last else "")
-        else:
-            text += ("(?![._])" if part[:1] in ("*", "?", "[") else "") + _component(part) + ("" if last else "/")
-    return re.compile(f"{text}(?:/{VISIBLE})*")
-
-
-def _component(part: str) -> str:
-    text, position = "", 0
-    while position < len(part):
-        char = part[position]
-        end = part.find("]", position + 2) if char == "[" else -1
-        if end > 0:
-            inside = part[position + 1 : end].replace("\\", r"\\").replace("[", r"\[")
-            text += "[" + ("^/" + inside[1:] if inside[0] == "!" else inside.replace("^", r"\^")) + "]"
-            position = end
-        else:
-            text += {"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char)
-        position += 1
-    return text

@@ -1,27 +1,22 @@
-"""Objects in a store, by way of obstore: one client per bucket, ranges, conditional puts, and what is asked again."""
+"""Objects in a store, by way of obstore: ranges, conditional puts, and what is asked again."""
 
 from __future__ import annotations
 
 import io
-import os
 import random
 import re
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from batchq.errors import ConfigError, NotFound, StorageError
 from batchq.storage import failpoint
+from batchq.storage.clients import client, quoted
 from batchq.storage.faults import changed, overwrites, translated
-from batchq.storage.names import SCHEMES, Stat, split
+from batchq.storage.names import Stat, split
+from batchq.storage.remote_listing import listed
 
-if TYPE_CHECKING:
-    from obstore.store import ClientConfig, ObjectStore
-
-TIMEOUT = "600s"  # of one request; the library's 30 s fail a slow link
 ATTEMPTS = 6  # at a body that breaks off, or a create that the store calls contended; above the library's own retries
 MIN_RANGE = 64 * 1024  # bytes of a request after a seek: a Parquet footer
 MAX_RANGE = 16 * 1024 * 1024  # bytes of a request in a sequential read; also the memory an open file holds
@@ -34,24 +29,11 @@ def stat(uri: str) -> Stat:
     with translated(uri):
         import obstore
 
-        store, key = _store(uri)
+        store, key = client(uri)
         if not key:
             raise NotFound(f"{uri}: a bucket, not an object")
         meta = obstore.head(store, key)
-        return Stat(uri, meta["size"], _etag(meta["e_tag"]))
-
-
-def listed(prefix: str) -> Iterator[Stat]:
-    """Every object below a prefix, in the store's order."""
-    import obstore
-
-    scheme, bucket, key = split(prefix)
-    root = f"{scheme}://{bucket}/"
-    with translated(prefix):
-        for chunk in obstore.list(_store(prefix)[0], key or None, chunk_size=10_000):
-            for meta in chunk:
-                if meta["path"] != key:  # a folder's own marker, which some tools leave
-                    yield Stat(root + meta["path"], meta["size"], _etag(meta["e_tag"]))
+        return Stat(uri, meta["size"], quoted(meta["e_tag"]))
 
 
 def read(uri: str, start: int | None, length: int | None, suffix: int | None, etag: str | None) -> bytes:
@@ -135,7 +117,7 @@ def _get(uri: str, options: Any) -> memoryview:
     import obstore
     from obstore.exceptions import GenericError
 
-    store, key = _store(uri)
+    store, key = client(uri)
     for attempt in range(ATTEMPTS):
         result = obstore.get(store, key, options=options)
         try:
@@ -157,12 +139,12 @@ def create(uri: str, view: memoryview) -> Stat:
 
     for attempt in range(ATTEMPTS):
         with translated(uri):
-            store, key = _store(uri)
+            store, key = client(uri)
             try:
                 failpoint.reach("storage.create.before_put")
                 result = obstore.put(store, key, view, mode="create", use_multipart=False)
                 failpoint.reach("storage.create.after_put")
-                return Stat(uri, len(view), _etag(result["e_tag"]))
+                return Stat(uri, len(view), quoted(result["e_tag"]))
             except AlreadyExistsError:
                 with suppress(NotFound):
                     stat(uri)
@@ -188,11 +170,11 @@ def _overwrite(uri: str, view: memoryview) -> Stat:
     import obstore
     from obstore.exceptions import GenericError
 
-    store, key = _store(uri)
+    store, key = client(uri)
     for attempt in range(ATTEMPTS):
         try:
             result = obstore.put(store, key, view, mode="overwrite", use_multipart=False)
-            return Stat(uri, len(view), _etag(result["e_tag"]))
+            return Stat(uri, len(view), quoted(result["e_tag"]))
         except GenericError as error:
             if not _arrived_damaged(error) or attempt == ATTEMPTS - 1:
                 raise
@@ -204,7 +186,7 @@ def upload(path: Path, uri: str) -> None:
     """Copy a file, streamed, replacing what is there."""
     import obstore
 
-    store, key = _store(uri)
+    store, key = client(uri)
     with translated(uri):
         obstore.put(store, key, path, chunk_size=MAX_RANGE, max_concurrency=2)
 
@@ -218,7 +200,7 @@ def delete_prefix(prefix: str) -> None:
     """Remove every object below a prefix, except a whole bucket's."""
     if not split(prefix)[2]:
         raise ConfigError(f"{prefix}: refusing to delete a whole bucket")
-    keys = [split(each.uri)[2] for each in listed(prefix)]
+    keys = [split(each.uri)[2] for each in listed(prefix) if not each.error]
     failpoint.reach("storage.delete_prefix.listed")
     with translated(prefix), suppress(FileNotFoundError):
         _delete(prefix, keys)
@@ -230,7 +212,7 @@ def _delete(uri: str, keys: str | list[str]) -> None:
 
     for attempt in range(ATTEMPTS):
         try:
-            obstore.delete(_store(uri)[0], keys)
+            obstore.delete(client(uri)[0], keys)
             return
         except GenericError as error:
             if not _unanswered(error) or attempt == ATTEMPTS - 1:
@@ -255,31 +237,3 @@ def _unanswered(error: Exception) -> bool:
 
 def _back_off(attempt: int) -> None:
     time.sleep(random.uniform(0, 0.1 * 2**attempt))
-
-
-# ---- clients ----
-
-
-def _store(uri: str) -> tuple[ObjectStore, str]:
-    scheme, bucket, key = split(uri)
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(SCHEMES[scheme])))
-    return _connect(scheme, bucket, settings), key
-
-
-def _etag(said: str | None) -> str:
-    """With its quotes: Azure's listing leaves them out, where its other replies, and If-Match, have them."""
-    return f'"{said}"' if said and not said.endswith('"') else said or ""
-
-
-@lru_cache(maxsize=32)
-def _connect(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> ObjectStore:
-    """One client per bucket; `settings` are the environment's, so that a changed environment makes a new one."""
-    from obstore.store import from_url
-
-    client: ClientConfig = {"timeout": TIMEOUT}
-    if any("ENDPOINT" in name and value.startswith("http://") for name, value in settings):
-        client["allow_http"] = True
-    config: Any = {}
-    if scheme == "s3" and not any(name == "AWS_CHECKSUM_ALGORITHM" for name, _ in settings):
-        config["checksum_algorithm"] = "SHA256"  # else a byte flipped on its way up is stored: seen in 20 of 20
-    return from_url(f"{scheme}://{bucket}", client_options=client, config=config)
