@@ -17,7 +17,7 @@ from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
 from batchq.records import Plan, Receipt
-from batchq.report.outcome import finish
+from batchq.report.outcome import Result, finish
 from batchq.worker.spec import WorkerSpec
 from batchq.worker.worker import Worker
 
@@ -62,6 +62,14 @@ def rows(config: Config) -> list[dict[str, Any]]:
 
 def finished(config: Config, fixed: Plan | None = None) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """Plan, label on one worker, finish: (manifest, rows, exit code)."""
+    result = completed(config, fixed)
+    output = Path(storage.normalize(config.output.path))
+    found = [r for p in sorted((output / "data").iterdir()) for r in pq.read_table(p).to_pylist()]
+    return json.loads((output / "meta/manifest.json").read_text()), found, result.exit_code
+
+
+def completed(config: Config, fixed: Plan | None = None) -> Result:
+    """Plan, label on one worker, finish."""
     output = storage.normalize(config.output.path)
     fixed = fixed or planned(config)
 
@@ -78,6 +86,4 @@ def finished(config: Config, fixed: Plan | None = None) -> tuple[dict[str, Any],
     asyncio.run(all_shards())
     committed = read_committed(fixed, output)
     assert not committed.remaining
-    result = finish(config, fixed, committed, "tiny", [])
-    found = [r for p in sorted(Path(output, "data").iterdir()) for r in pq.read_table(p).to_pylist()]
-    return json.loads(Path(output, "meta/manifest.json").read_text()), found, result.exit_code
+    return finish(config, fixed, committed, "tiny", [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from batchq.machine import log
 __all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
 
 Said = tuple[int, str]  # an exit code, and what is printed
+
+FULL = "--full"  # of `verify`: compare every row; the only flag that isn't Hydra's
 
 EXIT_CODES = {
     ExitCode.COMPLETE: "complete",
@@ -83,10 +86,10 @@ def _report(config: Config) -> Said:
     return result.exit_code, result.text
 
 
-def _verify(config: Config) -> Said:
+def _verify(config: Config, full: bool = False) -> Said:
     from batchq.cli import verify
 
-    good, text = verify.verify(config)
+    good, text = verify.verify(config, full)
     return 0 if good else 1, text
 
 
@@ -116,7 +119,9 @@ VERBS = {
         "the report of what is committed at output.path, at today's prices; or of all outputs below a FOLDER", _report
     ),
     "verify": Verb(
-        "count again, from inputs and data objects alone: every row once and whole, or exit code 1", _verify
+        "count again and compare, from inputs and data objects alone: every row once, whole and unchanged, or exit "
+        "code 1; above ten million rows a sample is compared, with --full all",
+        _verify,
     ),
     "clean": Verb("remove what a finished run no longer needs; clean.cache_days=30 old cached models too", _clean),
     "doctor": Verb("what this machine has and lacks; with job=NAME, that job's model, input and output too", _doctor),
@@ -164,12 +169,16 @@ def _dispatch(arguments: list[str]) -> int:
     if said := _without_job(verb, arguments):
         streams.say(said[1])
         return said[0]
+    act = VERBS[verb].act
+    if verb == "verify" and FULL in arguments:
+        arguments.remove(FULL)
+        act = functools.partial(_verify, full=True)
     _refuse_stray(arguments)
     if not any(a.startswith("-") for a in arguments):
-        return _act(verb, [compose(arguments)])
+        return _act(act, [compose(arguments)])
     with streams.to_stdout():  # where Hydra prints what its flags ask for
         configs = compose_each(arguments)
-    return _act(verb, configs)
+    return _act(act, configs)
 
 
 def _without_job(verb: str, arguments: list[str]) -> Said | None:
@@ -202,7 +211,7 @@ def _refuse_stray(arguments: list[str]) -> None:
         )
 
 
-def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:
+def _act(act: Callable[[Config], Said], configs: Iterable[Config | ConfigError]) -> int:
     """Each job of a sweep, one after the other, or a single one; the highest exit code counts, and a stop ends it."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
@@ -213,7 +222,7 @@ def _act(verb: str, configs: Iterable[Config | ConfigError]) -> int:
             continue
         with log.configured(log.setting(config.log)):
             try:
-                code, text = VERBS[verb].act(config)
+                code, text = act(config)
                 streams.say(text)
             except BatchqError as error:
                 code = streams.complain(error)

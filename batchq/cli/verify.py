@@ -1,43 +1,35 @@
-"""`batchq verify`: rows counted again from the input files and the data objects, whatever workers and receipts say.
+"""`batchq verify`: rows counted again and the user's columns compared, from the input files and the data objects alone,
+whatever workers and receipts say.
 
-Reads every input and every data object, page checksums verified; memory holds one part at a time.
+Reads every input and every data object, page checksums verified; memory holds a few parts at a time.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from typing import Any
 
-from batchq import input, storage
+from batchq import storage
 from batchq.config import Config
-from batchq.errors import BatchqError, InputError, NotFound
-from batchq.output import layout, parts, receipts
-from batchq.output.schema import schema_from_text
+from batchq.errors import BatchqError, NotFound
+from batchq.output import layout
+from batchq.output.schema import input_columns, schema_from_text
+from batchq.plan.audit import Finding, audit
 from batchq.plan.inputs import obeyed
 from batchq.plan.stored import load_plan
-from batchq.records import Plan, Receipt, Shard, Usage
+from batchq.records import Plan, Shard
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
 SHOWN = 10  # problems that are told one by one
+COMPARED = 10_000_000  # rows; of more, a share of the shards is compared unless all is asked for
 
 
-@dataclass
-class Finding:
-    """What one shard's objects hold."""
-
-    rows: int = 0
-    answers: int = 0
-    lost: int = 0  # input rows that the output doesn't have
-    repeated: int = 0  # rows that the output has again, or that no input row explains
-    problems: list[str] = field(default_factory=list)
-
-
-def verify(config: Config) -> tuple[bool, str]:
-    """Whether the output has every input row exactly once, whole, as the receipts and the manifest say; and in words.
+def verify(config: Config, full: bool = False) -> tuple[bool, str]:
+    """Whether the output has every input row exactly once, whole and with its columns as they were, as the receipts and
+    the manifest say; and in words. `full`: compare every row, however many.
 
     Raises BatchqError if no run is there, Changed if an input is no longer the one that was planned.
     """
@@ -55,9 +47,14 @@ def verify(config: Config) -> tuple[bool, str]:
         else:
             parts[place[0]][place[1]] = stat.uri
     empty = {s.uri for s in storage.list_objects(layout.empties(output))}
+    manifest, missing = _manifest(output)
+    every = 1 if full else -(-int(manifest.get("rows", 0)) // COMPARED) or 1
 
     def one(shard: Shard) -> Finding:
-        return _shard(plan, shard, output, parts[shard.index], empty)
+        uri = layout.empty(output, shard.index)
+        return audit(
+            plan, config.task, shard, parts[shard.index], uri if uri in empty else None, not shard.index % every
+        )
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         findings = list(threads.map(one, plan.shards))
@@ -66,13 +63,20 @@ def verify(config: Config) -> tuple[bool, str]:
     lost, repeated = sum(f.lost for f in findings), sum(f.repeated for f in findings)
     objects = sum(map(len, parts.values()))
     counted = {"rows": rows, "answers": answers, "failures": rows - answers, "parts": objects + len(empty)}
-    problems += _manifest(output, counted)
-    good = not (problems or lost or repeated)
+    problems += missing or [
+        f"{layout.manifest(output)}: says {manifest.get(k)} {k}; there are {n}"
+        for k, n in counted.items()
+        if manifest.get(k) != n
+    ]
+    changed = sum(f.changed for f in findings)
+    good = not (problems or lost or repeated or changed)
     words = f"{rows:,} rows = {answers:,} answers + {rows - answers:,} failures in {objects:,} objects"
     lines = [
         f"verified: {words}; each of the input's rows once"
         if good
-        else f"NOT as promised: {words}; {lost:,} input rows are missing, {repeated:,} rows are repeated or foreign",
+        else f"NOT as promised: {words}; {lost:,} input rows are missing, {repeated:,} rows are repeated or foreign, "
+        f"{changed:,} values are not the input's",
+        f"  {_compared(plan, config, findings, every)}",
         *(f"  {problem}" for problem in problems[:SHOWN]),
     ]
     if len(problems) > SHOWN:
@@ -80,91 +84,22 @@ def verify(config: Config) -> tuple[bool, str]:
     return good, "\n".join(lines)
 
 
-def _shard(plan: Plan, shard: Shard, output: str, parts: dict[int, str], empty: set[str]) -> Finding:
-    """Compare one shard's input rows with the rows of its data objects, in order."""
-    finding = Finding()
-    own_receipts: list[Receipt] = []
-
-    def committed() -> Iterator[str]:
-        for number in sorted(parts):
-            ids, receipt = _part(parts[number], plan, finding)
-            if receipt is not None:
-                own_receipts.append(receipt)
-            yield from ids
-
-    ends_early = []  # why the input couldn't be read to its end
-
-    def expected() -> Iterator[str]:
-        try:
-            for row in input.rows_of(plan, shard, plan.columns[:1]):
-                yield row.id
-        except InputError as error:
-            ends_early.append(str(error))
-
-    missing: Counter[str] = Counter()  # seen in the input and not yet in the output, and the other way round
-    for wanted, written in zip_longest(expected(), committed()):
-        if wanted != written:
-            if wanted is not None:
-                missing[wanted] += 1
-            if written is not None:
-                missing[written] -= 1
-    finding.lost = sum(n for n in missing.values() if n > 0)
-    finding.repeated = -sum(n for n in missing.values() if n < 0)
-    uri = layout.empty(output, shard.index)
-    if not parts and uri in empty:
-        own_receipts.append(receipts.read(uri))
-    if ends_early and not any(r.quarantined for r in own_receipts):
-        finding.problems.append(ends_early[0])
-    numbers, lasts = [r.part for r in own_receipts], [r.last for r in own_receipts]
-    if numbers != list(range(len(numbers))) or lasts[-1:] != [True]:
-        finding.problems.append(f"shard {shard.index} isn't committed whole; the same job goes on with it")
-    return finding
-
-
-def _part(uri: str, plan: Plan, finding: Finding) -> tuple[list[str], Receipt | None]:
-    """The ids in one data object, and its receipt if that tells of what is in it."""
-    schema = schema_from_text(plan.schema)
-    try:
-        receipt = receipts.read(uri)
-        table = parts.read(uri, schema.names)
-    except BatchqError as error:
-        finding.problems.append(str(error))
-        return [], None
-    ids: list[str] = table.column("batchq_id").to_pylist()
-    errors = table.column("batchq_error").to_pylist()
-    tokens = {k: table.column(f"batchq_{k}_tokens").to_pylist() for k in ("prompt", "cached", "output")}
-    answered = [count is not None for count in tokens["prompt"]]
-    finding.rows += len(ids)
-    finding.answers += sum(answered)
-    said = receipt.usage
-    counted = Usage(
-        rows=len(ids),
-        answers=sum(answered),
-        failures=sum(e is not None for e in errors),
-        prompt_tokens=sum(n or 0 for n in tokens["prompt"]),
-        cached_tokens=sum(n or 0 for n in tokens["cached"]),
-        output_tokens=sum(n or 0 for n in tokens["output"]),
-        correct=said.correct,
-        gold=said.gold,
-        mass=said.mass,
+def _compared(plan: Plan, config: Config, findings: Sequence[Finding], every: int) -> str:
+    rows, columns = sum(f.compared for f in findings), len(input_columns(schema_from_text(plan.schema), config.task))
+    of = f"of {columns} {'column' if columns == 1 else 'columns'}"
+    if every == 1:
+        return f"compared with the input, value by value: all {rows:,} rows {of}"
+    return (
+        f"compared with the input, value by value: {rows:,} rows {of}, a sample: one shard of {every}; --full takes all"
     )
-    if counted != said or dict(Counter(e for e in errors if e is not None)) != receipt.failures:
-        finding.problems.append(f"{uri}: holds other rows than its receipt says")
-    if receipt.fingerprint != plan.fingerprint:
-        finding.problems.append(f"{uri}: belongs to another run")
-    if (receipt.shard, receipt.part) != layout.parse_part(uri):
-        finding.problems.append(f"{uri}: has a name that isn't its own")
-    if any(a == (e is not None) for a, e in zip(answered, errors, strict=True)):
-        finding.problems.append(f"{uri}: has a row that is neither an answer nor a failure")
-    return ids, receipt
 
 
-def _manifest(output: str, counted: dict[str, int]) -> list[str]:
+def _manifest(output: str) -> tuple[dict[str, Any], list[str]]:
+    """What the manifest says, or what is wrong with it."""
     uri = layout.manifest(output)
     try:
-        said = json.loads(storage.read(uri))
+        return json.loads(storage.read(uri)), []
     except NotFound:
-        return [f"{uri}: isn't there; the run hasn't completed"]
+        return {}, [f"{uri}: isn't there; the run hasn't completed"]
     except ValueError:
-        return [f"{uri}: damaged; `report` writes it anew"]
-    return [f"{uri}: says {said.get(k)} {k}; there are {n}" for k, n in counted.items() if said.get(k) != n]
+        return {}, [f"{uri}: damaged; `report` writes it anew"]
