@@ -20,6 +20,7 @@ from batchq.input.former import Fields, Record, former_records
 from batchq.records import Dialect, InputObject, Row
 
 BAD = "\udc80"  # stands for bytes that can't be decoded; no text holds half of a surrogate pair
+PROSE = ",;"  # delimiters that texts are full of
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": "\0", "Z": "\x1a"}
 
 
@@ -237,12 +238,14 @@ class Records(Iterator[Record]):
                 raise _BrokenRecord(f"text follows where a quote is closed{hint}")
 
     def _look_like_rows(self, lines: list[str]) -> bool:
-        """Whether each of these lines has as many fields as the header. Commas are in prose too: there each line has to
-        begin with a number as well."""
+        """Whether each of these lines has as many fields as the header, and no quote before the first. Commas and
+        semicolons are in prose too: there each line has to begin with a number as well."""
         delimiter = self.dialect.delimiter
         if self.width < 2 or any(line.count(delimiter) != self.width - 1 for line in lines):
             return False
-        return delimiter != "," or all(line.partition(",")[0].strip(' "').isdigit() for line in lines)
+        if lines[0].startswith(self.dialect.quote):
+            return False
+        return delimiter not in PROSE or all(line.partition(delimiter)[0].strip().isdigit() for line in lines)
 
     def _escaped_fields(self, taken: list[str]) -> Fields:
         """The fields of a record without quotes, whose line ends and delimiters may be escaped."""

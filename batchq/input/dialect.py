@@ -228,7 +228,7 @@ def _delimiter(lines: list[str], by_name: str) -> str | None:
     """The delimiter by which most records have as many fields as the first; None if none does."""
     best: tuple[tuple[bool, bool, bool, float, int], str] | None = None
     for delimiter in DELIMITERS:
-        counts = [len(fields) for fields in _records(lines, Dialect(delimiter))]
+        counts = [len(fields) for fields, _, _ in islice(Records(iter(lines), Dialect(delimiter)), RECORDS)]
         several = Counter(count for count in counts if count > 1).most_common(1)
         if not several:
             continue

@@ -7,11 +7,10 @@ import re
 from dataclasses import dataclass
 from itertools import islice
 
-from batchq.input.delimited import Records
+from batchq.input.delimited import PROSE, Records
 from batchq.records import Dialect
 
 RECORDS = 2000  # that are read for each way which is tried
-PROSE = ",;"  # files of these delimiters are quoted: so many texts hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,7 @@ def quoting_of(
     quotes, escapes = [said_quote or ""], [said_escape or ""]
     own = said_quote is None and _has_own_quotes(lines, dialect.delimiter)
     if said_quote is None:
+        # Without quotes hardly a text could stand between commas.
         quotes = ['"'] if dialect.delimiter in PROSE else ["", '"'] if own else ['"', ""]
         quotes = ["'"] if _in_single_quotes(lines, dialect.delimiter) else quotes
     if said_escape is None:
