@@ -10,7 +10,10 @@ import io
 import lzma
 import sqlite3
 import tarfile
+import threading
 import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +24,7 @@ from backports import zstd
 
 from batchq import storage
 from batchq.cli import main
-from batchq.errors import ConfigError, InputError
+from batchq.errors import BatchqError, ConfigError, InputError
 from tests.inputs import rows, schema_of, write
 
 TABLE = pa.table({"text": ["secret words"] * 3})
@@ -188,6 +191,86 @@ def test_a_file_may_be_called_as_a_scheme(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(rows("s3:x.jsonl")) == 3
     assert storage.normalize("file:///data/x") == "/data/x"
     assert storage.normalize("2026-01-31T10:00.csv") == str(tmp_path / "2026-01-31T10:00.csv")
+
+
+# ---- stores ----
+
+
+class Store(ThreadingHTTPServer):
+    """Answers every request alike."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(("127.0.0.1", 0), Reply)
+        self.status, self.body = status, body.encode()
+
+
+class Reply(BaseHTTPRequestHandler):
+    server: Store
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.server.body)
+
+    do_HEAD = do_PUT = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def code(name: str, message: str = "what it says") -> str:
+    return f"<?xml version='1.0'?><Error><Code>{name}</Code><Message>{message}</Message></Error>"
+
+
+REPLIES = {
+    "no bucket": (404, code("NoSuchBucket"), "input.path=s3://bucket/x.jsonl: no such bucket"),
+    "another region": (301, code("PermanentRedirect"), "the bucket is in another region; set AWS_REGION"),
+    "a region, without words": (400, "", "the store answers 400 Bad Request; are AWS_REGION and the endpoint right?"),
+    "no permission": (403, code("AccessDenied"), "access denied"),
+    "a wrong key": (403, code("InvalidAccessKeyId"), "check the credentials in the environment"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], None]]:
+    """A store that answers every request with this status and body."""
+    servers: list[Store] = []
+
+    def start(status: int, body: str) -> None:
+        server = Store(status, body)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "canary-key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_what_a_store_refuses_is_said_in_a_line(name: str, refusing: Callable[[int, str], None]) -> None:
+    status, body, expected = REPLIES[name]
+    refusing(status, body)
+    with pytest.raises(BatchqError) as refused:
+        schema_of("s3://bucket/x.jsonl")
+    assert expected in str(refused.value) and "\n" not in str(refused.value) and "canary" not in str(refused.value)
+
+
+def test_a_region_that_the_store_names_is_said(refusing: Callable[[int, str], None]) -> None:
+    refusing(400, code("AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'eu-west-1'"))
+    with pytest.raises(BatchqError, match="the bucket is in another region eu-west-1; set AWS_REGION"):
+        list(storage.list_objects("s3://bucket/x"))
+
+
+def test_a_file_of_nearly_that_name_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", PLAIN)
+    with pytest.raises(InputError, match=r"no file, folder or object of that name; did you mean rows\.jsonl\?"):
+        schema_of(tmp_path / "row.jsonl")
 
 
 # ---- the command line ----

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchq import storage
-from batchq.config import InputConfig, InputFormat, Unreadable
+from batchq.config import InputConfig, InputFormat, Unreadable, suggest
 from batchq.errors import InputError, NotFound
 from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_data, refuse_table
 from batchq.input.formats import format_of, known_format
@@ -79,8 +79,11 @@ def find_input(config: InputConfig, never: Mapping[str, str]) -> Inputs:
     for entry in filter(None, (part.strip() for part in config.path.split(","))):
         try:
             listing = storage.glob(entry, MARK)
-        except NotFound:
-            raise InputError(f"input.path={entry}: no file, folder or object of that name") from None
+        except NotFound as error:
+            why = (
+                "no such bucket" if str(error).endswith("no such bucket") else "no file, folder or object of that name"
+            )
+            raise InputError(f"input.path={entry}: {why}{_near(entry)}") from None
         matched = _data_files(_own(entry, listing, excluded, left_out), config.format)
         if not matched:
             raise InputError(f"input.path={entry}: nothing there matches{_but(left_out)}")
@@ -93,6 +96,15 @@ def find_input(config: InputConfig, never: Mapping[str, str]) -> Inputs:
         {why: len(uris) for why, uris in left_out.items() if uris},
         {visible(each.uri[len(root) :]): f"{visible(each.uri)}: {each.error}" for each in found if each.error},
     )
+
+
+def _near(entry: str) -> str:
+    """A local file or folder of nearly that name."""
+    path = storage.normalize(entry)
+    folder, name = os.path.split(path)
+    if storage.is_remote(path) or not os.path.isdir(folder) or not os.access(folder, os.R_OK):
+        return ""
+    return suggest.did_you_mean(name, [each for each in os.listdir(folder) if each[0] not in "._"])
 
 
 def _own(entry: str, listing: storage.Listing, never: Never, left_out: dict[str, set[str]]) -> list[storage.Stat]:

@@ -64,6 +64,8 @@ def _store_error(uri: str, error: Exception) -> StorageError:
     if region := _REGION.search(str(error)):
         expected = f" {region[1]}" if region[1] else ""
         return StorageError(f"{uri}: the bucket is in another region{expected}; set AWS_REGION in the environment")
+    if re.search(r"400 Bad Request:?$", reason):  # to a HEAD, which has no room for more words
+        return StorageError(f"{uri}: the store answers 400 Bad Request; are AWS_REGION and the endpoint right?")
     if _METADATA.search(str(error)):
         return StorageError(f"{uri}: no credentials in the environment or from the provider (AWS_ACCESS_KEY_ID, ...)")
     if "error sending request" in reason:
