@@ -137,8 +137,12 @@ class Usage:
     cached_tokens: int = 0
     output_tokens: int = 0
     correct: int = 0  # answers equal to the gold label
-    gold: int = 0  # answers whose row had a gold label
+    gold: int = 0  # answers whose row had a gold label, or where text is generated a gold value
     mass: float = 0.0  # sum of label_mass over answers
+    gold_unknown: int = (
+        0  # answers whose row had a gold value that is none of the labels; 0.1.0 counted these as `gold`
+    )
+    truncated: int = 0  # answers that were cut off; 0.1.0 didn't count them
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(a + b for a, b in zip(values(self), values(other), strict=True)))
@@ -187,6 +191,9 @@ class Plan:
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
     reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same
     verdicts: tuple[dict[str, Any], ...] = ()  # the gate's, of each scheme that it tried: gate.Verdict as JSON
+    date: str = (
+        ""  # ISO 8601: the present time, as chat templates are told; "" in a plan of 0.1.0: each replica's clock
+    )
 
 
 def sealed(fields: dict[str, Any]) -> bytes:

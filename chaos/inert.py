@@ -119,7 +119,10 @@ def summary(text: str) -> dict[str, Any]:
     )
     receipt = Receipt(0, 0, True, "a", "f", Usage(rows=9, answers=8, failures=1), {text: 8}, {text: 1})
     return {
-        **{name: text for name in ("job", "state", "output", "model", "quantization", "why", "id_column", "reuse")},
+        **{
+            name: text
+            for name in ("job", "state", "output", "model", "quantization", "why", "id_column", "gold_column", "reuse")
+        },
         **summarise([receipt], [run], PricingConfig(currency=text, as_of=text, per_hour={})),
         "prices": {text: 1.0},
         "gate": [{"words": text}],

@@ -64,7 +64,7 @@ MISTAKES = {
     "negative": (["job=mine", "input.limit=-1"], "input.limit=-1: must be above 0"),
     "missing column": (
         ["job=mine", "task.prompt='{{ txt }}'"],
-        "task.prompt uses txt, not a column of the input; columns are id, text, gold",
+        "task.prompt uses txt, not a column of the input (did you mean text?); columns are id, text, gold",
     ),
     "broken prompt": (["job=mine", "task.prompt='{{ text'"], "task.prompt, line 1"),
     "missing gold": (["job=mine", "task.gold=truth"], "task.gold=truth: no such column"),

@@ -46,6 +46,7 @@ def line(**more: Any) -> str:
     shown: dict[str, Any] = {
         "rows": 1200,
         "failures": 0,
+        "truncated": 0,
         "share": 0.25,
         "seconds_left": 37.5,
         "tokens_per_second": 5000.0,

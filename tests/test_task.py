@@ -168,4 +168,6 @@ def test_answers_are_counted_by_label_and_by_gold() -> None:
     counts = closed.counts(outcomes, ["good", "good", None, "good"])
     assert counts == answers.AnswerCounts({"good": 2, "bad": 1}, gold=2, correct=1, mass=1.5)
     free = answers.of(TaskConfig(kind=TaskKind.generate, labels=[], name="said"))
-    assert free.counts([Answer({"said": "yes"}, 1, 0, 1)], ["yes"]) == answers.AnswerCounts(gold=1, correct=1)
+    assert free.counts([Answer({"said": "yes", "said_finish": "stop"}, 1, 0, 1)], ["yes"]) == answers.AnswerCounts(
+        gold=1, correct=1
+    )

@@ -57,6 +57,8 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "output_tokens": usage.output_tokens,
         "accuracy": usage.correct / usage.gold if usage.gold else None,
         "gold_rows": usage.gold,
+        "gold_unknown_rows": usage.gold_unknown,
+        "truncated": usage.truncated,
         "mean_label_mass": usage.mass / usage.answers if labels and usage.answers else None,
         "invocations": len(runs),
         "lost_replicas": sum(r.lost_replicas for r in runs),

@@ -65,6 +65,7 @@ class Counters:
     computed_tokens: int = 0  # of these, what the model's layers had to compute: see `computed_tokens`
     output_tokens: int = 0
     kv_tokens_read: int = 0  # tokens whose keys and values were read for the output: see `kv_tokens_read`
+    truncated: int = 0  # answers that were cut off
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(
@@ -74,6 +75,7 @@ class Counters:
             computed_tokens=self.computed_tokens + other.computed_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             kv_tokens_read=self.kv_tokens_read + other.kv_tokens_read,
+            truncated=self.truncated + other.truncated,
         )
 
 

@@ -29,7 +29,7 @@ EXIT_CODES = {
     ExitCode.FAILED: "failed",
     ExitCode.USER_ERROR: "bad configuration or input",
     ExitCode.STOPPED: "stopped early and resumable",
-    ExitCode.TOO_MANY_FAILURES: "complete with too many failures or unreadable files",
+    ExitCode.TOO_MANY_FAILURES: "complete with too many failures or answers cut off, or with unreadable files",
     ExitCode.GATE_REFUSED: "the gate refused every scheme that fits",
 }
 

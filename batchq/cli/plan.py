@@ -10,7 +10,7 @@ from batchq.job.session import open_session
 from batchq.machine.hardware import Hardware
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
-from batchq.plan import sample
+from batchq.plan import sample, warnings
 from batchq.plan.committed import source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.inputs import left_out_words
@@ -37,7 +37,8 @@ def describe(config: Config) -> str:
             scheme, why = choice.scheme, choice.why
     drafted = resume.plan if resume else make_plan(config, model.digest, scheme, "")
     fit = Fit(model, hardware, config)
-    lengths = sample.lengths(config, drafted, model.path)
+    looked = sample.look(config, drafted, model.path)
+    lengths = looked.lengths()
     remaining = len(resume.committed.remaining if resume else drafted.shards)
     weights = fit.memory(scheme).weights * config.cluster.tensor_parallel_size
     reasons = resolve_settings(config, drafted, Weights(model.path, weights), hardware, lengths).reasons
@@ -61,9 +62,10 @@ def describe(config: Config) -> str:
             f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
             "one engine reads each"
         )
-    golds = sample.sample_golds(config, drafted)
-    warnings = too_long(config, model.path, lengths), sample.unknown_gold_warning(config, golds)
-    lines += [f"  warning    {warning}" for warning in warnings if warning]
+    if looked.task.strips:
+        lines.append("  note       the model's chat template takes the spaces from around a message")
+    doubts = [too_long(config, model.path, lengths), *warnings.of_job(config, drafted, looked)]
+    lines += [f"  warning    {doubt}" for doubt in doubts if doubt]
     lines += [f"  {'engine' if i == 0 else '':<11}{r.name:<23}{r.value:>9}  {r.why}" for i, r in enumerate(reasons)]
     if not model.quantized:
         lines += [f"  {'schemes' if i == 0 else '':<11}{line}" for i, line in enumerate(forecast.of_job(fit, config))]

@@ -46,7 +46,7 @@ def preview(config: Config) -> str:
         shown_scheme = Scheme.none if SCHEMES[scheme].calibrated else scheme
         drafted = make_plan(config, model.digest, shown_scheme, "")
         served = serve(session, drafted, model, shown_scheme)
-        task = open_task(config, model.path, drafted.columns)
+        task = open_task(config, model.path, drafted)
         rows = [row for shard in drafted.shards for row in input.rows_of(drafted, shard, drafted.columns)]
         shown = [_shown(task, row, config.engine.max_model_len) for row in rows]
         asked = [each.prompt for each in shown if each.failure is None]
@@ -72,7 +72,7 @@ def _shown(task: Task, row: Row, max_model_len: int) -> Shown:
         message = task.render(row.columns)
     except RowError as error:
         return Shown(row, "", Prompt([]), Failure(error.code, error.message))
-    prompt = task.encode([message])[0]
+    prompt = task.encode([message], [row.id])[0]
     longest = max_model_len - task.sampling.max_tokens
     return Shown(row, message, prompt, too_long(len(prompt), longest) if len(prompt) > longest else None)
 

@@ -17,11 +17,12 @@ def status(config: Config) -> str:
     state = runs[-1].state if runs else "planned"
     summary = summarise(config, plan, committed, config.model.path, [])
     words = {"running": "running, or killed since"}.get(state, state)
+    cut = f" · {summary['truncated']:,} cut off" if summary["truncated"] else ""
     lines = [
         f"batchq · {plan.job} · {summary['shards_done']} of {summary['shards']} shards committed"
         f" · last invocation: {words}",
         f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
-        f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures",
+        f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures{cut}",
         f"  cost       {facts.cost(summary)}",
         f"  output     {output}",
     ]

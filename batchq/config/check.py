@@ -14,6 +14,8 @@ from batchq.errors import ConfigError
 
 TRUST = "BATCHQ_TRUST_REMOTE_CODE"  # the second yes to a model's own code; a copied file can't give it
 MAX_LABELS = 128  # vLLM's MAX_LOGPROB_TOKEN_IDS, in 0.26 as in 0.32
+MAX_NAME = 100  # letters of task.name: with _distribution, what Redshift and Hive take of a column's name (127, 128)
+RESERVED = "batchq_"  # what batchq's own output columns begin with
 
 
 def check(config: Config) -> Config:
@@ -26,8 +28,7 @@ def check(config: Config) -> Config:
             raise missing(name)
     _check_labels(config.task)
     check_csv(config.input.csv)
-    if not config.task.name.isidentifier():
-        raise ConfigError(f"task.name={config.task.name}: letters, digits and _ only, it prefixes column names")
+    _check_name(config.task.name)
     if Path(config.output.path).expanduser().is_file():
         raise ConfigError(f"output.path={config.output.path}: is a file; name a folder or an object-store prefix")
     _check_ranges(config)
@@ -53,6 +54,16 @@ def _check_ranges(node: Config | PricingConfig, prefix: str = "") -> None:
         for full, number in numbers.items():
             if allowed and number is not None and not allowed.holds(number):
                 raise ConfigError(f"{full}={str(number).removesuffix('.0')}: {allowed.words}")
+
+
+def _check_name(name: str) -> None:
+    """What the answer's columns are called must be told from ours by every reader; some take A for a."""
+    if not name.isidentifier():
+        raise ConfigError(f"task.name={name!r}: letters, digits and _ only, it prefixes column names")
+    if name.casefold().startswith(RESERVED):
+        raise ConfigError(f"task.name={name}: names that begin with {RESERVED} are batchq's own; choose another")
+    if len(name) > MAX_NAME:
+        raise ConfigError(f"task.name: {len(name)} letters; {MAX_NAME} at most, it prefixes column names")
 
 
 def _check_labels(task: TaskConfig) -> None:

@@ -5,6 +5,7 @@ The only importer of Hydra, and the only place that sees a DictConfig.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import io
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
 
-from batchq.config import suggest
+from batchq.config import interpolation, suggest
 from batchq.config.check import check, check_pricing, missing
 from batchq.config.folders import choices, conf_dir, user_conf_dir
 from batchq.config.schema import Config, PricingConfig
@@ -85,7 +86,7 @@ def typed(composed: DictConfig) -> Config:
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
     # Merged from a plain container into a fresh schema: `+engine.typo=1` would slip past otherwise.
-    merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+    merged = OmegaConf.merge(OmegaConf.structured(Config), interpolation.as_text(plain))
     for key in OmegaConf.missing_keys(merged):
         raise missing(key)
     return check(OmegaConf.to_object(merged))  # type: ignore[arg-type]
@@ -184,7 +185,7 @@ def _words(error: Exception, overrides: Sequence[str]) -> str:
         key = text.split("'")[1].split("=")[0] if "'" in text else "value"
         return f"{key}: has a comma; a list is {key}=[a,b], plain text is '{key}=\"a,b\"', a sweep needs -m"
     if match := re.match(r"In '([\w/]+)': \w+ raised while composing config:\s*(.*)", text, re.S):
-        return f"conf/{match[1]}.yaml: {_in_file(match[2])}"
+        return f"conf/{match[1]}.yaml: {_in_file(match[2])}{_marked(match[1])}"
     if "You must specify" in text or "is not in a defaults list" in text.replace("'job'", ""):
         return f"job is missing: say job=NAME; jobs are {', '.join(choices('job'))}"
     choice = re.search(r"Could not (?:find|load) '(\w+)/(.*?)'", text)
@@ -195,6 +196,15 @@ def _words(error: Exception, overrides: Sequence[str]) -> str:
     if "group override must be" in text or "item value in defaults" in text:
         return _no_name(overrides)
     return _of_field(error, text, overrides)
+
+
+def _marked(name: str) -> str:
+    """A hint where the user's file begins with a byte order mark: Hydra doesn't see what follows it."""
+    folder = user_conf_dir()
+    file = folder / f"{name}.yaml" if folder else None
+    if file is None or not file.is_file() or not file.read_bytes().startswith(codecs.BOM_UTF8):
+        return ""
+    return "; it begins with a byte order mark, which hides that line: save it as UTF-8 without one"
 
 
 def _no_name(overrides: Sequence[str]) -> str:
@@ -223,7 +233,7 @@ def _of_field(error: Exception, text: str, overrides: Sequence[str]) -> str:
         or next((_key(o) for o in overrides if "=" in o and _key(o) in text), "")
     )
     first = str(cause or error).strip().splitlines() or [type(error).__name__]
-    return f"{where or 'configuration'}: {first[0]}{_hint(where, first[0], overrides)}"
+    return f"{where or 'configuration'}: {first[0]}{interpolation.hint(error) or _hint(where, first[0], overrides)}"
 
 
 def _hint(where: str, said: str, overrides: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ class TaskConfig:
     kind: classify chooses one of `labels`; generate writes text.
     prompt: Jinja, sandboxed; the row's columns by name, `row` for all of them, `choices` for the
         answer space in words.
+    constant_prompt: the prompt reads no column on purpose, so that every row is asked the same.
     system: an optional system message; plain text, never rendered with row columns.
     answer_prefix: how the model's answer begins; written for it, so that what follows is the label or the text.
     labels: the closed answer space (kind=classify).
@@ -50,6 +51,7 @@ class TaskConfig:
 
     kind: TaskKind = TaskKind.classify
     prompt: str = MISSING
+    constant_prompt: bool = False
     system: str = ""
     answer_prefix: str = ""
     labels: list[str] = field(default_factory=list)
@@ -234,6 +236,8 @@ class OutputConfig:
     columns: input columns that come along; null for all.
     rows_per_shard: about how many rows one committed object holds.
     max_error_rate: above this share of failures the run ends in exit code 4.
+    max_truncated_rate: above this share of answers that were cut off (at task.max_tokens or engine.max_model_len), the
+        run ends in exit code 4 (kind=generate); 1 where answers are meant to be.
     """
 
     path: str = MISSING
@@ -241,6 +245,7 @@ class OutputConfig:
     columns: list[str] | None = None
     rows_per_shard: int = field(default=4096, metadata=POSITIVE)
     max_error_rate: float = field(default=0.05, metadata=SHARE)
+    max_truncated_rate: float = field(default=0.05, metadata=SHARE)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 Options (all off by default): `latency_s`, seconds per request; `tokens_per_s` of a whole engine, one number or
 one for each max_num_batched_tokens (an engine doesn't start with one that has none);
+`cut_every`, how many answers there are for each that is cut off;
 `refuse_token` refuses the row whose prompt holds this id; `nan_token` scores it NaN.
 
 Deaths: `exit_...` kills the process, `die_...` raises EngineError, `hang_...` never answers again;
@@ -28,7 +29,7 @@ from batchq.errors import EngineError, EngineOutOfMemory, RowError
 
 FAULTS = tuple(f"{fault}_{when}" for fault in ("exit", "die", "hang") for when in ("after", "token"))
 RARE = (*FAULTS, "oom_above", "exit_above", "asked")
-OPTIONS = ("latency_s", "tokens_per_s", "refuse_token", "nan_token", "once", *RARE)
+OPTIONS = ("latency_s", "tokens_per_s", "cut_every", "refuse_token", "nan_token", "once", *RARE)
 
 
 class FakeEngine:
@@ -72,6 +73,8 @@ class FakeEngine:
             raise EngineError("the fake engine is dead, as ordered")
         self.answered += 1
         seed = zlib.crc32(np.asarray(prompt.token_ids, dtype=np.int32).tobytes())
+        if sampling.temperature and prompt.seed is not None:
+            seed = zlib.crc32(str(prompt.seed).encode(), seed)
         if sampling.score_ids:
             weights = [1 + (seed >> (3 * i)) % 97 for i in range(len(sampling.score_ids))]
             scores = [math.log(0.9 * w / sum(weights)) for w in weights]
@@ -80,7 +83,8 @@ class FakeEngine:
             return Completion(tuple(scores), "", "length", len(prompt), 0, 1)
         ids = tuple(prompt.token_ids[-min(3, sampling.max_tokens) :])
         known = -0.5 * len(prompt) if sampling.score_prompt else None
-        return Completion((), f"answer {seed:08x}", "stop", len(prompt), 0, len(ids), ids, known)
+        ended = "length" if (every := option("cut_every")) and self.answered % int(every) == 0 else "stop"
+        return Completion((), f"answer {seed:08x}", ended, len(prompt), 0, len(ids), ids, known)
 
     async def _strike(self, prompt: Prompt) -> None:
         """Note the row, and carry out the fault that is due, if any."""

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """All that the model reads for one request. Its length is counted in tokens."""
+    """All that is one request's own: what the model reads, and its draw. Its length is counted in tokens."""
 
     token_ids: list[int]  # the chat template's among them
+    seed: int | None = None  # of this request's sampling; None for Sampling's
 
     def __len__(self) -> int:
         return len(self.token_ids)

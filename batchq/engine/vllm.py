@@ -7,6 +7,7 @@ module, and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import logging
 import os
@@ -77,7 +78,7 @@ class VllmEngine:
 
         assert self.llm is not None, "start() comes first"
         final = None
-        params = self.sampling_params(sampling)
+        params = self.request_params(prompt, sampling)
         try:
             request = {"prompt_token_ids": prompt.token_ids}
             async for output in self.llm.generate(request, params, str(next(self._ids))):  # type: ignore[arg-type]
@@ -104,6 +105,14 @@ class VllmEngine:
             token_ids=tuple(answer.token_ids),
             prompt_logprob=_prompt_logprob(final.prompt_logprobs, prompt.token_ids) if sampling.score_prompt else None,
         )
+
+    def request_params(self, prompt: Prompt, sampling: Sampling) -> Any:
+        """One request's sampling: what all share, and where it is random the request's own seed."""
+        params = self.sampling_params(sampling)
+        if sampling.temperature and prompt.seed is not None:
+            params = copy.copy(params)  # it shares what is in it, which vLLM only reads: see skip_clone
+            params.seed = prompt.seed
+        return params
 
     def sampling_params(self, sampling: Sampling) -> Any:
         if sampling not in self._params:

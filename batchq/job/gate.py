@@ -16,7 +16,7 @@ from batchq.machine import local_cache
 from batchq.machine.digests import digest_of
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
-from batchq.plan import sample
+from batchq.plan import sample, warnings
 from batchq.pool import SampleListener, SampleRequest
 from batchq.quantize.checkpoint import read_verdict, write_verdict
 from batchq.quantize.verdict import Verdict, judge, verdict_from_json
@@ -47,9 +47,9 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
             raise GateRefused(f"gate.strict: {baseline.name} doesn't fit here unquantized, so nothing can be compared")
         session.progress.step(f"gate: {baseline.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
-    task = open_task(config, model.path, draft.columns)
+    task = open_task(config, model.path, draft)
     asked = sample.judging(config, draft, task)
-    if warning := sample.unknown_gold_warning(config, asked.golds):
+    if warning := warnings.unknown_gold(config, asked.golds):
         session.progress.step(f"gate: {warning}")
     sampling = dataclasses.replace(task.sampling, score_prompt=task.space.decodes)
     prompts = [prompt.token_ids for prompt in asked.prompts]

@@ -104,6 +104,7 @@ class Watch:
         line = progress.LabellingLine(
             rows=self._before.rows + state.counters.rows,
             failures=self._before.failures + state.counters.failures,
+            truncated=self._before.truncated + state.counters.truncated,
             share=share,
             seconds_left=self._share.seconds_left(share, elapsed),
             tokens_per_second=state.counters.tokens / elapsed if elapsed > 1 else None,

@@ -116,7 +116,8 @@ def plan_new(session: Session, model: Model, source: Plan | None) -> New:
     asked = dataclasses.replace(session, config=dataclasses.replace(config, quantization=same))
     choice = choose_scheme(asked, model)
     choice = dataclasses.replace(choice, why="as in the run whose answers are reused", fallback=())
-    return New(make_plan(config, model.digest, choice.scheme, source.checkpoint), choice)
+    drafted = make_plan(config, model.digest, choice.scheme, source.checkpoint)
+    return New(dataclasses.replace(drafted, date=source.date or drafted.date), choice)
 
 
 def start_new(session: Session, model: Model, new: New | None) -> tuple[Plan, Served]:

@@ -55,7 +55,7 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
     began: list[float] = []  # when the work began, if there was any
 
     def prompts() -> list[list[int]]:
-        return sample.calibration(config, drafted, open_task(config, model.path, drafted.columns))
+        return sample.calibration(config, drafted, open_task(config, model.path, drafted))
 
     def on_progress(words: str) -> None:
         began.append(time.monotonic())

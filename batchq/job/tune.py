@@ -145,7 +145,7 @@ def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial:
 
 def _slice(config: Config, drafted: Plan, path: str) -> Slice:
     """Prompts from all over the corpus that the engine takes."""
-    task = open_task(config, path, drafted.columns)
+    task = open_task(config, path, drafted)
     longest = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
     asked = sample.spread(drafted, wanted, lambda rows: sample.rendered(task, rows))

@@ -99,6 +99,7 @@ class LabellingLine:
 
     rows: int
     failures: int
+    truncated: int
     share: float | None
     seconds_left: float | None
     tokens_per_second: float | None
@@ -111,9 +112,10 @@ class LabellingLine:
         rate = f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else "- tokens/s"
         done = "" if self.share is None else f" ({self.share:.0%})"
         failed = f" · {self.failures:,} failures" if self.failures else ""
+        cut = f" · {self.truncated:,} cut off" if self.truncated else ""
         eta = "-" if self.seconds_left is None else duration(self.seconds_left)
         left = "" if self.share is None else f" · ETA {eta}"
-        return f"{self.rows:,} rows{done}{failed} · {rate} · replicas: {busy}{self.cost}{left}"
+        return f"{self.rows:,} rows{done}{failed}{cut} · {rate} · replicas: {busy}{self.cost}{left}"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ finds the name taken reads the receipt back, because a put whose reply was lost 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -50,13 +49,6 @@ def outcome_columns(
     return columns
 
 
-def as_gold(value: Any) -> str | None:
-    """A gold value as text; NaN and empty are no gold."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value)
-
-
 def usage_of(
     outcomes: Sequence[Outcome], golds: Sequence[str | None], task: TaskConfig
 ) -> tuple[Usage, dict[str, int], dict[str, int]]:
@@ -73,6 +65,8 @@ def usage_of(
         correct=counts.correct,
         gold=counts.gold,
         mass=counts.mass,
+        gold_unknown=counts.gold_unknown,
+        truncated=counts.truncated,
     )
     return usage, counts.labels, dict(Counter(o.code for o in outcomes if isinstance(o, Failure)))
 

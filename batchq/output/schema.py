@@ -23,13 +23,15 @@ EXTRA = pa.field("batchq_extra", pa.string())  # JSON of keys that the frozen sc
 def output_schema(columns: pa.Schema, task: TaskConfig, extra: bool) -> pa.Schema:
     """Identity, the input columns that come along, the answer, counts, failure: in this order.
 
-    Raises ConfigError if an input column has the name of one of ours.
+    Raises ConfigError if an input column has the name of one of ours, but for case: DuckDB and Spark take them for one.
     """
     ours = [*IDENTITY, *answers.of(task).fields(), *COUNTS, *FAILURE, *([EXTRA] if extra else [])]
-    taken = sorted(set(columns.names) & {f.name for f in ours})
-    if taken:
+    own = {f.name.casefold(): f.name for f in ours}
+    if taken := sorted(name for name in columns.names if name.casefold() in own):
+        same = own[taken[0].casefold()]
+        alike = "" if same == taken[0] else f", {same}, but for case, which many readers don't tell apart"
         raise ConfigError(
-            f"input column {taken[0]} has the name of an output column: "
+            f"input column {taken[0]} has the name of an output column{alike}: "
             f"leave it out with output.columns, or rename the answer with task.name"
         )
     plain = [pa.field(f.name, f.type) for f in columns]

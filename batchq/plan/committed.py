@@ -34,6 +34,10 @@ class Committed:
     def failures(self) -> int:
         return sum(receipt.usage.failures for receipt in self.by_uri.values())
 
+    @cached_property
+    def truncated(self) -> int:
+        return sum(receipt.usage.truncated for receipt in self.by_uri.values())
+
 
 def read_committed(plan: Plan, output: str, known: Committed | None = None) -> Committed:
     """Read the receipts that aren't `known` yet: a committed part never changes.

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from batchq import input, storage
@@ -18,7 +19,7 @@ from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
 from batchq.task import task
-from batchq.task.prompt import prompt_columns
+from batchq.task.prompt import check_prompt
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -85,7 +86,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
     schema = input.infer_schema(objects, format, config.input.columns)
-    prompt_columns(config.task.prompt, schema.names)
+    check_prompt(config.task.prompt, schema.names, config.task.constant_prompt)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
         if name is not None and name not in schema.names:
             raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}")
@@ -113,6 +114,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         left_out=inputs.left_out,
         checkpoint=checkpoint,
         reuse=parts.get("reuse", ""),
+        date=datetime.now().isoformat(timespec="seconds"),
     )
 
 

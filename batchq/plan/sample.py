@@ -15,10 +15,8 @@ from batchq.engine.protocol import Prompt
 from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.machine.digests import digest_of
 from batchq.model.scheme import SCHEMES
-from batchq.output.parts import as_gold
 from batchq.plan.inputs import list_inputs
 from batchq.records import Plan, Range, Row
-from batchq.task import answers
 from batchq.task.task import Task, open_task
 
 Taken = TypeVar("Taken")
@@ -66,11 +64,24 @@ class Lengths:
         return sum(count > limit for count in self.tokens)
 
 
-def lengths(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Lengths:
-    """Lengths of this job's prompts with the tokenizer at `path`, from rows all over the corpus."""
-    task = open_task(config, path, draft.columns)
-    asked = itertools.islice(spread(draft, rows, lambda some: rendered(task, some)), rows)
-    return Lengths.of(task.encode([message for message, _ in asked]))
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Rows from all over the corpus, as the task asks them; those that can't be asked are left out."""
+
+    task: Task
+    messages: list[str]
+    golds: list[str | None]  # as task.gold reads them
+
+    def lengths(self) -> Lengths:
+        """How long their prompts are."""
+        return Lengths.of(self.task.encode(self.messages))
+
+
+def look(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Look:
+    """About `rows` rows of this job, with the tokenizer at `path`."""
+    task = open_task(config, path, draft)
+    asked = list(itertools.islice(spread(draft, rows, lambda some: rendered(task, some)), rows))
+    return Look(task, [message for message, _ in asked], [task.gold.of(row.columns) for _, row in asked])
 
 
 def split_of(message: str, seed: int) -> str:
@@ -105,38 +116,13 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
         raise ConfigError(
             f"gate: there is no row to judge by{why}; name others in gate.input, or set gate.enabled=false"
         )
-    gold = config.task.gold
-    return Sample([p for p, _ in fitting], [as_gold(row.columns.get(gold)) if gold else None for _, row in fitting])
+    return Sample([p for p, _ in fitting], [task.gold.of(row.columns) for _, row in fitting])
 
 
 def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
     settings = config.quantization
     asked = _sample_rows(config, draft, task, settings.calibration, settings.samples, "calibration")
     return [message for message, _ in itertools.islice(asked, settings.samples)]
-
-
-def sample_golds(config: Config, draft: Plan, rows: int = MEASURED) -> list[str | None]:
-    """Gold values of rows all over the corpus."""
-    name = config.task.gold
-    if not name:
-        return []
-    sampled = itertools.islice(spread(draft, rows, iter), rows)
-    return [as_gold(row.columns.get(name)) for row in sampled if row.error is None]
-
-
-def unknown_gold_warning(config: Config, golds: Iterable[str | None]) -> str:
-    """A warning where gold values are none of the labels, which says how many and not what they are; else empty."""
-    known, given = set(answers.of(config.task).labels), [gold for gold in golds if gold is not None]
-    others = [gold for gold in given if gold not in known]
-    if not known or not others:
-        return ""
-    alike = {label.casefold() for label in known}
-    spelled = sum(gold.strip().casefold() in alike for gold in others)
-    hint = f" ({spelled:,} but for case or spaces)" if spelled else ""
-    return (
-        f"{len(others):,} of {len(given):,} sampled gold values in task.gold={config.task.gold} are none of "
-        f"task.labels{hint}; the gate passes them over and the report counts them as answered wrongly"
-    )
 
 
 def _sample_rows(

@@ -89,13 +89,27 @@ def _quality(s: Summary) -> list[Line]:
     lines = []
     if s["labels"]:
         lines.append(("labels", " · ".join(f"{label} {count:,}" for label, count in most_first(s["labels"]))))
-    if s["accuracy"] is not None:
-        lines.append(("accuracy", f"{s['accuracy']:.3f} against gold on {s['gold_rows']:,} rows"))
+    lines += _accuracy(s)
+    if s["truncated"]:
+        cut = f"{s['truncated']:,} of {s['answers']:,} answers ({share(s['truncated'] / s['answers'], 1)})"
+        lines.append(("cut off", f"{cut} have no end: task.max_tokens or engine.max_model_len was reached before"))
     if s["mean_label_mass"] is not None:
         warning = "; low: left to itself, the model would say something else" if s["mean_label_mass"] < LOW_MASS else ""
         words = f"{s['mean_label_mass']:.3f} of the model's probability was on the labels{warning}"
         lines.append(("label mass", words))
     return lines + [("gate", verdict["words"]) for verdict in s["gate"]]
+
+
+def _accuracy(s: Summary) -> list[Line]:
+    """Against gold, and what of gold says nothing: that is never passed over in silence."""
+    unknown = s["gold_unknown_rows"]
+    passed = f"passed over: {unknown:,} rows whose gold value is none of the labels" if unknown else ""
+    if s["accuracy"] is not None:
+        words = f"{s['accuracy']:.3f} against gold on {s['gold_rows']:,} rows"
+        return [("accuracy", f"{words}; {passed}" if passed else words)]
+    if s["gold_column"] is None or not s["answers"]:
+        return []
+    return [("accuracy", f"unknown: {passed or 'no answered row has a value in task.gold=' + s['gold_column']}")]
 
 
 def _usage(s: Summary) -> list[Line]:

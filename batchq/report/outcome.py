@@ -55,17 +55,28 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
     failpoint.reach("outcome.finish.before_report")
     for kind, written in files.output_files(summary).items():
         storage.put(layout.report(output, kind), written.encode())
-    rate = summary["failures"] / summary["rows"] if summary["rows"] else 0.0
-    limit, code = config.output.max_error_rate, 0
-    if rate > limit:
-        code = 4
-        text = facts.terminal_text({**summary, "state": f"{summary['state']}, with too many failures"})
-        text += f"\n  note       {rate:.1%} of the rows failed, above output.max_error_rate={limit}: exit code 4"
-    else:
-        text = facts.terminal_text(summary)
-    if summary["quarantined"]:
-        code = 4
-    return Result(code, summary, text)
+    excess = too_many(config, summary)
+    state = ", ".join([summary["state"], *(f"with too many {what}" for what, _ in excess)])
+    text = "\n".join([facts.terminal_text({**summary, "state": state}), *(f"  note       {why}" for _, why in excess)])
+    return Result(4 if excess or summary["quarantined"] else 0, summary, text)
+
+
+def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what there is too much of for exit code 0, in words), for each limit of the configuration."""
+    failures = "failures", summary["failures"], summary["rows"], "max_error_rate", "of the rows failed"
+    cut = (
+        "answers cut off",
+        summary["truncated"],
+        summary["answers"],
+        "max_truncated_rate",
+        "of the answers were cut off",
+    )
+    found = []
+    for what, count, of, field, happened in (failures, cut):
+        rate, limit = count / of if of else 0.0, getattr(config.output, field)
+        if rate > limit:
+            found.append((what, f"{rate:.1%} {happened}, above output.{field}={limit}: exit code 4"))
+    return found
 
 
 def summarise(
@@ -90,6 +101,7 @@ def summarise(
         **summary,
         "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in verdicts(plan, output)],
         "reuse": plan.reuse,
+        "gold_column": json.loads(plan.ingredients["columns"])[3],
         "id_column": id_column,
         "duplicate_ids": duplicates.count(output, id_column) if has_ids and id_column else 0,
         "new_inputs": list(new_inputs),

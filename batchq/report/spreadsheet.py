@@ -22,12 +22,28 @@ USED = ("mfu", "mbu", "joules", "joules_per_thousand_tokens")
 COLUMNS = (
     *("record", "job", "output", "model", "quantization", "invocation", "state", "started", "devices"),
     *("wall_seconds", *SECONDS, "lost_replicas", "rows", "answers", "failures"),
-    *("prompt_tokens", "cached_tokens", "output_tokens", "tokens_answered", "billed_tokens", "billed_rows"),
+    *(
+        "truncated",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "tokens_answered",
+        "billed_tokens",
+        "billed_rows",
+    ),
     *(*USED, *PRICED),
 )
 SURVEY_COLUMNS = (
     *("record", "job", "output", "quantization", "state", "started", "outputs", "rows", "answers", "failures"),
-    *("prompt_tokens", "cached_tokens", "output_tokens", "tokens_answered", "billed_tokens", "billed_rows"),
+    *(
+        "truncated",
+        "prompt_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "tokens_answered",
+        "billed_tokens",
+        "billed_rows",
+    ),
     *("invocations", *USED, *PRICED, "error"),
 )
 

@@ -12,7 +12,7 @@ from batchq.machine.progress import visible
 from batchq.report.facts import Summary, number
 
 SUMMED = (
-    *("rows", "answers", "failures", "prompt_tokens", "cached_tokens", "output_tokens"),
+    *("rows", "answers", "failures", "truncated", "prompt_tokens", "cached_tokens", "output_tokens"),
     *("billed_tokens", "billed_rows", "invocations"),
 )
 HEADS = ("job", "output", "state", "rows", "tokens", "cost", "per 1M tokens", "per 1,000 rows")

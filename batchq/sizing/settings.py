@@ -157,7 +157,7 @@ def choose_settings(
     choices = _Choices(config, tuned.recall(config, draft, hardware) if config.tune.use else None, lengths)
     generates = answers.of(config.task).decodes and engine.kind is EngineKind.vllm and cuda
     if lengths is None and generates and choices.decided(ROWS) is None:
-        choices.lengths = sample.lengths(config, draft, weights.path)
+        choices.lengths = sample.look(config, draft, weights.path).lengths()
     choices.reasons.append(_length(config, weights.path, choices.lengths))
     scheme = Scheme(draft.quantization)
     if scheme is Scheme.none and engine.kind is EngineKind.vllm:

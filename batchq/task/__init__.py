@@ -2,8 +2,11 @@
 
 Modules, in the order in which they build on each other:
 
-    prompt.py   a row -> the user's message -> the model's prompt
+    sandbox.py  Jinja as prompts may use it
+    prompt.py   a row -> the user's message
+    frame.py    the user's message -> the model's prompt
     labels.py   which texts and token ids represent the labels
     answers.py  what an answer can be: its columns, what the engine is asked, how a completion is read and counted
+    gold.py     a row's gold value -> the label that it means
     task.py     prompt and answer space, bound to one model's tokenizer
 """

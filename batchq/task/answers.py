@@ -25,9 +25,11 @@ class AnswerCounts:
     """What the answers of some rows come to."""
 
     labels: dict[str, int] = field(default_factory=dict)  # answers by label, where there are labels
-    gold: int = 0  # answered rows with a gold value
+    gold: int = 0  # answered rows with a gold value, which is one of the labels where there are labels
     correct: int = 0  # of those, answered as their gold value says
     mass: float = 0.0  # label mass, summed over the answered rows
+    gold_unknown: int = 0  # answered rows whose gold value is none of the labels
+    truncated: int = 0  # answers that were cut off
 
 
 class AnswerSpace(Protocol):
@@ -65,8 +67,13 @@ class AnswerSpace(Protocol):
         """The answer's columns, by name. Raises RowError if the completion holds no answer."""
         ...
 
+    def truncated(self, answer: Answer) -> bool:
+        """Whether the answer was cut off, at task.max_tokens or engine.max_model_len."""
+        ...
+
     def counts(self, outcomes: Sequence[Answer | Failure], golds: Sequence[str | None]) -> AnswerCounts:
-        """What these rows' answers come to. `golds` go with `outcomes`, row by row; None: no gold value."""
+        """What these rows' answers come to. `golds` go with `outcomes`, row by row, as task.gold reads them; None: no
+        gold value."""
         ...
 
 
@@ -129,11 +136,20 @@ class ClosedChoice:
             f"{self.name}_mass": min(1.0, total * math.exp(top)),
         }
 
+    def truncated(self, answer: Answer) -> bool:
+        return False
+
     def counts(self, outcomes: Sequence[Answer | Failure], golds: Sequence[str | None]) -> AnswerCounts:
-        gold, correct = _right(self.name, outcomes, golds)
+        said = _with_gold(self.name, outcomes, golds)
+        known = [(answer, gold) for answer, gold in said if gold in self.labels]
         columns = [o.columns for o in outcomes if isinstance(o, Answer)]
-        mass = float(sum(c[f"{self.name}_mass"] for c in columns))
-        return AnswerCounts(dict(Counter(c[self.name] for c in columns)), gold, correct, mass)
+        return AnswerCounts(
+            labels=dict(Counter(c[self.name] for c in columns)),
+            gold=len(known),
+            correct=sum(answer == gold for answer, gold in known),
+            mass=float(sum(c[f"{self.name}_mass"] for c in columns)),
+            gold_unknown=len(said) - len(known),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +185,24 @@ class FreeText:
         """The text, and why it ended: "stop", or "length" where it was cut off."""
         return {self.name: completion.text, f"{self.name}_finish": completion.finish_reason}
 
+    def truncated(self, answer: Answer) -> bool:
+        return bool(answer.columns[f"{self.name}_finish"] == "length")
+
     def counts(self, outcomes: Sequence[Answer | Failure], golds: Sequence[str | None]) -> AnswerCounts:
-        gold, correct = _right(self.name, outcomes, golds)
-        return AnswerCounts(gold=gold, correct=correct)
+        said = _with_gold(self.name, outcomes, golds)
+        return AnswerCounts(
+            gold=len(said),
+            correct=sum(folded(answer) == folded(gold) for answer, gold in said),
+            truncated=sum(isinstance(o, Answer) and self.truncated(o) for o in outcomes),
+        )
 
 
-def _right(name: str, outcomes: Sequence[Answer | Failure], golds: Sequence[str | None]) -> tuple[int, int]:
-    """(answered rows with a gold value, those of them whose answer is that value)."""
-    said = [
-        (o.columns[name], gold)
-        for o, gold in zip(outcomes, golds, strict=True)
-        if isinstance(o, Answer) and gold is not None
-    ]
-    return len(said), sum(answer == gold for answer, gold in said)
+def folded(text: str) -> str:
+    """What is compared of two texts: case and spaces around don't count."""
+    return text.strip().casefold()
+
+
+def _with_gold(name: str, outcomes: Sequence[Answer | Failure], golds: Sequence[str | None]) -> list[tuple[str, str]]:
+    """Answers and their gold values, where there are both."""
+    pairs = zip(outcomes, golds, strict=True)
+    return [(o.columns[name], gold) for o, gold in pairs if isinstance(o, Answer) and gold is not None]

@@ -17,9 +17,11 @@ import numpy as np
 from batchq.config import Config, TaskConfig
 from batchq.engine.protocol import Completion, Prompt
 from batchq.model import folder
-from batchq.records import Answer
+from batchq.records import Answer, Plan
 from batchq.task import answers, labels
-from batchq.task.prompt import Frame, Template, names_in
+from batchq.task.frame import Frame
+from batchq.task.gold import Gold
+from batchq.task.prompt import Template, names_in
 
 
 def ingredients(config: TaskConfig) -> dict[str, str]:
@@ -31,30 +33,33 @@ def ingredients(config: TaskConfig) -> dict[str, str]:
     }
 
 
-def open_task(config: Config, path: str, columns: Sequence[str]) -> Task:
-    """The job's task, bound to the tokenizer in a model's folder. `columns`: the input's.
-
-    Raises ModelError, ConfigError.
-    """
+def open_task(config: Config, path: str, plan: Plan) -> Task:
+    """The job's task as it is planned, bound to the tokenizer in a model's folder. Raises ModelError, ConfigError."""
     tokenizer = folder.open_tokenizer(path, config.model.trust_remote_code)
-    return Task(config.task, tokenizer, columns, config.model.chat_template)
+    return Task(config.task, tokenizer, plan.columns, config.model.chat_template, plan.date)
 
 
 class Task:
     """A task bound to one model's tokenizer. Thread-safe; holds no row."""
 
     def __init__(
-        self, config: TaskConfig, tokenizer: Any, columns: Sequence[str], chat_template: Mapping[str, Any] | None = None
+        self,
+        config: TaskConfig,
+        tokenizer: Any,
+        columns: Sequence[str],
+        chat_template: Mapping[str, Any] | None = None,
+        date: str = "",
     ) -> None:
-        """`columns`: the input's column names; `chat_template`: arguments of the model's own.
+        """`columns`: the input's column names; `chat_template`: arguments of the model's own; `date`: as in Plan.
 
         Raises ConfigError, naming the field.
         """
         self.config = config
         self.space = answers.of(config)
         self.tokenizer = tokenizer
+        self.gold = Gold(config)
         self._template = Template(config.prompt, columns)
-        self._frame = Frame(tokenizer, config.system, config.answer_prefix, chat_template or {})
+        self._frame = Frame(tokenizer, config.system, config.answer_prefix, chat_template or {}, date)
         lists_choices = "choices" in names_in(config.prompt)
         tokens = labels.tokens_of(self.space.labels, config.codes, lists_choices, self._frame.continuation)
         self.label_texts = tokens.texts
@@ -68,19 +73,41 @@ class Task:
         """The user's message for one row. Raises RowError for a row that can't fill the prompt."""
         return self._template.render(columns, self.choices, self.config.labels)
 
+    @property
+    def strips(self) -> bool:
+        """Whether the model's chat template takes spaces from around the message."""
+        return self._frame.strips
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What the chat template ends a turn with as plain text, which a row can write too."""
+        return self._frame.markers
+
     def framed(self, message: str) -> str:
         """The whole text that the model reads."""
         return self._frame.text(message)
 
-    def encode(self, messages: Sequence[str]) -> list[Prompt]:
-        """What the model reads for each message, tokenised as one batch."""
-        return self._frame.encode(messages)
+    def encode(self, messages: Sequence[str], ids: Sequence[str] | None = None) -> list[Prompt]:
+        """What the model reads for each message, tokenised as one batch. `ids`: the rows' batchq_ids; where answers are
+        sampled, each prompt has its row's seed then."""
+        prompts = self._frame.encode(messages)
+        if ids is None or not (self.space.decodes and self.sampling.temperature):
+            return prompts
+        return [Prompt(p.token_ids, self.seed_of(id)) for p, id in zip(prompts, ids, strict=True)]
+
+    def seed_of(self, id: str) -> int:
+        """A row's seed, 0 up to 2**63: the same for this row in every run of the task, and another for every other row,
+        so that equal rows are drawn anew."""
+        digest = hashlib.blake2b(json.dumps([self.config.seed, id]).encode(), digest_size=8).digest()
+        return int.from_bytes(digest) >> 1
 
     def key(self, prompt: Prompt, served: str) -> str:
         """batchq_key: equal keys have equal answers. `served` is the digest of the served model."""
         digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(self._salt, digest_size=32).digest())
         digest.update(served.encode())
         digest.update(np.asarray(prompt.token_ids, dtype=np.int32).tobytes())
+        if prompt.seed is not None:
+            digest.update(f"seed {prompt.seed}".encode())
         return digest.hexdigest()
 
     # -- reading the answer ------------------------------------------------------------------

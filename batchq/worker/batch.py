@@ -14,7 +14,6 @@ from batchq.account.usage import timed
 from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.machine.digests import digest_of
-from batchq.output.parts import as_gold
 from batchq.output.schema import schema_from_text
 from batchq.records import Answer, Failure, Plan, Row, Shard
 from batchq.task.task import Task
@@ -127,7 +126,7 @@ class Batches:
         from_spill = 0
         from_reuse: set[int] = set()
         with timed(self.cpu, "tokenize"):
-            encoded = self.task.encode(messages) if messages else []
+            encoded = self.task.encode(messages, [taken[i].id for i in asked]) if messages else []
         for i, prompt in zip(asked, encoded, strict=True):
             if len(prompt) > self.max_prompt_tokens:
                 outcomes[i] = too_long(len(prompt), self.max_prompt_tokens)
@@ -146,7 +145,6 @@ class Batches:
                 if prompts[i] and key in earlier:
                     outcomes[i], prompts[i] = earlier[key], None
                     from_reuse.add(i)
-        gold = self.task.config.gold
         return Batch(
             part=part,
             ids=[row.id for row in taken],
@@ -156,7 +154,7 @@ class Batches:
             keys=keys,
             outcomes=outcomes,
             raws=[raw_of(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
-            golds=[as_gold(row.columns.get(gold)) if gold else None for row in taken],
+            golds=[self.task.gold.of(row.columns) for row in taken],
             from_spill=from_spill,
             from_reuse=frozenset(from_reuse),
         )

@@ -32,21 +32,25 @@ class Tally:
     computed_tokens: int = 0
     output_tokens: int = 0
     kv_tokens_read: int = 0
+    truncated: int = 0
     first: float | None = None  # when the first answer came, on time.monotonic()'s clock
 
-    def answered(self, prompt: int, cached: int, output: int) -> None:
-        """Add the tokens of a row that was answered; `rows` is counted elsewhere, when the row is over."""
+    def answered(self, answer: Answer, truncated: bool) -> None:
+        """Add what a row's answer took; `rows` is counted elsewhere, when the row is over."""
+        prompt, cached, output = answer.prompt_tokens, answer.cached_tokens, answer.output_tokens
         if self.first is None:
             self.first = time.monotonic()
+        self.truncated += truncated
         self.tokens += prompt + output
         self.computed_tokens += computed_tokens(prompt, cached, output)
         self.output_tokens += output
         self.kv_tokens_read += kv_tokens_read(prompt, cached, output)
 
-    def not_asked(self, outcome: Answer | Failure | None) -> None:
+    def not_asked(self, outcome: Answer | Failure | None, truncated: bool = False) -> None:
         """Count a row that needs no engine: it failed before, or another attempt or run has answered it."""
         self.rows += 1
         self.failures += isinstance(outcome, Failure)
+        self.truncated += truncated
 
     def counters(self) -> Counters:
         return Counters(
@@ -56,4 +60,5 @@ class Tally:
             computed_tokens=self.computed_tokens,
             output_tokens=self.output_tokens,
             kv_tokens_read=self.kv_tokens_read,
+            truncated=self.truncated,
         )

@@ -95,7 +95,7 @@ class InFlight:
         try:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer
-            self.tally.answered(answer.prompt_tokens, answer.cached_tokens, answer.output_tokens)
+            self.tally.answered(answer, self.task.space.truncated(answer))
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
             self.tally.failures += 1

@@ -24,7 +24,7 @@ from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine.hardware import EnergyMeter
 from batchq.model import folder
 from batchq.output import spills
-from batchq.records import Failure, Receipt, Shard
+from batchq.records import Answer, Failure, Receipt, Shard
 from batchq.task.task import Task
 from batchq.worker import poison
 from batchq.worker.attempt import Attempt, Part
@@ -67,7 +67,7 @@ class Worker:
         self.clock.enter("load")
         spec, plan = self.spec, self.spec.plan
         tokenizer = await self._thread(folder.open_tokenizer, spec.engine.model, spec.engine.trust_remote_code)
-        self.task = self.flight.task = Task(spec.task, tokenizer, plan.columns, spec.chat_template)
+        self.task = self.flight.task = Task(spec.task, tokenizer, plan.columns, spec.chat_template, plan.date)
         index = asyncio.ensure_future(self._thread(Reuse, plan.reuse, spec.task)) if plan.reuse else None
         phases = await self.engine.start()
         reuse = await index if index else None
@@ -166,7 +166,8 @@ class Worker:
             part.batches.append(batch)
             for i, prompt in enumerate(batch.prompts):
                 if prompt is None:
-                    tally.not_asked(batch.outcomes[i])
+                    known = batch.outcomes[i]
+                    tally.not_asked(known, isinstance(known, Answer) and self.task.space.truncated(known))
                     continue
                 if careful:
                     position = batch.positions[i]
