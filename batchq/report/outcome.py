@@ -15,7 +15,7 @@ from batchq.account import ledger
 from batchq.account import summary as accounts
 from batchq.account.cost import cost_of
 from batchq.config import Config, EngineKind
-from batchq.errors import BatchqError, NotFound
+from batchq.errors import BatchqError, ExitCode, NotFound
 from batchq.output import duplicates, layout
 from batchq.output.schema import schema_from_text
 from batchq.plan.committed import Committed, read_committed
@@ -57,8 +57,15 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
         storage.put(layout.report(output, kind), written.encode())
     excess = too_many(config, summary)
     state = ", ".join([summary["state"], *(f"with too many {what}" for what, _ in excess)])
-    text = "\n".join([facts.terminal_text({**summary, "state": state}), *(f"  note       {why}" for _, why in excess)])
-    return Result(4 if excess or summary["quarantined"] else 0, summary, text)
+    notes = [why for _, why in excess]
+    if unreadable := len(summary["quarantined"]):
+        notes.append(f"{unreadable} input files can't be read, or not to their ends")
+    code, ending = ExitCode.COMPLETE, ""
+    if notes and not committed.remaining:
+        code = ExitCode.TOO_MANY_FAILURES
+        ending = f": exit code {code}"
+    text = "\n".join([facts.terminal_text({**summary, "state": state}), *(f"  note       {n}{ending}" for n in notes)])
+    return Result(code, summary, text)
 
 
 def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,7 +82,7 @@ def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
     for what, count, of, field, happened in (failures, cut):
         rate, limit = count / of if of else 0.0, getattr(config.output, field)
         if rate > limit:
-            found.append((what, f"{rate:.1%} {happened}, above output.{field}={limit}: exit code 4"))
+            found.append((what, f"{rate:.1%} {happened}, above output.{field}={limit}"))
     return found
 
 
