@@ -45,12 +45,12 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
     if config.engine.kind is EngineKind.vllm and not Fit(baseline, session.hardware, unquantized).fits(Scheme.none):
         if settings.strict:
             raise GateRefused(f"gate.strict: {baseline.name} doesn't fit here unquantized, so nothing can be compared")
-        session.progress.step(f"gate: {baseline.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
+        session.progress.warn(f"gate: {baseline.name} doesn't fit here unquantized, so {scheme.value} goes unjudged")
         return None
     task = open_task(config, model.path, draft)
     asked = sample.judging(config, draft, task)
     if warning := warnings.unknown_gold(config, asked.golds):
-        session.progress.step(f"gate: {warning}")
+        session.progress.warn(f"gate: {warning}")
     sampling = dataclasses.replace(task.sampling, score_prompt=task.space.decodes)
     prompts = [prompt.token_ids for prompt in asked.prompts]
     request = [dataclasses.asdict(sampling), prompts, config.engine.max_model_len, config.engine.kind.value]

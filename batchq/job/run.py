@@ -104,7 +104,7 @@ def plan_new(session: Session, model: Model, source: Plan | None) -> New:
     """A draft of a new run. If it can reuse the answers of another run, it serves the same checkpoint as that one."""
     config, reuse = session.config, session.config.output.reuse
     if source and (others := differing(source, ingredients_after(config, model, source), KEYED)):
-        session.progress.step(f"output.reuse: nothing can be reused of {reuse}, which has another {others}")
+        session.progress.warn(f"output.reuse: nothing can be reused of {reuse}, which has another {others}")
         source = None
     if source is None:
         choice = choose_scheme(session, model)

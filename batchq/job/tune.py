@@ -80,7 +80,7 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
         and config.cluster.address is None
         and (load := os.getloadavg()[0]) > BUSY * len(hardware.cores)
     ):
-        progress.step(f"tune: this machine is busy already (load {load:.1f}), so the result may not be the fastest")
+        progress.warn(f"tune: this machine is busy already (load {load:.1f}), so the result may not be the fastest")
 
     def attempt(trial: Arguments, number: int) -> float:
         return _rate(session, plain, weights, rows, trial, number)
