@@ -55,6 +55,7 @@ FOUND = {
     "semicolon, decimal commas": Case("id;text;n\n1;fine;2,5\n2;bad;3,5\n", [{"id": "1", "text": "fine", "n": "2,5"}, {"id": "2", "text": "bad", "n": "3,5"}], {"delimiter": ";"}),
     "comma, semicolons in quotes": Case('id,text\n1,"a;b"\n2,"c;d"\n', [{"id": "1", "text": "a;b"}, {"id": "2", "text": "c;d"}]),
     "tab": Case("id\ttext\n1\tfine\n2\tbad\n", TWO, {"delimiter": "\t"}),
+    "pipe by its name": Case("text\na,b\nc,d\n", [{"text": "a,b"}, {"text": "c,d"}], {"delimiter": "|"}, "x.psv"),
     "pipe": Case("id|text\n1|fine\n2|bad\n", TWO, {"delimiter": "|"}),
     "Hive": Case("id\x01text\n1\x01fine\n2\x01bad\n", TWO, {"delimiter": "\x01"}),
     "sep=": Case("sep=;\r\nid;text\r\n1;fine\r\n2;bad\r\n", TWO, {"delimiter": ";", "skip": 1}),
@@ -172,10 +173,11 @@ REFUSED: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
     "a title that may be the header": ("Title\na,b\nc,d\ne,f\n", {}, "x.csv: its first line has 1 fields, most others have 2; say with input.csv.skip"),
     "a shorter first line": ("a,b\n1,2,x\n3,4,y\n", {}, "its first line has 2 fields, most others have 3"),
     "numbers for a header": ("1,fine\n2,bad\n", {}, "looks like a row and not like a header; say input.csv.header=false"),
-    "a text for a header": (f"{'word ' * 60},x\nfine,bad\n", {}, "looks like a row and not like a header"),
+    "a text for a header": (f"{'word ' * 300},x\nfine,bad\n", {}, "looks like a row and not like a header"),
     "a name twice": ("a,b,a\n1,2,3\n", {}, "names the column a more than once; rename one, or say input.csv.header=false input.csv.skip=1"),
     "another encoding": ("id,text\n1,привет\n2,мир\n".encode("cp1251"), {}, "isn't UTF-8; name its encoding, as input.csv.encoding=cp1252"),
     "Polish in cp1250": ("id,text\n1,książki\n2,główna\n".encode("cp1250"), {}, "isn't UTF-8; name its encoding"),
+    "French in cp437": ("id,text\n1,été\n2,café\n".encode("cp437"), {}, "isn't UTF-8; name its encoding"),
     "the header alone": ("id,text\n", {}, "the input is empty: not one row in it"),
     "Excel": (b"PK\x03\x04\x14\0\x06\0\x08\0" + b"[Content_Types].xml", {}, "x.csv: looks like an Excel workbook or another Office file: save it as CSV"),
     "gzip": (gzip.compress(b"id,text\n1,a\n"), {}, "x.csv: looks like gzip: let its name end in .gz"),
@@ -322,3 +324,15 @@ def test_a_plan_from_before_reads_as_it_did(tmp_path: Path) -> None:
     assert [row.raw for row in whole(former) if row.error] == ['2,"open\n3,x']
     with path.open("rb") as file:
         assert len(list(former_records(former, file))) == 3
+
+
+def test_a_first_line_that_names_nothing_wanted_is_not_quoted(project: Path, compose: Callable[..., Config]) -> None:
+    write(project / "in/a.tsv", "good\tGo until jurong point\nbad\tFree entry in a contest\n")
+    with pytest.raises(
+        InputError, match=r"a\.tsv: task\.prompt uses text, of which its first line names nothing"
+    ) as refused:
+        planned(compose("input.path=in", "task.gold=null"))
+    assert "jurong" not in str(refused.value)
+    headless = ("input.path=in", "input.csv.header=false", "task.prompt='{{ c1 }}'", "task.gold=c0")
+    _, found, code = finished(compose(*headless))
+    assert [row["c1"] for row in found] == ["Go until jurong point", "Free entry in a contest"] and code == 0

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.orc as orc
@@ -25,6 +26,7 @@ from backports import zstd
 from batchq import storage
 from batchq.cli import main
 from batchq.errors import BatchqError, ConfigError, InputError
+from tests.helpers import rows_of, write_jsonl
 from tests.inputs import rows, schema_of, write
 
 TABLE = pa.table({"text": ["secret words"] * 3})
@@ -320,6 +322,22 @@ MEANT = {
     "a kind, nearly": (["job=mine", "task.kind=classification"], "did you mean classify?"),
     "none for null": (["job=mine", "input.limit=none"], "for no value say input.limit=null"),
 }  # fmt: skip
+
+COLUMNS = {
+    "gold": ("task.gold=golds", "task.gold=golds: no such column; columns are id, text, gold; did you mean gold?"),
+    "id": ("input.id=ID", "input.id=ID: no such column; columns are id, text, gold; did you mean id?"),
+    "output": ("output.columns=[texts]", "which is no column; columns are id, text, gold; did you mean text?"),
+    "input": ("input.columns=[txt,gold]", "no column txt in the input; there are id, text, gold; did you mean text?"),
+    "prompt": ("task.prompt='{{ txt }}'", "did you mean text?"),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_that_is_nearly_right_says_what_was_meant(name: str, project: Path, capsys: Any) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(3))
+    override, expected = COLUMNS[name]
+    assert main(["plan", "job=mine", "engine=fake", override]) == 2
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", MEANT)

@@ -29,7 +29,7 @@ RECORDS = 2000  # of them, for each way of reading that is tried
 LINES = 30  # among which the header is looked for
 DELIMITERS = ",;\t|\x01"  # the last is Hive's
 CLEAR = 0.6  # a delimiter that gives this share of the records the same number of fields is one
-LONG = 200  # characters; no name is as long
+LONG = 1000  # characters; questions of a survey are names too, but none is as long
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", " ": "space"}
 NUMBER = re.compile(r"\s*[-+]?\d[\d.,]*\s*")
@@ -161,7 +161,7 @@ def _most(values: Iterable[str | None]) -> str | None:
 
 
 def _by_name(obj: InputObject) -> Dialect:
-    return Dialect("\t" if base(obj.name)[0].suffix.lower() in (".tsv", ".tab") else ",")
+    return Dialect({".tsv": "\t", ".tab": "\t", ".psv": "|"}.get(base(obj.name)[0].suffix.lower(), ","))
 
 
 def _as_guessed(obj: InputObject, guess: Found) -> Found | None:
@@ -226,6 +226,7 @@ def _records(lines: list[str], dialect: Dialect) -> list[Fields]:
 
 def _delimiter(lines: list[str], by_name: str) -> str | None:
     """The delimiter by which most records have as many fields as the first; None if none does."""
+    named = by_name != ","  # .csv says nothing, half the world writes semicolons
     best: tuple[tuple[bool, bool, bool, float, int], str] | None = None
     for delimiter in DELIMITERS:
         counts = [len(fields) for fields, _, _ in islice(Records(iter(lines), Dialect(delimiter)), RECORDS)]
@@ -234,8 +235,8 @@ def _delimiter(lines: list[str], by_name: str) -> str | None:
             continue
         width, often = several[0]
         share = often / len(counts)
-        clear = share >= CLEAR and (counts[0] == width or by_name != "\t" or delimiter == "\t")
-        score = (clear and delimiter == by_name == "\t", clear, counts[0] == width, share, width)
+        clear = share >= CLEAR and (counts[0] == width or not named or delimiter == by_name)
+        score = (clear and named and delimiter == by_name, clear, counts[0] == width, share, width)
         if (clear or counts[0] > 1) and (best is None or score > best[0]):
             best = score, delimiter
     return best[1] if best else None

@@ -27,6 +27,7 @@ _STRANGE = re.compile(
     rb"[\x81\x8d\x8f\x90\x9d]|"
     + (_LETTER + rb"{3}|")
     + (rb"(?<![A-Za-z])" + _LETTER + rb"{1,2}(?![A-Za-z])(?<![\xc0\xe0])|")  # French has a word of one such letter
+    + (_ANY + rb"[\x82\x84]|")  # such quotes open, and in cp437 they are letters
     + (_ANY + rb"(?:(?!" + _JOINS + rb")" + _MARK + rb")+" + _ANY)
 )
 

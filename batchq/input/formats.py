@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from batchq import storage
-from batchq.config import InputFormat
+from batchq.config import InputFormat, suggest
 from batchq.errors import BatchqError, InputError
 from batchq.input import looks
 from batchq.records import InputObject
@@ -21,6 +21,8 @@ FORMATS = {
     ".json": "jsonl",
     ".csv": "csv",
     ".tsv": "csv",
+    ".tab": "csv",
+    ".psv": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
     ".txt": "text",
@@ -130,4 +132,5 @@ def appearance(obj: InputObject) -> str:
 def require(wanted: Iterable[str], columns: list[str], where: str) -> None:
     if missing := [name for name in wanted if name not in columns]:
         known = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
-        raise InputError(f"{where}: no column {missing[0]} in the input; there are {known}")
+        near = suggest.did_you_mean(missing[0], columns)
+        raise InputError(f"{where}: no column {missing[0]} in the input; there are {known}{near}")

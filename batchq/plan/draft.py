@@ -12,14 +12,14 @@ from datetime import datetime
 from typing import Any
 
 from batchq import input, storage
-from batchq.config import Config, KvCache, Scheme, Unreadable
+from batchq.config import Config, KvCache, Scheme, Unreadable, suggest
 from batchq.errors import ConfigError, InputError
 from batchq.model.scheme import SCHEMES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
 from batchq.task import task
-from batchq.task.prompt import check_prompt
+from batchq.task.prompt import OURS, check_prompt, names_in
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -86,14 +86,18 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
     schema = input.infer_schema(objects, format, config.input.columns)
+    if format == "csv":
+        _refuse_headless(config, objects[0], schema.names)
     check_prompt(config.task.prompt, schema.names, config.task.constant_prompt)
     for field, name in {"task.gold": config.task.gold, "input.id": config.input.id}.items():
         if name is not None and name not in schema.names:
-            raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}")
+            near = suggest.did_you_mean(name, schema.names)
+            raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}{near}")
     chosen = list(schema.names) if config.output.columns is None else config.output.columns
     if unknown := sorted(set(chosen) - set(schema.names)):
         raise InputError(
             f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}"
+            + suggest.did_you_mean(unknown[0], schema.names)
         )
     everything = config.input.columns is None and config.output.columns is None
     output = output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
@@ -116,6 +120,18 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         reuse=parts.get("reuse", ""),
         date=datetime.now().isoformat(timespec="seconds"),
     )
+
+
+def _refuse_headless(config: Config, first: InputObject, columns: list[str]) -> None:
+    """Raises InputError where a CSV file's first line names nothing that is asked for; it may be a row, so it isn't
+    quoted."""
+    wanted = names_in(config.task.prompt) - OURS
+    names = ", ".join(sorted(wanted))
+    if wanted and wanted.isdisjoint(columns) and (first.dialect is None or first.dialect.header):
+        raise InputError(
+            f"{first.uri}: task.prompt uses {names}, of which its first line names nothing; if that is no header, say "
+            "input.csv.header=false, and its columns are called c0, c1, ...; or say input.csv.delimiter"
+        )
 
 
 def with_scheme(draft: Plan, config: Config, scheme: Scheme) -> Plan:
