@@ -85,7 +85,8 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A piece of one input object that one worker labels. A stream's has one part for each `rows_per_part` rows."""
+    """A piece of one input object that one worker labels. It is written in parts: the next begins after as many bytes,
+    and of a stream as many rows, as the plan says."""
 
     index: int
     object: int  # position in Plan.objects
@@ -98,7 +99,7 @@ class Row:
 
     `position` is the row's ordinal in its object, or the byte offset of its first byte where the
     object is split by bytes. `error` is (code, message) for a row that can't be parsed; `raw`
-    is then its text, as far as it can be decoded.
+    is then its text, as far as it can be decoded. `size`: bytes of its values, or of its line.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Row:
     columns: dict[str, Any]
     error: tuple[str, str] | None = None
     raw: str | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +185,14 @@ class Plan:
     format: str
     schema: str  # the Arrow schema of every output object, base64 of its IPC form
     columns: tuple[str, ...]  # that are read from the input
-    rows_per_part: int
+    rows_per_part: int  # of a stream; other shards are cut to about so many rows
     quantization: str  # the scheme that was chosen; never `auto`
     model: str  # content digest of the model as named
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no input, by why: how many
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
     reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same
+    bytes_per_part: int = 0  # as Row.size counts them; 0: no bound, as in plans of version 0.1.0
     verdicts: tuple[dict[str, Any], ...] = ()  # the gate's, of each scheme that it tried: gate.Verdict as JSON
     date: str = (
         ""  # ISO 8601: the present time, as chat templates are told; "" in a plan of 0.1.0: each replica's clock

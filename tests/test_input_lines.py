@@ -50,7 +50,7 @@ def test_a_line_that_is_too_long_does_not_fill_the_memory(
     lines += [f'{{"a": "{"x" * length}"}}' for length in (10, 991, 992, 5000, 10, 5000)]
     data = "\n".join(line.replace('"', "") if "csv" in name else line for line in lines).encode()
     found = rows(write(tmp_path / name, compressed(data, ".gz") if "gz" in name else data))
-    long = ("line_too_long", "longer than 64 MiB")
+    long = ("line_too_long", "longer than 32 MiB")
     if "csv" in name:
         assert [row.error for row in found] == [None, None, None, long, None, long]
     else:

@@ -104,7 +104,7 @@ def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     rows, mean = sample.expected_rows(draft, limit), lengths.mean
     whole = "how many rows there are, only reading them tells"
     if rows is not None:
-        counted = limit is not None or all(shard.range.unit != "stream" for shard in draft.shards)
+        counted = limit is not None or all(shard.range.unit == "rows" for shard in draft.shards)
         whole = f"about {mean * rows:,.0f} for {'up to' if counted else 'about'} {rows:,} rows"
     return (
         f"{mean:,.0f} tokens per row, median {lengths.median:,}, p99 {lengths.percentile(99):,}, "

@@ -72,8 +72,10 @@ def _shown(task: Task, row: Row, max_model_len: int) -> Shown:
         message = task.render(row.columns)
     except RowError as error:
         return Shown(row, "", Prompt([]), Failure(error.code, error.message))
-    prompt = task.encode([message], [row.id])[0]
     longest = max_model_len - task.sampling.max_tokens
+    if task.exceeds(message, longest):
+        return Shown(row, "", Prompt([]), too_long(None, longest))
+    prompt = task.encode([message], [row.id])[0]
     return Shown(row, message, prompt, too_long(len(prompt), longest) if len(prompt) > longest else None)
 
 

@@ -15,6 +15,7 @@ from batchq.input.listing import Inputs, find_input, list_input
 from batchq.input.ranges import split, taper
 from batchq.input.rows import read_rows, rows_of, rows_per_byte
 from batchq.input.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
+from batchq.input.sizes import take
 
 __all__ = [
     "OPENED_AT_ONCE",
@@ -31,6 +32,7 @@ __all__ = [
     "rows_per_byte",
     "split",
     "splittable",
+    "take",
     "taper",
     "unreadable",
     "with_dialects",

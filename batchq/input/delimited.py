@@ -17,6 +17,7 @@ from batchq.errors import InputError
 from batchq.input import broken
 from batchq.input.encoding import bom_of
 from batchq.input.former import Fields, Record, former_records
+from batchq.input.sizes import text_bytes
 from batchq.records import Dialect, InputObject, Row
 
 BAD = "\udc80"  # stands for bytes that can't be decoded; no text holds half of a surrogate pair
@@ -50,7 +51,8 @@ def csv_rows(obj: InputObject, file: BinaryIO, columns: list[str] | None, skip_u
             yield broken.row(prefix, ordinal, *error, raw)
             continue
         row = dict(zip(names, values, strict=True))
-        yield Row(f"{prefix}{ordinal}", ordinal, row if columns is None else {name: row[name] for name in columns})
+        wanted = row if columns is None else {name: row[name] for name in columns}
+        yield Row(f"{prefix}{ordinal}", ordinal, wanted, size=text_bytes(raw))
 
 
 def csv_table(obj: InputObject, file: BinaryIO) -> tuple[list[str], Iterator[Record]]:

@@ -73,29 +73,31 @@ def numbered(lines: Lines, skip_until: int) -> Lines:
 
 
 def json_rows(lines: Lines, prefix: str, columns: list[str] | None) -> Iterator[Row]:
-    loads = json.loads
+    """A row for each line that isn't blank."""
     for position, line in lines:
-        if line is None:
-            yield broken.too_long(prefix, position)
-            continue
-        try:
-            text = line.decode()
-        except UnicodeDecodeError:
-            yield broken.not_utf8(prefix, position, line)
-            continue
-        try:
-            value = loads(text)
-        except (ValueError, RecursionError) as error:
-            if line.strip():
-                yield broken.row(prefix, position, "invalid_json", _json_message(error), text)
-            continue
-        if not isinstance(value, dict):
-            yield broken.row(prefix, position, "not_an_object", "a row must be a JSON object", text)
-        elif "\\u" in text and _SURROGATE.search(text) and not _encodable(value):
-            yield broken.row(prefix, position, "invalid_unicode", "a string holds half of a surrogate pair", text)
-        else:
-            wanted = value if columns is None else {name: value.get(name) for name in columns}
-            yield Row(f"{prefix}{position}", position, wanted)
+        row = _json_row(line, prefix, position, columns)
+        if row is not None:
+            yield row
+        del row  # it may have megabytes, and so may the next one
+
+
+def _json_row(line: bytes | None, prefix: str, position: int, columns: list[str] | None) -> Row | None:
+    if line is None:
+        return broken.too_long(prefix, position)
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return broken.not_utf8(prefix, position, line)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return broken.row(prefix, position, "invalid_json", _json_message(error), text) if line.strip() else None
+    if not isinstance(value, dict):
+        return broken.row(prefix, position, "not_an_object", "a row must be a JSON object", text)
+    if "\\u" in text and _SURROGATE.search(text) and not _encodable(value):
+        return broken.row(prefix, position, "invalid_unicode", "a string holds half of a surrogate pair", text)
+    wanted = value if columns is None else {name: value.get(name) for name in columns}
+    return Row(f"{prefix}{position}", position, wanted, size=len(line))
 
 
 def text_rows(lines: Lines, prefix: str) -> Iterator[Row]:
@@ -104,7 +106,7 @@ def text_rows(lines: Lines, prefix: str) -> Iterator[Row]:
             yield broken.too_long(prefix, position)
         elif line.strip():
             try:
-                yield Row(f"{prefix}{position}", position, {"text": line.removesuffix(b"\r").decode()})
+                yield Row(f"{prefix}{position}", position, {"text": line.removesuffix(b"\r").decode()}, size=len(line))
             except UnicodeDecodeError:
                 yield broken.not_utf8(prefix, position, line)
 

@@ -5,41 +5,57 @@ from __future__ import annotations
 from itertools import pairwise
 
 from batchq import storage
+from batchq.input.broken import MAX_LINE
 from batchq.input.formats import readable, splittable
 from batchq.input.lines import TAIL
-from batchq.input.tables import arrow_batches, row_groups
+from batchq.input.tables import row_groups
 from batchq.records import InputObject, Range
+
+TEXT_BYTES = 24 * 1024 * 1024  # of a range: it fits in one part, whatever its rows' lengths
+TABLE_BYTES = 256 * 1024 * 1024  # of a range, not compressed; larger, since a cut row group is read again by each range
 
 
 def split(obj: InputObject, format: str, *, rows_per_shard: int) -> list[Range]:
     """Cut one object into ranges of about `rows_per_shard` rows, reading no more of it than a footer or a sample.
 
-    Bytes are cut evenly, by the length of the first rows. Row groups stay whole, unless one is twice too large. A
-    dataset in an object store is one stream: its rows can't be found without reading it.
+    Bytes are cut evenly, by the length of the first rows. Row groups stay whole, unless one is twice too large. Where
+    rows are long a range has fewer: TEXT_BYTES or TABLE_BYTES, about. A dataset in an object store is one stream: its
+    rows can't be found without reading it.
     """
     unit = splittable(obj.name, format)
     if unit == "stream" or (format == "dataset" and storage.is_remote(obj.uri)):
         return [Range("stream")]
     if unit == "bytes":
-        sample = storage.read(obj.uri, 0, TAIL * 4, etag=obj.etag)
-        row_bytes = len(sample) / max(1, sample.count(b"\n"))
-        return _even(Range("bytes", 0, obj.size), obj.size / row_bytes / rows_per_shard)
+        return _even(Range("bytes", 0, obj.size), obj.size / min(row_bytes(obj) * rows_per_shard, TEXT_BYTES))
     with readable(obj, format):
-        groups = row_groups(obj) if format == "parquet" else [end - begin for begin, end, _ in arrow_batches(obj)]
+        groups = row_groups(obj, format)
     ranges: list[Range] = []
     start = stop = 0
-    for rows in groups:
-        if start < stop and stop - start + rows > rows_per_shard * 1.5:
+    filled = 0.0  # of the range that begins at `start`: 1 has as many rows, or bytes, as it is to have
+    for rows, size in groups:
+        share = max(rows / rows_per_shard, size / TABLE_BYTES)
+        if start < stop and filled + share > 1.5:
             ranges.append(Range("rows", start, stop))
-            start = stop
+            start, filled = stop, 0.0
         stop += rows
-        if rows > 2 * rows_per_shard:
-            ranges += _even(Range("rows", start, stop), rows / rows_per_shard)
-            start = stop
-        elif stop - start >= rows_per_shard:
+        filled += share
+        if share > 2:
+            ranges += _even(Range("rows", start, stop), share)
+            start, filled = stop, 0.0
+        elif filled >= 1:
             ranges.append(Range("rows", start, stop))
-            start = stop
+            start, filled = stop, 0.0
     return [*ranges, Range("rows", start, stop)] if start < stop else ranges
+
+
+def row_bytes(obj: InputObject) -> float:
+    """Mean length of the first lines of an object of plain text."""
+    for length in (TAIL * 4, MAX_LINE):
+        sample = storage.read(obj.uri, 0, length, etag=obj.etag)
+        lines = sample.count(b"\n") + (len(sample) == obj.size and not sample.endswith(b"\n"))
+        if lines:
+            break
+    return len(sample) / max(1, lines)
 
 
 def taper(ranges: list[tuple[int, Range]], tail: int) -> list[tuple[int, Range]]:

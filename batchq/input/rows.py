@@ -9,8 +9,9 @@ from typing import BinaryIO
 
 from batchq import storage
 from batchq.input.delimited import csv_rows
-from batchq.input.formats import opened, readable, unpacked
+from batchq.input.formats import opened, readable, splittable, unpacked
 from batchq.input.lines import json_rows, lines_of, numbered, text_rows
+from batchq.input.ranges import row_bytes
 from batchq.input.tables import table_rows
 from batchq.records import END, InputObject, Plan, Range, Row, Shard
 from batchq.storage import failpoint
@@ -33,7 +34,7 @@ def read_rows(
     name:ordinal. Blank lines are no rows. `columns` null reads all; a JSON object's absent ones are None.
 
     Error codes: invalid_json, not_an_object, invalid_unicode, invalid_utf8, csv_columns, invalid_csv, line_too_long,
-    invalid_value (of a table). Raises InputError, naming the object, if it is damaged or lacks a column.
+    row_too_long, invalid_value (of a table). Raises InputError, naming the object, if it is damaged or lacks a column.
     """
     failpoint.reach("read.rows.before")
     with readable(obj, format):
@@ -45,8 +46,11 @@ def read_rows(
 
 
 def rows_per_byte(obj: InputObject, format: str) -> float:
-    """How many rows the object has for each byte that it takes where it is stored, by the first HEAD bytes of its
-    text; nothing else tells of a CSV or a compressed file. Raises InputError as `read_rows`."""
+    """How many rows the object has for each byte that it takes where it is stored. Of plain text the first lines tell;
+    of a CSV or a compressed file nothing but reading, of the first HEAD bytes of its text. Raises InputError as
+    `read_rows`."""
+    if splittable(obj.name, format) == "bytes":
+        return 1 / row_bytes(obj)
     with readable(obj, format), storage.open_read(obj.uri, etag=obj.etag) as file, unpacked(obj, file) as plain:
         head, block = io.BytesIO(), b"-"
         # Decoders read ahead, bzip2's 900 kB of text: of a file that they have read to its end the rest is counted too.

@@ -13,6 +13,7 @@ from batchq.errors import AccessDenied, InputError
 from batchq.input.delimited import csv_table
 from batchq.input.formats import appearance, opened, readable, require, splittable
 from batchq.input.rows import read_rows
+from batchq.input.sizes import take
 from batchq.input.tables import arrow_reader
 from batchq.records import InputObject, Range, Row
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SAMPLED_OBJECTS = 8
+HEAD_BYTES = 4 * 1024 * 1024  # of the rows that are looked at in an object
 OPENED_AT_ONCE = 16  # objects, when each is looked at
 
 
@@ -82,7 +84,7 @@ def _spread(objects: list[InputObject]) -> list[InputObject]:
 
 
 def _head(obj: InputObject, format: str, count: int) -> list[Row]:
-    return list(islice(read_rows(obj, format, Range(splittable(obj.name, format)), columns=None), count))
+    return take(read_rows(obj, format, Range(splittable(obj.name, format)), columns=None), count, HEAD_BYTES)[0]
 
 
 def _sample(objects: list[InputObject], format: str, count: int) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import threading
 import time
@@ -146,10 +147,10 @@ def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial:
 def _slice(config: Config, drafted: Plan, path: str) -> Slice:
     """Prompts from all over the corpus that the engine takes."""
     task = open_task(config, path, drafted)
-    longest = config.engine.max_model_len - task.sampling.max_tokens
     wanted = config.tune.rows + WARM
     asked = sample.spread(drafted, wanted, lambda rows: sample.rendered(task, rows))
-    prompts = [p for p in task.encode([message for message, _ in asked]) if len(p) <= longest][:wanted]
+    fitting = sample.fitting(task, asked, config.engine.max_model_len)
+    prompts = [prompt for prompt, _ in itertools.islice(fitting, wanted)]
     if len(prompts) <= WARM:
         raise ConfigError(f"tune: only {len(prompts)} rows of this job can be asked, and it takes more than {WARM}")
     return Slice(task, prompts)

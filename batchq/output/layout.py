@@ -23,8 +23,9 @@ def data(output: str) -> str:
 
 
 def part(output: str, shard: Shard, number: int) -> str:
-    """data/part-00017.parquet, or data/part-00017-0003.parquet for the fourth part of a stream."""
-    suffix = f"-{number:04d}" if shard.range.unit == "stream" else ""
+    """data/part-00017.parquet, and data/part-00017-0003.parquet for the fourth part; of a stream, the first too has its
+    number."""
+    suffix = f"-{number:04d}" if number or shard.range.unit == "stream" else ""
     return storage.join(data(output), f"part-{shard.index:05d}{suffix}.parquet")
 
 

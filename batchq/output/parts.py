@@ -23,6 +23,9 @@ from batchq.task import answers
 
 Outcome = Answer | Failure
 
+PAGE_BYTES = 1024 * 1024  # of a column's page, about
+PART_BYTES = 32 * 1024 * 1024  # of a part's rows, after which the shard's next part begins; fixed in each plan
+
 
 def outcome_columns(
     task: TaskConfig,
@@ -74,7 +77,11 @@ def usage_of(
 def serialize(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Buffer:
     """One Parquet file in memory, with page checksums: a reader that verifies them notices a flipped byte."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+    # Pages and dictionaries are measured after so many values: a page of 1,024 long ones takes its memory all at once,
+    # here and in whoever reads it.
+    at_once = max(1, min(1024, table.num_rows * PAGE_BYTES // max(1, table.nbytes)))
+    options = {"compression": "zstd", "write_page_checksum": True, "write_batch_size": at_once}
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
         writer.add_key_value_metadata(metadata)
     return sink.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import suppress
 from functools import partial
 
@@ -30,8 +31,13 @@ def save(output: str, shard: Shard, attempt: str, number: int, fingerprint: str,
     failpoint.reach("write.spill.after_put")
 
 
-def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[str, tuple[str | None, Answer]]:
-    """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again."""
+def read(
+    output: str, shard: Shard, fingerprint: str, task: TaskConfig, start: int = 0
+) -> dict[str, tuple[str | None, Answer]]:
+    """Answers that earlier attempts saved, by batchq_id, with their batchq_key. Failures are asked again.
+
+    `start`: rows at positions before it are committed; of a long stream they are most of what was ever saved.
+    """
     failpoint.reach("write.read_spills.before")
     names = [f.name for f in answers.of(task).fields()]
     spilled: dict[str, tuple[str | None, Answer]] = {}
@@ -47,10 +53,15 @@ def read(output: str, shard: Shard, fingerprint: str, task: TaskConfig) -> dict[
         if (file.metadata.metadata or {}).get(b"batchq.fingerprint") != fingerprint.encode():
             continue
         for row in table.to_pylist():
-            if row["batchq_error"] is None:
+            if row["batchq_error"] is None and _position(row["batchq_id"]) >= start:
                 tokens = [row[f"batchq_{kind}_tokens"] for kind in ("prompt", "cached", "output")]
                 spilled[row["batchq_id"]] = (row["batchq_key"], Answer({n: row[n] for n in names}, *tokens))
     return spilled
+
+
+def _position(id: str) -> int:
+    """A row's `Row.position`, which its id ends in, behind a colon or an at sign."""
+    return int(re.split("[:@]", id)[-1])
 
 
 def _whole(uri: str, data: bytes) -> bytes:

@@ -15,6 +15,7 @@ from batchq import input, storage
 from batchq.config import Config, KvCache, Scheme, Unreadable, suggest
 from batchq.errors import ConfigError, InputError
 from batchq.model.scheme import SCHEMES
+from batchq.output.parts import PART_BYTES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
@@ -112,6 +113,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         schema=schema_to_text(output),
         columns=tuple(schema.names),
         rows_per_part=config.output.rows_per_shard,
+        bytes_per_part=PART_BYTES,
         quantization=scheme.value,
         model=model,
         unreadable=unreadable,

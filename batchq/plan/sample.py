@@ -23,6 +23,7 @@ Taken = TypeVar("Taken")
 
 HEADS = 8  # files whose first rows are counted, where rows can only be counted by reading
 MEASURED = 512  # prompts that lengths are taken from
+LOOKED_AT = 64 * 1024  # characters of a message: 512 of them take seconds to tokenise
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +70,27 @@ class Look:
     """Rows from all over the corpus, as the task asks them; those that can't be asked are left out."""
 
     task: Task
-    messages: list[str]
+    messages: list[str]  # of long ones the first LOOKED_AT characters
+    characters: list[int]  # of each whole message
     golds: list[str | None]  # as task.gold reads them
 
     def lengths(self) -> Lengths:
-        """How long their prompts are."""
-        return Lengths.of(self.task.encode(self.messages))
+        """How long their prompts are; of a long message about, by its beginning."""
+        pairs = zip(self.messages, self.characters, strict=True)
+        return Lengths(tuple(sorted(self._tokens(head, characters) for head, characters in pairs)))
+
+    def _tokens(self, head: str, characters: int) -> int:
+        return round(len(self.task.encode([head])[0]) * characters / max(1, len(head)))
 
 
 def look(config: Config, draft: Plan, path: str, rows: int = MEASURED) -> Look:
     """About `rows` rows of this job, with the tokenizer at `path`."""
-    task = open_task(config, path, draft)
-    asked = list(itertools.islice(spread(draft, rows, lambda some: rendered(task, some)), rows))
-    return Look(task, [message for message, _ in asked], [task.gold.of(row.columns) for _, row in asked])
+    looked = Look(open_task(config, path, draft), [], [], [])
+    for message, row in itertools.islice(spread(draft, rows, lambda some: rendered(looked.task, some)), rows):
+        looked.messages.append(message[:LOOKED_AT])
+        looked.characters.append(len(message))
+        looked.golds.append(looked.task.gold.of(row.columns))
+    return looked
 
 
 def split_of(message: str, seed: int) -> str:
@@ -94,7 +103,8 @@ def calibration(config: Config, draft: Plan, task: Task) -> list[list[int]]:
     """Prompts to calibrate on, tokenised and cut: rows of quantization.calibration, or of the corpus that the gate
     never judges by."""
     limit = config.quantization.max_tokens
-    return [prompt.token_ids[:limit] for prompt in task.encode(_calibration_messages(config, draft, task))]
+    messages = _calibration_messages(config, draft, task)
+    return [task.encode([task.head(message, limit)])[0].token_ids[:limit] for message in messages]
 
 
 def judging(config: Config, draft: Plan, task: Task) -> Sample:
@@ -105,24 +115,33 @@ def judging(config: Config, draft: Plan, task: Task) -> Sample:
     """
     settings, calibrated = config.gate, set[str]()
     if SCHEMES[Scheme(draft.quantization)].calibrated and (settings.input or config.quantization.calibration):
-        calibrated = set(_calibration_messages(config, draft, task))
+        calibrated = {digest_of(message) for message in _calibration_messages(config, draft, task)}
     asked = _sample_rows(config, draft, task, settings.input, settings.rows, "gate")
-    chosen = list(itertools.islice((pair for pair in asked if pair[0] not in calibrated), settings.rows))
-    max_prompt_tokens = config.engine.max_model_len - task.sampling.max_tokens
-    prompts = task.encode([message for message, _ in chosen])
-    fitting = [(p, row) for p, (_, row) in zip(prompts, chosen, strict=True) if len(p) <= max_prompt_tokens]
-    if not fitting:
+    chosen = itertools.islice((pair for pair in asked if digest_of(pair[0]) not in calibrated), settings.rows)
+    sample = Sample()
+    for prompt, row in fitting(task, chosen, config.engine.max_model_len):
+        sample.prompts.append(prompt)
+        sample.golds.append(task.gold.of(row.columns))
+    if not sample.prompts:
         why = f" but the {len(calibrated):,} that were calibrated on" if calibrated else ""
         raise ConfigError(
             f"gate: there is no row to judge by{why}; name others in gate.input, or set gate.enabled=false"
         )
-    return Sample([p for p, _ in fitting], [task.gold.of(row.columns) for _, row in fitting])
+    return sample
 
 
-def _calibration_messages(config: Config, draft: Plan, task: Task) -> list[str]:
+def fitting(task: Task, asked: Iterable[tuple[str, Row]], max_model_len: int) -> Iterator[tuple[Prompt, Row]]:
+    """The prompts that an engine takes, and their rows, one at a time: a row may have megabytes."""
+    most = max_model_len - task.sampling.max_tokens
+    for message, row in asked:
+        if not task.exceeds(message, most) and len(prompt := task.encode([message])[0]) <= most:
+            yield prompt, row
+
+
+def _calibration_messages(config: Config, draft: Plan, task: Task) -> Iterator[str]:
     settings = config.quantization
     asked = _sample_rows(config, draft, task, settings.calibration, settings.samples, "calibration")
-    return [message for message, _ in itertools.islice(asked, settings.samples)]
+    return (message for message, _ in itertools.islice(asked, settings.samples))
 
 
 def _sample_rows(
@@ -158,13 +177,13 @@ def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Ta
 
 
 def expected_rows(draft: Plan, limit: int | None) -> int | None:
-    """About how many rows there are, `limit` at most. Where rows can only be counted by reading, the heads of a few
-    files give an estimate. None for a dataset in an object store, or if none of those files can be read."""
+    """About how many rows there are, `limit` at most. Where only reading counts them, the heads of a few files give an
+    estimate. None for a dataset in an object store, or if none of those files can be read."""
     if limit is not None:
         return limit
     ranges = [shard.range for shard in draft.shards]
-    if all(each.unit != "stream" for each in ranges):
-        return sum(each.stop - each.start if each.unit == "rows" else draft.rows_per_part for each in ranges)
+    if all(each.unit == "rows" for each in ranges):
+        return sum(each.stop - each.start for each in ranges)
     if draft.format == "dataset":
         return None
     whole = [draft.objects[i] for i in sorted({shard.object for shard in draft.shards})]

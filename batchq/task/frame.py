@@ -9,6 +9,7 @@ from typing import Any
 
 from batchq.engine.protocol import Prompt
 from batchq.errors import ConfigError
+from batchq.task.length import token_length
 
 # Placeholders for texts of a conversation: they show what the chat template puts around them.
 PROBE, REPLY, NEXT = (f"\N{WHITE SQUARE}{word}\N{WHITE SQUARE}" for word in ("probe", "reply", "next"))
@@ -16,6 +17,8 @@ SPACES = " \n "  # around a probe: does the chat template keep them?
 # Of added tokens that aren't "special", those that are written like </think>, [/INST] or {{end}} control a model too; a
 # plain word was added for its meaning and stays one token.
 MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.S)
+
+ENCODED_AT_ONCE = 1024 * 1024  # characters: they take some 35 bytes each while they are tokenised
 
 Render = Callable[..., str]
 
@@ -40,6 +43,9 @@ class Frame:
         self._strips = spaced[0] == self.before, spaced[1] == after
         self._prefix = answer_prefix
         self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()  # a tokenizer.json may ask for both
+        self._backend.no_padding()
+        self._token_length = token_length(self._backend)
         self._add_special_tokens = not tokenizer.chat_template  # a chat template writes them itself
         self._control = _Control(tokenizer, f"{self.before}{after}{chat.between_turns()}", self._add_special_tokens)
         endings = [self._control.plain_beginning(text) for text in (after, chat.between_turns())]
@@ -54,8 +60,28 @@ class Frame:
         """The whole text that the model reads."""
         return f"{self.before}{self._stripped(message)}{self.after}"
 
+    def exceeds(self, message: str, tokens: int) -> bool:
+        """Whether the message alone has more tokens for sure; False says nothing."""
+        return self._token_length is not None and self._token_length.exceeds(self._stripped(message), tokens)
+
+    def head(self, message: str, tokens: int) -> str:
+        """As much of the message as its first tokens, so many, come from."""
+        return message if self._token_length is None else message[: tokens * self._token_length.characters]
+
     def encode(self, messages: Sequence[str]) -> list[Prompt]:
-        """What the model reads for each message: framed, and tokenised as one batch."""
+        """What the model reads for each message: framed, and tokenised a few at a time, beside each other."""
+        prompts: list[Prompt] = []
+        group: list[str] = []
+        size = 0
+        for message in messages:
+            group.append(message)
+            size += len(message)
+            if size >= ENCODED_AT_ONCE:
+                prompts += self._encode(group)
+                group, size = [], 0
+        return [*prompts, *self._encode(group)]
+
+    def _encode(self, messages: Sequence[str]) -> list[Prompt]:
         suspects = [i for i, m in enumerate(messages) if self._control.is_in(m)]
         texts = [self.text(m) for m in messages]
         ids = [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=self._add_special_tokens)]

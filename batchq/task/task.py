@@ -87,6 +87,14 @@ class Task:
         """The whole text that the model reads."""
         return self._frame.text(message)
 
+    def exceeds(self, message: str, tokens: int) -> bool:
+        """Whether the message has more tokens for sure, told without tokenising it; False says nothing."""
+        return self._frame.exceeds(message, tokens)
+
+    def head(self, message: str, tokens: int) -> str:
+        """As much of the message as its first tokens, so many, come from."""
+        return self._frame.head(message, tokens)
+
     def encode(self, messages: Sequence[str], ids: Sequence[str] | None = None) -> list[Prompt]:
         """What the model reads for each message, tokenised as one batch. `ids`: the rows' batchq_ids; where answers are
         sampled, each prompt has its row's seed then."""

@@ -6,6 +6,7 @@ What touches the store blocks, and is called in a thread.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from batchq.output.schema import schema_from_text
 from batchq.records import Answer, Failure, Plan, Receipt, Shard, Usage
 from batchq.worker import poison
 from batchq.worker.batch import Batch, Known
+
+# Bytes of rows in parts that aren't written yet: one that fills beside one that drains.
+MOST_HELD = 2 * parts.PART_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +36,11 @@ class Part:
     spilled: set[str] = field(default_factory=set)
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that its rows take, about."""
+        return sum(batch.size for batch in self.batches)
 
     def seal(self, last: bool) -> None:
         """No more rows come."""
@@ -71,8 +80,9 @@ class Attempt:
         Before the shard's turn: a mark that the engine waited for cost a tenth of the speed.
         """
         earlier = marks.read(output, shard)
-        known = spills.read(output, shard, plan.fingerprint, task)
         committed = receipts.read_shard(output, shard)
+        next_position = committed[-1].next_position if committed else 0
+        known = spills.read(output, shard, plan.fingerprint, task, next_position)
         made = cls(output, plan, task, shard, attempt, poison.resumed(earlier), known, committed, len(earlier))
         if not made.finished:
             made.mark()
@@ -81,7 +91,7 @@ class Attempt:
     @property
     def finished(self) -> bool:
         """Whether all its parts were committed before it began."""
-        return bool(self.receipts) and (self.receipts[-1].last or self.shard.range.unit != "stream")
+        return bool(self.receipts) and self.receipts[-1].last
 
     def saved_rows(self) -> int:
         """Rows of the shard that need not be asked again once all is spilled."""
@@ -90,7 +100,7 @@ class Attempt:
             len(b.from_reuse) for b in batches
         )
         before = sum(r.usage.rows for r in self.receipts)
-        return before + self.committed + max(answered, len(self.known) - before)
+        return before + self.committed + max(answered, len(self.known) - self.committed)
 
     def in_flight(self) -> list[int]:
         return [
@@ -175,6 +185,16 @@ class Attempt:
             spills.save(self.output, self.shard, self.id, number, self.plan.fingerprint, columns)
             for part in open_parts:
                 part.spilled.update(ids)
+
+
+async def room(attempts: Iterable[Attempt]) -> None:
+    """Wait while parts take more memory than MOST_HELD, for one that is full to be written. Rows that need no engine
+    would fill the memory otherwise, as fast as they are read."""
+    while sum(part.size for made in attempts for part in made.parts) > MOST_HELD:
+        writing = [commit for made in attempts for commit in made.commits if not commit.done()]
+        if not writing:
+            return
+        await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _tokens(outcome: Answer | Failure | None) -> int:

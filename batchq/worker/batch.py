@@ -3,7 +3,6 @@ known already. Runs in threads, a batch ahead of the engine."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,12 +14,15 @@ from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.machine.digests import digest_of
 from batchq.output.schema import schema_from_text
-from batchq.records import Answer, Failure, Plan, Row, Shard
+from batchq.records import END, Answer, Failure, Plan, Row, Shard
 from batchq.task.task import Task
 from batchq.worker.columns import Columns, raw_of
 from batchq.worker.reuse import Reuse
 
 BATCH = 256  # rows read, rendered and tokenised at a time
+BATCH_BYTES = 4 * 1024 * 1024  # of their values; a batch ends with the row that reaches it
+ROW_BYTES = 2048  # that a row counts beside its values: its ids, its key and its answer, as Python holds them
+BYTES_PER_TOKEN = 4  # of generated text, about
 
 Known = dict[str, tuple[str | None, Answer]]  # answers that earlier attempts spilled: see output.spills
 
@@ -41,6 +43,7 @@ class Batch:
     outcomes: list[Answer | Failure | None]
     raws: list[str | None]
     golds: list[str | None]
+    size: int  # bytes, as parts are cut by them
     from_spill: int = 0  # rows answered by an earlier attempt
     from_reuse: frozenset[int] = frozenset()  # rows whose answer is another run's
 
@@ -62,23 +65,27 @@ class Batches:
         self.columns = Columns(schema_from_text(plan.schema), task.config)
         answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
         self.answerer = digest_of(answers)  # what else than the prompt decides an answer
+        written = BYTES_PER_TOKEN * task.space.max_output_tokens if task.space.decodes else 0
+        self.row_bytes = ROW_BYTES + written
 
     def of(self, shard: Shard, part: int, skip: int, known: Known) -> Iterator[Batch]:
-        """The shard's rows in batches; none straddles two parts."""
+        """The shard's rows in batches; none straddles two parts.
+
+        Where a part ends follows from the plan and its own rows alone: whoever labels the shard cuts it in the same
+        places, wherever an earlier attempt was ended.
+        """
         rows = self._readable_rows(shard, skip)
-        if shard.range.unit == "stream":
-            size = self.plan.rows_per_part
-            while True:
-                left = size
-                while left:
-                    batch = self._batch(part, rows, min(BATCH, left), known)
-                    if batch is None:
-                        return
-                    yield batch
-                    left -= len(batch.ids)
-                part += 1
-        while (batch := self._batch(part, rows, BATCH, known)) is not None:
-            yield batch
+        most_rows = self.plan.rows_per_part if shard.range.unit == "stream" else END
+        while True:
+            left, room = most_rows, self.plan.bytes_per_part or END
+            while left > 0 and room > 0:
+                batch = self._batch(part, rows, (min(BATCH, left), min(BATCH_BYTES, room)), known)
+                if batch is None:
+                    return
+                yield batch
+                left -= len(batch.ids)
+                room -= batch.size
+            part += 1
 
     def _readable_rows(self, shard: Shard, skip: int) -> Iterator[Row]:
         """The shard's rows, up to where its input can't be read on; read twice there before it is believed.
@@ -92,8 +99,10 @@ class Batches:
         while True:
             try:
                 for row in input.rows_of(self.plan, shard, columns, skip):
+                    after = row.position + 1
                     yield row
-                    skip = row.position + 1
+                    skip = after
+                    del row  # it may have megabytes, and so may the next one
                 return
             except InputError as error:
                 if failed_at != skip:
@@ -104,9 +113,10 @@ class Batches:
                 else:
                     raise
 
-    def _batch(self, part: int, rows: Iterator[Row], size: int, known: Known) -> Batch | None:
+    def _batch(self, part: int, rows: Iterator[Row], most: tuple[int, int], known: Known) -> Batch | None:
+        """The next rows, None without any. `most`: rows, and bytes after which no other is taken."""
         with timed(self.cpu, "read"):
-            taken = list(itertools.islice(rows, size))
+            taken, size = input.take(rows, *most, self.row_bytes)
         if not taken:
             return None
         with timed(self.cpu, "render"):
@@ -117,8 +127,12 @@ class Batches:
             for i, row in enumerate(taken):
                 if outcomes[i] is None:
                     try:
-                        messages.append(self.task.render(row.columns))
-                        asked.append(i)
+                        message = self.task.render(row.columns)
+                        if self.task.exceeds(message, self.max_prompt_tokens):
+                            outcomes[i] = too_long(None, self.max_prompt_tokens)
+                        else:
+                            messages.append(message)
+                            asked.append(i)
                     except RowError as error:
                         outcomes[i] = Failure(error.code, error.message)
         prompts: list[Prompt | None] = [None] * len(taken)
@@ -155,11 +169,13 @@ class Batches:
             outcomes=outcomes,
             raws=[raw_of(row) if o in unread else None for row, o in zip(taken, outcomes, strict=True)],
             golds=[self.task.gold.of(row.columns) for row in taken],
+            size=size,
             from_spill=from_spill,
             from_reuse=frozenset(from_reuse),
         )
 
 
-def too_long(tokens: int, most: int) -> Failure:
-    """What becomes of a row whose prompt is too long."""
-    return Failure("too_long", f"{tokens} prompt tokens; engine.max_model_len leaves {most} for the prompt")
+def too_long(tokens: int | None, most: int) -> Failure:
+    """What becomes of a row whose prompt is too long. `tokens`: None if it is so long that nobody counted them."""
+    counted = f"more than {most}" if tokens is None else f"{tokens}"
+    return Failure("too_long", f"{counted} prompt tokens; engine.max_model_len leaves {most} for the prompt")

@@ -15,6 +15,7 @@ from batchq.worker.attempt import Part
 from batchq.worker.batch import Batch
 from batchq.worker.counters import Tally
 
+MOST_TOKENS = 2_000_000  # of prompts in flight: seconds of any engine's work, and some 40 bytes each in this process
 LEFT = "stopped while a shard was under way; its answers so far are saved"
 
 
@@ -28,7 +29,8 @@ class InFlight:
         self.limit = limit
         self.task: Task  # how rows are asked, once the worker has started
         self.tally = Tally()
-        self.count = 0
+        self.count = 0  # rows
+        self.tokens = 0  # of their prompts
         self.stopping = False
         self.ended: BaseException | None = None  # the engine's death, or that the time to leave is up
         self._on_end = on_end
@@ -36,12 +38,12 @@ class InFlight:
 
     async def slot(self, part: Part) -> None:
         """Wait until another row may be handed over, or this part can't be finished, or the worker is to stop."""
-        while self.count >= self.limit and not (part.error or self.stopping):
+        while (self.count >= self.limit or self.tokens >= MOST_TOKENS) and not (part.error or self.stopping):
             await self._next_freed()
 
     def hand_over(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
         batch.prompts[i] = None  # from here on the row is in flight
-        self._enter(+1)
+        self._enter(+1, len(prompt))
         asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
 
     async def none(self) -> None:
@@ -106,14 +108,15 @@ class InFlight:
             part.error = error if isinstance(error, Exception) else EngineError("a request was cancelled")
         finally:
             self.tally.rows += 1
-            self._enter(-1)
+            self._enter(-1, -len(prompt))
             self._slot_freed.set()
             part.pending -= 1
             part.close_if_over()
 
-    def _enter(self, change: int) -> None:
+    def _enter(self, change: int, tokens: int) -> None:
         """Switch the phase clock: the engine infers while anything is in flight, and idles otherwise."""
         self.count += change
+        self.tokens += tokens
         if self.count == 1 and change == 1:
             self.clock.enter("infer")
         elif self.count == 0:

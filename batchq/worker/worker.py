@@ -27,7 +27,7 @@ from batchq.output import spills
 from batchq.records import Answer, Failure, Receipt, Shard
 from batchq.task.task import Task
 from batchq.worker import poison
-from batchq.worker.attempt import Attempt, Part
+from batchq.worker.attempt import Attempt, Part, room
 from batchq.worker.batch import Batches
 from batchq.worker.counters import Snapshot
 from batchq.worker.in_flight import LEFT, InFlight
@@ -164,6 +164,7 @@ class Worker:
                 part = Part(batch.part)
                 made.parts.append(part)
             part.batches.append(batch)
+            await room(self.attempts)
             for i, prompt in enumerate(batch.prompts):
                 if prompt is None:
                     known = batch.outcomes[i]
