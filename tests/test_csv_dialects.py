@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import gzip
+import io
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,7 @@ from batchq import input
 from batchq.config import Config, CsvConfig, fields
 from batchq.config.check import check
 from batchq.errors import ConfigError, InputError
+from batchq.input.delimited import Records, csv_lines
 from batchq.input.former import former_records
 from batchq.plan.stored import load_plan
 from batchq.records import Dialect, InputObject, Row
@@ -336,3 +340,31 @@ def test_a_first_line_that_names_nothing_wanted_is_not_quoted(project: Path, com
     headless = ("input.path=in", "input.csv.header=false", "task.prompt='{{ c1 }}'", "task.gold=c0")
     _, found, code = finished(compose(*headless))
     assert [row["c1"] for row in found] == ["Go until jurong point", "Free entry in a contest"] and code == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_pythons_csv_module_writes_is_read_as_it_was(seed: int) -> None:
+    luck = random.Random(seed)
+    for delimiter in ",;\t|":
+        table = [
+            [str(number), *("".join(luck.choices("ab\",;\t|\n\r é'\\1.", k=luck.randint(0, 12))) for _ in range(2))]
+            for number in range(20)
+        ]
+        text = io.StringIO(newline="")
+        written = csv.writer(text, delimiter=delimiter, quoting=luck.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+        written.writerows([["id", "one", "two"], *table])
+        lines = csv_lines(io.BytesIO(text.getvalue().encode()), "utf-8")
+        assert [(fields, error) for fields, _, error in Records(lines, Dialect(delimiter))][1:] == [
+            (fields, None) for fields in table
+        ]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_sample_may_end_inside_quotes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delimiter = "\t" if name.endswith("tsv") else ","
+    text = "\n".join(f"line {number}, of a long text" for number in range(30))
+    data = f"id{delimiter}text\n" + "".join(f'{number}{delimiter}"{text}"\n' for number in range(20))
+    path = write(tmp_path / name, data)
+    for size in range(2000, 2400, 17):
+        monkeypatch.setattr("batchq.input.dialect.SAMPLE", size)
+        assert [row.columns["text"] for row in rows(path)] == [text] * 20

@@ -21,6 +21,7 @@ from batchq.input.sizes import text_bytes
 from batchq.records import Dialect, InputObject, Row
 
 BAD = "\udc80"  # stands for bytes that can't be decoded; no text holds half of a surrogate pair
+UNCLOSED = "a quote is not closed before the end of the file"
 PROSE = ",;"  # delimiters that texts are full of
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "0": "\0", "Z": "\x1a"}
 
@@ -185,7 +186,7 @@ class Records(Iterator[Record]):
             self._again.appendleft(None)
             raise _BrokenRecord("a line inside its quotes is too long")
         if not line:
-            raise _BrokenRecord("a quote is not closed before the end of the file")
+            raise _BrokenRecord(UNCLOSED)
         self._size += len(line)
         taken.append(line)
         return line

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from itertools import islice
 
-from batchq.input.delimited import PROSE, Records
+from batchq.input.delimited import PROSE, UNCLOSED, Records
 from batchq.records import Dialect
 
 RECORDS = 2000  # that are read for each way which is tried
@@ -54,6 +54,9 @@ def _try(lines: list[str], dialect: Dialect) -> Outcome:
     for number, (fields, _, error) in enumerate(islice(records, RECORDS)):
         if not number:
             records.width = width = len(fields)
+        if error and UNCLOSED in error[1]:
+            bad += 1  # or the sample ends inside this record: what follows its first line is no row of its own
+            break
         bad += bool(error) or len(fields) < width or any(fields[width:])
         nulls += "\\N" in fields or None in fields
     return Outcome(bad, records.quoted, nulls)
