@@ -95,7 +95,7 @@ def test_an_input_within_the_output_is_refused(root: str, path: str, own: str) -
 
 def test_an_own_output_is_left_out_and_counted(root: str) -> None:
     put(root, "in/a.jsonl", "in/out/data/part-00000.jsonl", "in/out/meta/runs/x.json", "in/out/notes.jsonl")
-    put(root, "in/outlook.jsonl")
+    put(root, "in/outlook.jsonl", "in/out/meta/.tmp/part-00000.jsonl.0b1c", "in/out/_SUCCESS")
     never = {input.OWN: storage.join(root, "in/out/")}
     found = input.list_input(InputConfig(path=storage.join(root, "in")), never)
     assert [each.name for each in found.objects] == ["a.jsonl", "outlook.jsonl"]

@@ -93,6 +93,13 @@ def test_a_dataset_on_disk_is_recognised_and_read_by_ordinal(dataset: Path) -> N
     assert schema_of(dataset) == {"n": pa.int64(), "text": pa.string()}
 
 
+@pytest.mark.parametrize("state", [b"", b"{", b"[]", b'{"_data_files": [{}]}', b"\xff"])
+def test_a_dataset_that_does_not_say_what_it_has_is_named(dataset: Path, state: bytes) -> None:
+    (dataset / "state.json").write_bytes(state)
+    with pytest.raises(InputError, match=r"state\.json: doesn't say which files"):
+        objects(dataset)
+
+
 def test_the_splits_of_a_saved_dictionary_are_read(tmp_path: Path) -> None:
     import datasets
 

@@ -111,7 +111,7 @@ def _own(entry: str, listing: storage.Listing, never: Never, left_out: dict[str,
     """What an entry's listing found but products of runs; `left_out` gets what is passed over. Raises InputError for a
     table's files."""
     kinds, kept, inside = Kinds(listing), [], never.holds(f"{listing.root}/")
-    left_out[HIDDEN] |= listing.hidden
+    left_out[HIDDEN] |= {each for each in listing.hidden if not (never.holds(each) or kinds.of(each)[0])}
     left_out[SPECIAL] |= listing.special
     for each in listing.found:
         folder, kind = kinds.of(each.uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 from batchq import input, storage
 from batchq.config import Config
@@ -59,24 +60,30 @@ def check_inputs(plan: Plan, config: Config) -> list[str]:
     is another one now.
     """
     try:
-        found = input.find_input(config.input, never(config))
-        now = {each.uri: each for each in found.objects}
+        listed = {each.uri: each for each in input.find_input(config.input, never(config)).objects}
     except InputError:  # of the planned objects the store knows more
-        now = {}
+        listed = {}
+    with ThreadPoolExecutor(input.OPENED_AT_ONCE) as threads:
+        unlisted = [each.uri for each in plan.objects if each.uri not in listed]
+        there = dict(zip(unlisted, threads.map(_there, unlisted), strict=True))
     for planned in plan.objects:
-        _check(planned, now.pop(planned.uri, None), config.input.trust_times)
-    return sorted(each.name for each in now.values() if each.name not in plan.unreadable)
+        now = there.get(planned.uri) or listed.pop(planned.uri)
+        _check(planned, now.size, now.etag, config.input.trust_times)
+    return sorted(each.name for each in listed.values() if each.name not in plan.unreadable)
 
 
-def _check(planned: InputObject, current: InputObject | None, trust_times: bool) -> None:
+def _there(uri: str) -> storage.Stat:
+    """A planned object that isn't listed any more. Raises Changed if it isn't there either."""
     try:
-        now = current or storage.stat(planned.uri)
+        return storage.stat(uri)
     except NotFound:
-        raise Changed(f"{planned.uri}: was planned and is gone; put it back, or choose a new output.path") from None
-    is_written_so = now.size == planned.size and storage.same(storage.timed(planned.uri, planned.etag), now.etag)
-    if not is_written_so:
+        raise Changed(f"{uri}: was planned and is gone; put it back, or choose a new output.path") from None
+
+
+def _check(planned: InputObject, size: int, etag: str, trust_times: bool) -> None:
+    if size != planned.size or not storage.same(storage.timed(planned.uri, planned.etag), etag):
         raise Changed(f"{planned.uri}: {REPLACED}")
-    if not (trust_times or storage.same(planned.etag, now.etag)):
+    if not (trust_times or storage.same(planned.etag, etag)):
         raise Changed(f"{planned.uri}: {TOUCHED}")
 
 
