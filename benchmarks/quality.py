@@ -31,6 +31,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
 from batchq import cli
 from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine.protocol import Completion
@@ -47,8 +49,6 @@ from batchq.sizing import settings
 from batchq.sizing.fit import Fit
 from batchq.sizing.settings import Weights
 from batchq.task.task import Task
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jobs.sentiment_transcripts.corpus import rated_sentences
 
 # Invented, not from the sets.

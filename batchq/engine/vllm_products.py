@@ -4,7 +4,7 @@ Importing this module changes vLLM: its worker imports `Extension` before it loa
 for that. `linear_backend=torch` has vLLM choose the kernel that is changed here. As vLLM has it, that kernel multiplies
 in FP32 and scales afterwards, since older versions of torch had to, and gains nothing (1.004 of CUTLASS). One H100, 8B
 shape, 16,384 tokens: products at 1,315 instead of 1,103 TFLOP/s, and an engine that scores labels 1.155 times as fast
-(2026-11-25, benchmarks/levers.py, "rowwise").
+(2026-11-25, benchmarks/levers.py, "rowwise"); one H200: 1.048 (2026-11-30, benchmarks/peers.py), with the same answers.
 """
 
 from __future__ import annotations

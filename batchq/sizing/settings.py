@@ -33,7 +33,8 @@ STEP_TOKENS = {"cpu": 2048, "cuda": 16384}  # a CPU is busy with one row's prefi
 SEQUENCES = {"cpu": 64, "cuda": 1024}
 # CUTLASS's FP8 products on Hopper reach 1,165 TFLOP/s at 8,192 tokens and 1,103 at 16,384: prefill is 1.061 times as
 # fast. Of INT8 only the products were measured, 1,229 and 1,174. cuBLAS's reach 1,315 at both (8B shape, one H100,
-# 2026-11-25, benchmarks/levers.py and products.py); small steps of decoding were not compared.
+# 2026-11-25, benchmarks/levers.py and products.py). In batchq itself, on one H200, cuBLAS labels 71,013 tokens/s and
+# CUTLASS at its best step 67,733 (2026-11-30, benchmarks/peers.py). Small steps of decoding were not compared.
 HOPPER_STEP_TOKENS = 8192
 HOPPER = (9, 0)
 FP8 = frozenset({Scheme.fp8, Scheme.fp8_gptq})  # scales per token and per channel
@@ -163,7 +164,9 @@ def choose_settings(
     if scheme is Scheme.none and engine.kind is EngineKind.vllm:
         scheme = stored_scheme(read_config(weights.path))  # a model that came quantized
     if engine.kind is EngineKind.vllm and hardware.capability == HOPPER and scheme in FP8 and not generates:
-        why = "cuBLAS multiplies FP8 faster than vLLM's CUTLASS on Hopper: 1.155 times the rows; auto is vLLM's choice"
+        why = (
+            "cuBLAS multiplies FP8 faster on Hopper than CUTLASS, which vLLM takes (auto): 1.05 to 1.15 times the rows"
+        )
         choices.choose(BACKEND, "torch", why)
     step = _choose_step(choices, config, hardware, scheme)
     if engine.kind is EngineKind.vllm and cuda:
