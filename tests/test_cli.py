@@ -118,6 +118,7 @@ MISTAKES = {
     "not a number": (["job=mine", "cluster.spill_seconds=nan"], "cluster.spill_seconds=nan: must be above 0"),
     "temperature": (["job=mine", "task.temperature=-1"], "task.temperature=-1: can't be negative"),
     "confidence": (["job=mine", "gate.confidence=1"], "gate.confidence=1: between 0 and 1, exclusive"),
+    "an empty stop": (["job=mine", "task.stop=['']"], "task.stop: an empty text would end every answer"),
     "a share": (["job=mine", "output.max_error_rate=1.5"], "output.max_error_rate=1.5: between 0 and 1"),
 }
 

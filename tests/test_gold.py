@@ -57,6 +57,12 @@ def test_where_the_answer_is_free_a_word_for_nothing_may_be_the_answer(value: An
     assert Gold(TaskConfig(kind=TaskKind.generate)).of({"gold": "x"}) is None
 
 
+def test_a_generated_number_is_right_however_it_is_written() -> None:
+    space = answers.of(TaskConfig(kind=TaskKind.generate, name="said"))
+    said: list[Any] = [Answer({"said": text, "said_finish": "stop"}, 1, 0, 1) for text in ("1", "2", "2.50")]
+    assert space.counts(said, ["1.0", "3.0", "2.5"]).correct == 2
+
+
 def test_generated_text_is_right_whatever_its_case_and_the_spaces_around() -> None:
     space = answers.of(TaskConfig(kind=TaskKind.generate, name="said"))
     said: list[Any] = [Answer({"said": f" {text}\n", "said_finish": "stop"}, 1, 0, 1) for text in ("Yes", "no", "no")]

@@ -18,10 +18,14 @@ import pytest
 from batchq.cli import main
 from batchq.config import Config
 from batchq.errors import ConfigError, RowError
+from batchq.job.run import plan_new
+from batchq.job.session import open_session
+from batchq.model.source import resolve
 from batchq.task.prompt import Template, check_prompt, placeholders, prompt_columns
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import finished
 
+RUN = ["job=mine", "engine=fake"]
 COLUMNS = ["text", "labels", "choices", "row", "range", "dict", "items", "self", "none", "my col", "odd.name", "Body"]
 
 
@@ -223,15 +227,21 @@ def test_dollar_and_brace_are_text_where_they_are_escaped_and_hinted_at_where_no
         assert line.startswith("batchq: task.prompt: ") and r"write \${...} for plain text" in line
 
 
-def test_plan_tells_what_looks_wrong_and_no_row_s_text(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_tells_what_looks_wrong_and_no_row_s_text(
+    compose: Callable[..., Config], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(4, Text="secret"))
     asked = ["task.prompt='{{ text }} {id}'", "task.system='You are {{ id }}'"]
-    assert main(["plan", "job=mine", "engine=fake", *asked]) == 0
+    assert main(["plan", *RUN, *asked]) == 0
     said = capsys.readouterr().out
     assert "warning    task.prompt has {id} as plain text; a column is written {{ name }}" in said
     assert "warning    task.system is plain text for all rows" in said
     assert "warning    columns text, Text differ in case alone" in said
     assert "secret" not in said
+    config = compose(*asked)
+    with open_session(config, "run") as session:
+        plan_new(session, resolve(config.model), None)
+    assert "task.system is plain text for all rows" in capsys.readouterr().err, "a run says so too"
 
 
 def test_every_type_of_a_table_goes_through_tojson(compose: Callable[..., Config], project: Path) -> None:

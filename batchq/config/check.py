@@ -29,6 +29,8 @@ def check(config: Config) -> Config:
     _check_labels(config.task)
     check_csv(config.input.csv)
     _check_name(config.task.name)
+    if "" in config.task.stop:
+        raise ConfigError("task.stop: an empty text would end every answer before it begins; leave it out")
     if Path(config.output.path).expanduser().is_file():
         raise ConfigError(f"output.path={config.output.path}: is a file; name a folder or an object-store prefix")
     _check_ranges(config)

@@ -19,7 +19,7 @@ from batchq.job.session import Session, open_session
 from batchq.model.scheme import fallback_after
 from batchq.model.source import Model, resolve
 from batchq.output.lease import Lease
-from batchq.plan import draft
+from batchq.plan import draft, warnings
 from batchq.plan.committed import Committed, read_committed, source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.inputs import check_inputs, left_out_words, obeyed
@@ -111,6 +111,8 @@ def plan_new(session: Session, model: Model, source: Plan | None) -> New:
         drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
         if left_out := left_out_words(drafted):
             session.progress.step(f"left out of the input: {left_out}")
+        for warning in warnings.of_words(config, drafted):
+            session.progress.warn(warning)
         return New(drafted, choice)
     same = dataclasses.replace(config.quantization, scheme=Scheme(source.quantization))
     asked = dataclasses.replace(session, config=dataclasses.replace(config, quantization=same))

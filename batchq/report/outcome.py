@@ -70,17 +70,12 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
 
 def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """(what there is too much of for exit code 0, in words), for each limit of the configuration."""
-    failures = "failures", summary["failures"], summary["rows"], "max_error_rate", "of the rows failed"
-    cut = (
-        "answers cut off",
-        summary["truncated"],
-        summary["answers"],
-        "max_truncated_rate",
-        "of the answers were cut off",
-    )
     found = []
-    for what, count, of, field, happened in (failures, cut):
-        rate, limit = count / of if of else 0.0, getattr(config.output, field)
+    for what, count, of, field, happened in (
+        ("failures", "failures", "rows", "max_error_rate", "of the rows failed"),
+        ("answers cut off", "truncated", "answers", "max_truncated_rate", "of the answers were cut off"),
+    ):
+        rate, limit = summary[count] / max(1, summary[of]), getattr(config.output, field)
         if rate > limit:
             found.append((what, f"{rate:.1%} {happened}, above output.{field}={limit}"))
     return found

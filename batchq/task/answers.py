@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -192,14 +193,28 @@ class FreeText:
         said = _with_gold(self.name, outcomes, golds)
         return AnswerCounts(
             gold=len(said),
-            correct=sum(folded(answer) == folded(gold) for answer, gold in said),
+            correct=sum(alike(answer, gold) for answer, gold in said),
             truncated=sum(isinstance(o, Answer) and self.truncated(o) for o in outcomes),
         )
 
 
+def alike(one: str, other: str) -> bool:
+    """Whether two texts say the same: case, spaces around and how a number is written don't count."""
+    return folded(one) == folded(other) or ((number := number_in(one)) is not None and number == number_in(other))
+
+
 def folded(text: str) -> str:
-    """What is compared of two texts: case and spaces around don't count."""
+    """What is compared of two texts that are no numbers."""
     return text.strip().casefold()
+
+
+def number_in(text: str) -> Decimal | None:
+    """The number that a text is, exactly, so that no two long ids become one."""
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
 
 
 def _with_gold(name: str, outcomes: Sequence[Answer | Failure], golds: Sequence[str | None]) -> list[tuple[str, str]]:

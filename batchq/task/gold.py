@@ -6,12 +6,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from batchq.config import TaskConfig
 from batchq.task import answers
-from batchq.task.answers import folded
+from batchq.task.answers import folded, number_in
 
 NO_TEXT = frozenset({"", "nan", "<na>"})  # how nulls come out of tables as text
 NO_LABEL = NO_TEXT | {"none", "null", "nat"}  # where the answer is free, these may be the answer
@@ -25,7 +24,7 @@ class Gold:
         self.labels = answers.of(config).labels
         alike = Counter(map(folded, self.labels))
         self._folded = {folded(label): label for label in self.labels if alike[folded(label)] == 1}
-        self._numbers = {number: label for label in self.labels if (number := _number(label)) is not None}
+        self._numbers = {number: label for label in self.labels if (number := number_in(label)) is not None}
 
     def of(self, columns: Mapping[str, Any]) -> str | None:
         """The label, or the text itself where it means none of them; None for no gold: null, NaN, or nothing."""
@@ -40,15 +39,6 @@ class Gold:
             return None if key in NO_TEXT else text
         if (label := self._folded.get(key)) is not None:
             return label
-        if (number := _number(text)) is not None and (label := self._numbers.get(number)) is not None:
+        if (number := number_in(text)) is not None and (label := self._numbers.get(number)) is not None:
             return label
         return None if key in NO_LABEL else text
-
-
-def _number(text: str) -> Decimal | None:
-    """Exact, so that no two long ids become one."""
-    try:
-        number = Decimal(text.strip())
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
