@@ -16,6 +16,7 @@ from batchq.output.schema import EXTRA
 from batchq.plan.values import in_text_column, plain, same, same_as_text
 
 SHOWN = 10  # changed values that are told one by one, of each shard
+LEFT_OUT = {"line_too_long", "row_too_long"}  # failures of rows that no part could hold: their columns are null
 HELD = 20_000  # rows whose other side hasn't come yet; those beyond aren't compared
 
 
@@ -86,7 +87,8 @@ class Comparison:
             if name in table.column_names and _equal(block.columns.get(name), table.column(name)):
                 continue
             for index, (one, other) in enumerate(zip(was(name), now(name), strict=True)):
-                if not (same(one, other) or _held(one, other, name, beside.get(index, {}))):
+                left_out = other is None and now("batchq_error")[index] in LEFT_OUT
+                if not (left_out or same(one, other) or _held(one, other, name, beside.get(index, {}))):
                     self._tell(uri, block.ids[index], name)
 
     def _tell(self, uri: str, row: str, column: str) -> None:

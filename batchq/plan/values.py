@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import re
+import uuid
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -41,7 +42,8 @@ def plain(array: pa.Array | pa.ChunkedArray) -> list[Any]:
     if pa.types.is_temporal(type) and not pa.types.is_interval(type):
         return _moments(array)
     if pa.types.is_struct(type):
-        fields = [(type.field(i).name, plain(array.field(i))) for i in range(type.num_fields)]
+        children = array.flatten()  # below a null there may be anything; these are null there too
+        fields = [(field.name, plain(child)) for field, child in zip(type, children, strict=True)]
         return [
             {name: values[row] for name, values in fields} if there else None
             for row, there in enumerate(array.is_valid().to_pylist())
@@ -129,7 +131,9 @@ def _read(text: str, like: Any) -> Any:
     """What text means that stands for such a value; None if it can't."""
     try:
         if isinstance(like, bytes):
-            return like if text.encode() == like else base64.b64decode(text, validate=True)
+            if text.encode() == like:
+                return like
+            return uuid.UUID(text).bytes if len(text) == 36 else base64.b64decode(text, validate=True)
         if isinstance(like, Decimal):
             return Decimal(text)
         return _moment(text, like.kind) if isinstance(like, Moment) else None
@@ -144,6 +148,8 @@ _LENGTH = re.compile(rf"(?:(-?\d+) days?,? )?(?:\+?{_CLOCK})?")
 
 def _moment(text: str, kind: str) -> Moment | None:
     """A day and its clock, with the year as it is, or a length of time in days and hours."""
+    if counted := re.fullmatch(r"(-?\d+) (s|ms|us|ns|days)( since 1970-01-01)?", text):
+        return Moment(kind, int(counted[1]) * NANOSECONDS.get(counted[2], DAY))
     found = (_LENGTH if kind in ("time", "duration") else _DAY).fullmatch(text.strip())
     if found is None:
         return None
