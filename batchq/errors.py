@@ -14,6 +14,7 @@
     │   ├── NotFound                     no such object
     │   ├── AccessDenied                 an object, or all, that these credentials or this user may not read
     │   ├── Changed                      the object is no longer the one that was planned
+    │   ├── Expired             exit 3   credentials that ran out; with new ones the same command resumes
     │   └── NoConditionalWrites exit 2   the store would let the last writer win
     ├── EngineError             exit 1   the engine could not start, died, or stalled
     │   └── EngineOutOfMemory            the engine died for want of memory
@@ -87,6 +88,12 @@ class AccessDenied(StorageError):
 
 class Changed(StorageError):
     """The object's etag is not the planned one: somebody replaced it."""
+
+
+class Expired(StorageError):
+    """The store's credentials ran out, and nobody renews them; what is committed stays."""
+
+    exit_code = ExitCode.STOPPED
 
 
 class NoConditionalWrites(StorageError):

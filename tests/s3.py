@@ -132,12 +132,12 @@ class Flaky:
     `faults` is taken from its front, one a request: "pass", "conflict" (answer 409 without asking the server), "lose"
     (let the server do it, then reset the connection instead of a reply), "cut" (drop it in the middle of the body),
     "deny" (answer 403 without asking it), "accept" (answer 200 without asking the server, as a store does that ignores
-    conditions), "busy" (answer 503 without asking it), "reset" (drop the connection without asking it), "flip" (change
-    a byte of the reply's body), "spoil" (change a byte of what is sent to the server). With none left, everything
-    passes. `choose`, if it is set, is asked instead: it gets a request's head and returns the fault. `listed` are
-    keys, with their sizes, that the server can't hold, since it keeps folders, and other stores do: each listing of a
-    prefix of theirs has them. `struck` counts what was done: a reply that has no body can't be cut nor flipped, nor is
-    an error's body worth it, so those pass.
+    conditions), "busy" (answer 503 without asking it), "expired" (answer as S3 does once a session's credentials have
+    run out), "reset" (drop the connection without asking it), "flip" (change a byte of the reply's body), "spoil"
+    (change a byte of what is sent to the server). With none left, everything passes. `choose`, if it is set, is asked
+    instead: it gets a request's head and returns the fault. `listed` are keys, with their sizes, that the server can't
+    hold, since it keeps folders, and other stores do: each listing of a prefix of theirs has them. `struck` counts what
+    was done: a reply that has no body can't be cut nor flipped, nor is an error's body worth it, so those pass.
     """
 
     def __init__(self, s3: S3, listener: socket.socket) -> None:
@@ -180,7 +180,9 @@ class Flaky:
             if fault == "reset":
                 return
             if status := STATUS.get(fault):
-                client.sendall(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                said = EXPIRED if fault == "expired" and not head.startswith(b"HEAD") else b""
+                ending = b"\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(said)
+                client.sendall(b"HTTP/1.1 " + status + ending + said)
                 return
             with socket.create_connection(("127.0.0.1", self._upstream)) as server:
                 sent = _flipped(body, 0) if fault == "spoil" else body
@@ -223,7 +225,9 @@ STATUS = {
     "accept": b'200 OK\r\netag: "0"',
     "busy": b"503 Service Unavailable",
     "deny": b"403 Forbidden",
+    "expired": b"400 Bad Request",
 }
+EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 
 
 def _flipped(data: bytes, start: int) -> bytes:

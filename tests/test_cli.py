@@ -218,7 +218,8 @@ def test_what_an_encoding_lacks_is_written_in_ascii(project: Path) -> None:
         (["job=no"], ">&-", 2, "batchq: job=no: no such job; choices are mine, sentiment_transcripts\n"),
         (["job=no"], "2>/dev/full", 2, ""),
         (["job=no"], "2>&-", 2, ""),
-        (["plan"], "<&- >&- 2>&-", 0, ""),
+        (["plan"], ">&-", 1, "batchq: standard output: it is closed\n"),
+        (["plan"], "<&- >&- 2>&-", 1, ""),
         (["--help"], ">/dev/full 2>/dev/full", 1, ""),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
+from batchq.errors import ConfigError
 from batchq.machine import hardware
 from batchq.machine.hardware import Gpu, Hardware
 
@@ -122,13 +123,32 @@ def test_no_limits(tmp_path: Path) -> None:
         ("", []),
         ("-1", []),
         ("2,0", ["c", "a"]),
+        ("NoDevFiles", []),
         ("GPU-bb", ["b"]),
-        ("0,7,1", ["a"]),
+        ("0,-1,1", ["a"]),
     ],
 )
 def test_cuda_visible_devices(selection: str | None, names: list[str]) -> None:
     gpus = tuple(gpu(name, uuid=f"GPU-{name * 8}") for name in "abc")
     assert [found.name for found in hardware.visible(gpus, selection)] == names
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        ("0,7,1", "7 is no GPU of this machine; there are 0 (GPU-aaaaaaaa), 1 (GPU-bbbbbbbb), 2 (GPU-cccccccc)"),
+        ("MIG-GPU-aaaaaaaa/1/0", "parts of a GPU (MIG) can't be used"),
+        ("0,0", "0 names a GPU that is named already"),
+        ("GPU-", "GPU- names several GPUs"),
+    ],
+)
+def test_a_gpu_that_is_not_there_never_makes_it_the_cpu(selection: str, words: str) -> None:
+    gpus = tuple(gpu(name, uuid=f"GPU-{name * 8}") for name in "abc")
+    with pytest.raises(ConfigError) as raised:
+        hardware.visible(gpus, selection)
+    assert f"CUDA_VISIBLE_DEVICES={selection}: {words}" in str(raised.value)
+    with pytest.raises(ConfigError, match="there are none; set it empty to use the CPU"):
+        hardware.visible((), "0")
 
 
 def test_what_it_is_called_and_the_least_of_its_gpus() -> None:

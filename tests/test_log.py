@@ -82,7 +82,7 @@ def test_a_signals_handler_says_so_in_the_logs_format(format: str, begins: str) 
         assert log.formatted("stopping").startswith(begins)
 
 
-@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ""])
+@pytest.mark.parametrize("streams", [">/dev/full 2>/dev/full", ">&- 2>&-", ""])
 def test_a_run_outlives_its_standard_error_and_no_record_holds_a_row(
     streams: str, project: Path, tmp_path: Path
 ) -> None:

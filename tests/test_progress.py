@@ -42,6 +42,16 @@ def test_a_log_has_a_line_now_and_then_and_no_bar(monkeypatch: pytest.MonkeyPatc
     assert log.getvalue().endswith("[0:00] 100 rows\n")
 
 
+def test_a_stream_that_lacks_a_letter_or_was_closed_ends_nothing() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    show = Progress(stream)
+    show.step("größe")
+    assert raw.getvalue() == b"[0:00] gr\\xf6\\xdfe\n"
+    stream.close()
+    show.step("unheard")
+
+
 def line(**more: Any) -> str:
     shown: dict[str, Any] = {
         "rows": 1200,

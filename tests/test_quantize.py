@@ -20,13 +20,13 @@ import pytest
 from batchq import storage
 from batchq.config import ModelConfig, QuantizationConfig, Scheme
 from batchq.errors import ConfigError, QuantizeError
-from batchq.machine.cache import BUILDING
+from batchq.machine.cache import BUILDING, cache_of
 from batchq.model.folder import is_tied, quantization_of, read_config
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.quantize import checkpoint
 from batchq.quantize.card import is_whole
-from batchq.quantize.checkpoint import Checkpoint, cache_of, checkpoint_key, make_checkpoint
+from batchq.quantize.checkpoint import Checkpoint, checkpoint_key, make_checkpoint
 from batchq.quantize.process import library_versions
 from batchq.quantize.recipe import recipe_of
 from batchq.quantize.sizes import Quantization, predicted_bytes

@@ -13,7 +13,7 @@ import pytest
 
 from batchq import storage
 from batchq.config import Config, Scheme
-from batchq.errors import EngineError, OutputTaken, Stopped, StorageError
+from batchq.errors import EngineError, Expired, OutputTaken, Stopped, StorageError
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import ingredients, make_plan
 from batchq.plan.stored import refuse_drift, refuse_other, store_plan
@@ -21,6 +21,7 @@ from batchq.records import Receipt
 from batchq.worker.counters import Snapshot
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import labelled, planned, rows, worker
+from tests.s3 import S3, flaky
 
 
 def test_every_row_once_with_its_columns(compose: Callable[..., Config], project: Path) -> None:
@@ -83,6 +84,26 @@ def test_a_worker_says_how_many_rows_failed_so_far(compose: Callable[..., Config
 
     seen = asyncio.run(asked())
     assert (seen.counters.rows, seen.counters.failures) == (51, 8)
+
+
+def test_where_credentials_run_out_new_ones_go_on(
+    s3: S3, compose: Callable[..., Config], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(105))
+    with flaky(s3) as proxy:
+        for name, value in proxy.env.items():
+            monkeypatch.setenv(name, value)
+        config = compose(f"output.path={s3.make_bucket('expired')}/out")
+        output, fixed = storage.normalize(config.output.path), planned(config)
+        proxy.choose = lambda head: "expired" if b"data/part-00003" in head.splitlines()[0] else "pass"
+        with pytest.raises(Expired, match=r"part-00003.*: the credentials have expired .*; renew them, and") as raised:
+            asyncio.run(labelled(config, fixed))
+        assert raised.value.exit_code == 3
+        proxy.choose = None
+        left = read_committed(fixed, output).remaining
+        assert 0 < len(left) < len(fixed.shards)
+        asyncio.run(labelled(config, dataclasses.replace(fixed, shards=tuple(left))))
+        assert not read_committed(fixed, output).remaining
 
 
 def test_unknown_keys_of_later_rows_are_kept(compose: Callable[..., Config], project: Path) -> None:

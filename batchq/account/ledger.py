@@ -6,6 +6,7 @@ A driver that was killed leaves its last rewrite behind, so what it cost is not 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import time
@@ -29,6 +30,8 @@ from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
 from batchq.records import PLAN, RUNS, sealed, unsealed
 from batchq.storage import failpoint
+
+logger = logging.getLogger(__name__)
 
 REWRITE_SECONDS = 15.0
 
@@ -75,9 +78,14 @@ class Invocation:
 
     def close(self, state: str) -> None:
         """Write the record as it is now; "running" is no end."""
-        account = self.account(state)
+        account, folder = self.account(state), self._folder()
         failpoint.reach("ledger.close.before_put")
-        storage.put(storage.join(self._folder(), f"{self.id}.json"), sealed(dataclasses.asdict(account)))
+        try:
+            storage.put(storage.join(folder, f"{self.id}.json"), sealed(dataclasses.asdict(account)))
+        except StorageError as error:
+            if folder == layout.runs(self.output):
+                raise
+            logger.warning("what %s held isn't on record: %s", self.verb, error)  # a preview's; the cache is read-only
         failpoint.reach("ledger.close.after_put")
         self._written, self._state = time.monotonic(), state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import signal
@@ -36,10 +37,12 @@ EXIT_CODES = {
 
 @dataclass(frozen=True)
 class Verb:
-    """`words` tell a person what it does. `act` does it, and imports the packages for it."""
+    """`words` tell a person what it does. `act` does it, and imports the packages for it. `prints`: what it prints is
+    what it is for, so that it has failed where nothing can be printed; the others' exit codes tell of what they did."""
 
     words: str
     act: Callable[[Config], Said]
+    prints: bool = False
 
 
 def _run(config: Config) -> Said:
@@ -109,14 +112,16 @@ def _doctor(config: Config | None) -> Said:
 VERBS = {
     "run": Verb("do the job, or what is left of it (the default)", _run),
     "plan": Verb(
-        "say what would happen; starts no engine; without a job: what published models take on which GPUs", _plan
+        "say what would happen; starts no engine; without a job: what published models take on which GPUs", _plan, True
     ),
-    "preview": Verb("label the first rows and show prompt and answer side by side", _preview),
+    "preview": Verb("label the first rows and show prompt and answer side by side", _preview, True),
     "quantize": Verb("only make the quantized checkpoint, or find it in the cache", _quantize),
     "tune": Verb("try engine settings on some of the job's rows and save the fastest for later runs", _tune),
-    "status": Verb("how far the run at output.path is, from the store alone", _status),
+    "status": Verb("how far the run at output.path is, from the store alone", _status, True),
     "report": Verb(
-        "the report of what is committed at output.path, at today's prices; or of all outputs below a FOLDER", _report
+        "the report of what is committed at output.path, at today's prices; or of all outputs below a FOLDER",
+        _report,
+        True,
     ),
     "verify": Verb(
         "count again and compare, from inputs and data objects alone: every row once, whole and unchanged, or exit "
@@ -147,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except BatchqError as error:
-        return streams.complain(error)
     except BrokenPipeError:  # `| head`: the reader has seen enough
         return 1
+    except (BatchqError, OSError) as error:
+        return streams.complain(error)
     except KeyboardInterrupt:
         streams.warn("batchq: interrupted; what is committed stays, the same command goes on")
         return ExitCode.STOPPED
@@ -160,25 +165,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help", "help"} & set(arguments):
-        streams.say(USAGE)
-        return 0
+        return 0 if streams.say(USAGE) else 1
     if "--version" in arguments:
-        streams.say(f"batchq {__version__}")
-        return 0
+        return 0 if streams.say(f"batchq {__version__}") else 1
+    _require_working_directory()
     verb = arguments.pop(0) if arguments[0] in VERBS else "run"
     if said := _without_job(verb, arguments):
-        streams.say(said[1])
-        return said[0]
-    act = VERBS[verb].act
+        return _end(VERBS[verb], *said)
+    asked = VERBS[verb]
     if verb == "verify" and FULL in arguments:
         arguments.remove(FULL)
-        act = functools.partial(_verify, full=True)
+        asked = dataclasses.replace(asked, act=functools.partial(_verify, full=True))
     _refuse_stray(arguments)
     if not any(a.startswith("-") for a in arguments):
-        return _act(act, [compose(arguments)])
+        return _act(asked, [compose(arguments)])
     with streams.to_stdout():  # where Hydra prints what its flags ask for
         configs = compose_each(arguments)
-    return _act(act, configs)
+    return _act(asked, configs)
 
 
 def _without_job(verb: str, arguments: list[str]) -> Said | None:
@@ -192,6 +195,13 @@ def _without_job(verb: str, arguments: list[str]) -> Said | None:
     if verb == "report" and arguments and report.names_folder(arguments[0]):
         return report.of_folder(arguments)
     return None
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory was removed; change to one that is there") from None
 
 
 def _refuse_stray(arguments: list[str]) -> None:
@@ -211,7 +221,7 @@ def _refuse_stray(arguments: list[str]) -> None:
         )
 
 
-def _act(act: Callable[[Config], Said], configs: Iterable[Config | ConfigError]) -> int:
+def _act(verb: Verb, configs: Iterable[Config | ConfigError]) -> int:
     """Each job of a sweep, one after the other, or a single one; the highest exit code counts, and a stop ends it."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
@@ -222,14 +232,19 @@ def _act(act: Callable[[Config], Said], configs: Iterable[Config | ConfigError])
             continue
         with log.configured(log.setting(config.log)):
             try:
-                code, text = act(config)
-                streams.say(text)
-            except BatchqError as error:
+                code = _end(verb, *verb.act(config))
+            except (BatchqError, OSError) as error:
                 code = streams.complain(error)
                 if isinstance(error, Stopped):
                     return code
         codes.append(code)
     return max(codes)
+
+
+def _end(verb: Verb, code: int, text: str) -> int:
+    """Print what a verb has to say; the exit code."""
+    said = streams.say(text)
+    return code if said or not verb.prints else max(code, ExitCode.FAILED)
 
 
 def _stop_on_signals(grace: float) -> threading.Event:

@@ -12,8 +12,8 @@ from pathlib import Path
 from batchq import storage
 from batchq.cli.plan import hardware_words, weights_words
 from batchq.config import Config
-from batchq.errors import BatchqError
-from batchq.machine.cache import cache_dir
+from batchq.errors import BatchqError, ConfigError
+from batchq.machine.cache import cache_dir, is_writable
 from batchq.machine.hardware import Hardware, detect
 from batchq.model.source import resolve
 from batchq.output import layout
@@ -24,19 +24,27 @@ PACKAGES = ("ray", "torch", "transformers", "llmcompressor", "compressed-tensors
 
 def examine(config: Config | None) -> tuple[bool, str]:
     """(whether all is well, the lines). With a job's configuration its model, input and output are tried too."""
-    hardware = detect()
+    hardware, found = _hardware()
     lines = [
         ("ok", f"Python {platform.python_version()} · {sys.platform}"),
-        ("ok", f"hardware: {hardware_words(hardware)}"),
-        _vllm(hardware.device),
+        found,
+        _vllm(hardware.device if hardware else ""),
         *(_package(name) for name in PACKAGES),
         *_bytecode(),
         _cache(),
     ]
-    if config is not None:
+    if config is not None and hardware is not None:
         lines += _job(config, hardware)
     good = all(mark != "FAIL" for mark, _ in lines)
     return good, "\n".join(f"  {mark:<5}{text}" for mark, text in lines)
+
+
+def _hardware() -> tuple[Hardware | None, tuple[str, str]]:
+    try:
+        hardware = detect()
+    except ConfigError as error:
+        return None, ("FAIL", f"hardware: {error}")
+    return hardware, ("ok", f"hardware: {hardware_words(hardware)}")
 
 
 def _version(name: str) -> str | None:
@@ -75,11 +83,13 @@ def _bytecode() -> list[tuple[str, str]]:
 
 
 def _cache() -> tuple[str, str]:
-    folder = cache_dir()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return "FAIL", f"cache {folder}: {error.strerror}; set BATCHQ_CACHE to a folder that can be written"
+        folder = cache_dir()
+    except ConfigError as error:
+        return "FAIL", f"cache: {error}"
+    if not is_writable(folder):
+        words = "can't be written: what is in it is used, nothing can be added; BATCHQ_CACHE names another"
+        return "warn", f"cache {folder} {words}"
     return "ok", f"cache {folder}"
 
 

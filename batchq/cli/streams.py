@@ -13,41 +13,74 @@ from batchq.machine import log
 from batchq.machine.progress import visible
 
 
+class Closed(io.TextIOWrapper):
+    """What stands for a stream that was closed before we started: it takes everything, and only knows that it did."""
+
+    used = False
+
+    def write(self, text: str) -> int:
+        self.used = True
+        return len(text)
+
+
 def prepare() -> None:
     """Open what was closed before we started, or the next file opened would get its number and take what is printed;
     and write what an encoding doesn't have as \\xe9, instead of ending in a traceback after all is labelled."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name, mode in (("stdin", "rb"), ("stdout", "wb"), ("stderr", "wb")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 open until we end
+            setattr(sys, name, Closed(open(os.devnull, mode)))  # noqa: SIM115 open until we end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
+def say(text: str) -> bool:
     """Print lines in which a terminal finds nothing to obey, whatever rows, names and messages are in them.
 
-    Raises BatchqError where standard output can't be written, and BrokenPipeError where nobody reads it any more.
+    False where standard output can't be written, after a line on standard error, and where its reader has left: what
+    was done stays done, and only a command that was for its words alone has failed then.
     """
-    with to_stdout():
-        print("\n".join(map(visible, text.expandtabs().split("\n"))), flush=True)
+    try:
+        with to_stdout():
+            print("\n".join(map(visible, text.expandtabs().split("\n"))), flush=True)
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        return False
+    except BatchqError as error:
+        complain(error)
+        return False
+    return True
 
 
 @contextmanager
 def to_stdout() -> Iterator[None]:
-    """For code that prints: afterwards all is written, or raised as `say` does."""
+    """For code that prints: afterwards all is written. Raises BatchqError where standard output can't be written, and
+    BrokenPipeError where nobody reads it any more."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python, as it ends, puts what it couldn't write
+        _let_go(1)  # where Python, as it ends, puts what it couldn't write
         if isinstance(error, BrokenPipeError):
             raise
         raise BatchqError(f"standard output: {error.strerror}") from error
+    if isinstance(sys.stdout, Closed) and sys.stdout.used:
+        raise BatchqError("standard output: it is closed")
 
 
-def complain(error: BatchqError) -> int:
+def _let_go(number: int) -> None:
+    """Lead a stream to nowhere, also where no more files may be opened."""
+    os.close(number)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+
+
+def complain(error: BatchqError | OSError) -> int:
     """One line on standard error, if that can be written, in the log's format once that is known; the exit code."""
+    if isinstance(error, OSError):  # the machine's: a folder or a disk that takes nothing, too few files
+        said = (str(each) for each in (error.filename, error.strerror or error) if each is not None)
+        error = BatchqError(": ".join(said))
     words = " ".join(str(error).split())
     if not log.last_word(words, error.run):
         warn(f"batchq: {visible(words)}")
@@ -59,7 +92,7 @@ def warn(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _let_go(2)
 
 
 def close() -> None:
@@ -67,7 +100,7 @@ def close() -> None:
     try:
         sys.stderr.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _let_go(2)
 
 
 def warn_at_once(line: str) -> None:

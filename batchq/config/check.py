@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from batchq.config.csv import check_csv
 from batchq.config.enums import TaskKind
@@ -31,7 +30,7 @@ def check(config: Config) -> Config:
     _check_name(config.task.name)
     if "" in config.task.stop:
         raise ConfigError("task.stop: an empty text would end every answer before it begins; leave it out")
-    if Path(config.output.path).expanduser().is_file():
+    if os.path.isfile(os.path.expanduser(config.output.path)):
         raise ConfigError(f"output.path={config.output.path}: is a file; name a folder or an object-store prefix")
     _check_ranges(config)
     _check_trust(config)

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any
@@ -70,12 +71,22 @@ def compose_each(arguments: Sequence[str]) -> list[Config | ConfigError]:
     overrides = [a for a in arguments if _OVERRIDE.match(a)]
     ordered = [*(a for a in arguments if a not in overrides), "--", *overrides]  # Hydra wants its flags first
     _check_flags(ordered)
-    with _in_one_line(arguments), _as_program(ordered):
+    with _in_one_line(arguments), _sweep_folder(arguments) as folder, _as_program([*ordered, *folder]):
         _register()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     if not jobs and not any(SHOW.fullmatch(a) for a in arguments):
         raise ConfigError("hydra/launcher: a sweep's jobs run here, one after the other; leave it out")
     return jobs
+
+
+@contextmanager
+def _sweep_folder(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """The override that has Hydra write what it writes about a sweep to a folder that is removed afterwards."""
+    if not set(SWEEP) & set(arguments) or any(a.startswith("hydra.sweep.dir=") for a in arguments):
+        yield []
+        return
+    with tempfile.TemporaryDirectory(prefix="batchq-sweep-") as folder:
+        yield [f'hydra.sweep.dir="{folder}"']
 
 
 def typed(composed: DictConfig) -> Config:

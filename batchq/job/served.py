@@ -9,7 +9,6 @@ from batchq.account.usage import ReplicaAccount
 from batchq.config import Config, Scheme
 from batchq.errors import Stopped
 from batchq.job.session import Session
-from batchq.machine.cache import cache_dir
 from batchq.machine.hardware import Hardware, detect
 from batchq.model.source import Model
 from batchq.plan import sample
@@ -51,7 +50,7 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
     config, progress = session.config, session.progress
     if scheme is not Scheme.none:
         progress.step(f"quantizing {model.name} to {scheme.value}, unless it is cached")
-    log = cache_dir() / "logs" / config.job.name / "quantize.log"
+    log = session.pool.logs / "quantize.log"
     began: list[float] = []  # when the work began, if there was any
 
     def prompts() -> list[list[int]]:

@@ -12,7 +12,7 @@ from batchq.account.ledger import Invocation
 from batchq.config import Config, check
 from batchq.errors import BatchqError, GateRefused, Stopped
 from batchq.machine import log
-from batchq.machine.cache import cache_dir
+from batchq.machine.cache import log_dir
 from batchq.machine.hardware import Hardware
 from batchq.machine.progress import Progress
 from batchq.pool import Pool
@@ -45,7 +45,7 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     output = storage.normalize(config.output.path)
     invocation = Invocation(output, config.job.name, verb)
     log_setting = log.setting(config.log, invocation.id)
-    logs = cache_dir() / "logs" / config.job.name
+    logs = log_dir(config.job.name, invocation.id)
     with log.configured(log_setting) as progress, Pool(config.cluster, config.engine, logs, log_setting) as pool:
         try:
             yield Session(config, output, pool, invocation, stop or threading.Event(), progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ def digest_of(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """sha256 of a file, remembered under what would change if its bytes did (ctime can't be set back)."""
-    memo = _memo(path)
-    if memo.is_file():
-        return memo.read_text()
+    with suppress(OSError):  # there is none, or the cache can't be read
+        return _memo(path).read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     remember_digest(path, digest)
@@ -28,12 +28,13 @@ def file_digest(path: Path) -> str:
 
 
 def remember_digest(path: Path, digest: str) -> None:
-    """Have `file_digest` give this one, without reading the file."""
+    """Have `file_digest` give this one, without reading the file, if the cache can be written."""
     memo = _memo(path)
-    memo.parent.mkdir(parents=True, exist_ok=True)
     temporary = memo.with_name(f".{memo.name}.{uuid.uuid4().hex}")
-    temporary.write_text(digest)
-    temporary.rename(memo)
+    with suppress(OSError):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(digest)
+        temporary.rename(memo)
 
 
 def _memo(path: Path) -> Path:

@@ -13,6 +13,9 @@ from batchq.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+CONTROL = "/dev/nvidiactl"  # is there where the kernel has a GPU's driver, or a container was given one
+NO_GPU = ("", "-1", "NoDevFiles", "none", "void")  # what CUDA, Slurm and containers write for no GPU at all
+
 # Instructions that decide how vLLM computes on a CPU; the rest of /proc/cpuinfo's flags don't matter here.
 CPU_FLAGS = frozenset(
     {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16"}
@@ -77,7 +80,8 @@ class Hardware:
 
 
 def detect() -> Hardware:
-    """Look at this machine; a few milliseconds. Raises ConfigError when a GPU's driver is broken."""
+    """Look at this machine; a few milliseconds. Raises ConfigError when a GPU's driver is broken, and for a GPU that
+    CUDA_VISIBLE_DEVICES names and that isn't there: nobody asked for the CPU, nor for its price."""
     model, flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
     return Hardware(
         gpus=visible(_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
@@ -100,18 +104,17 @@ def free_disk(path: Path) -> int:
 
 
 def _gpus() -> tuple[Gpu, ...]:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    if _asks_for_none(os.environ.get("CUDA_VISIBLE_DEVICES")):
         return ()  # asked to leave the GPUs alone, even broken ones
     import pynvml as nvml
 
     try:
         nvml.nvmlInit()
-    except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
-        return ()
     except nvml.NVMLError as error:
-        raise ConfigError(
-            f"the NVIDIA driver doesn't answer ({error}): see nvidia-smi, or set CUDA_VISIBLE_DEVICES= to use the CPU"
-        ) from error
+        absent = isinstance(error, (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded))
+        if absent and not os.path.exists(CONTROL):
+            return ()
+        raise _silent(error) from error
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
         gpus = []
@@ -129,25 +132,50 @@ def _gpus() -> tuple[Gpu, ...]:
                 )
             )
         return tuple(gpus)
+    except nvml.NVMLError as error:
+        raise _silent(error) from error
     finally:
         nvml.nvmlShutdown()
 
 
+def _silent(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the NVIDIA driver doesn't answer ({error}): see nvidia-smi, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+    )
+
+
+def _asks_for_none(selection: str | None) -> bool:
+    return selection is not None and selection.split(",")[0].strip() in NO_GPU
+
+
 def visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves: indices or UUID prefixes, up to the first that names none."""
-    if selection is None:
-        return gpus
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves: indices or UUID prefixes, up to a word of NO_GPU.
+
+    Raises ConfigError for a word that names no GPU, or one that was named before: CUDA would use fewer, or none at all.
+    """
+    if selection is None or _asks_for_none(selection):
+        return gpus if selection is None else ()
     chosen: list[Gpu] = []
-    for word in selection.split(","):
-        word = word.strip()
+    for word in map(str.strip, selection.split(",")):
+        if word in NO_GPU:
+            break
         if word.isdecimal():
             match = list(gpus[int(word) : int(word) + 1])
         else:
-            match = [gpu for gpu in gpus if word and gpu.uuid.startswith(word)]
-        if len(match) != 1:
-            break
+            match = [gpu for gpu in gpus if gpu.uuid.startswith(word)]
+        if len(match) != 1 or match[0] in chosen:
+            raise ConfigError(f"CUDA_VISIBLE_DEVICES={selection}: {_why_not(word, gpus, named=match)}")
         chosen += match
     return tuple(chosen)
+
+
+def _why_not(word: str, gpus: tuple[Gpu, ...], named: list[Gpu]) -> str:
+    if word.startswith("MIG-"):
+        return "parts of a GPU (MIG) can't be used, whole GPUs can"
+    if named:
+        return f"{word} names {'a GPU that is named already' if len(named) == 1 else 'several GPUs'}"
+    there = ", ".join(f"{index} ({gpu.uuid})" for index, gpu in enumerate(gpus)) or "none"
+    return f"{word} is no GPU of this machine; there are {there}; set it empty to use the CPU"
 
 
 class EnergyMeter:

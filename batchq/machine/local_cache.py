@@ -20,12 +20,16 @@ OLD_KINDS = ("reached",)  # of versions before: not read any more, but cleaned
 
 
 def write(kind: str, key: str, result: Any) -> None:
-    """Cache what JSON can hold, in place of an older result; whoever reads meanwhile sees one of both, whole."""
+    """Cache what JSON can hold, in place of an older result; whoever reads meanwhile sees one of both, whole. Where
+    nothing can be written a line says so: it could be made again."""
     path = path_of(kind, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=1))
+        temporary.rename(path)
+    except OSError as error:
+        logger.warning("%s can't be written (%s), so it isn't remembered", path, error.strerror)
 
 
 def read(kind: str, key: str, form: Callable[[Any], Result]) -> Result | None:
@@ -35,6 +39,9 @@ def read(kind: str, key: str, form: Callable[[Any], Result]) -> Result | None:
     try:
         return form(json.loads(path.read_text()))
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("%s can't be read (%s) and is not used", path, error.strerror)
         return None
     except (ValueError, TypeError, KeyError) as error:
         logger.warning("%s is damaged and not used (%s: %s)", path, type(error).__name__, error)

@@ -73,9 +73,12 @@ class Progress:
         if self.stream is None:
             return
         try:
-            self.stream.write(text)
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError as error:
+                self.stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
             self.stream.flush()
-        except OSError:  # a full disk, or nobody who reads: no reason to end a run
+        except (OSError, ValueError):  # a full disk, nobody who reads, closed by a caller: no reason to end a run
             self.stream = None
 
 

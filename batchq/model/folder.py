@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def quantization_of(config: dict[str, Any]) -> str | None:
 def open_tokenizer(path: str | Path, trusted: bool = False) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; its own code runs only if it is `trusted`.
 
-    Raises ModelError when there is none that transformers can read.
+    Raises ModelError when there is none that transformers can read, or it isn't a fast one, of the tokenizers library.
     """
     from transformers import AutoTokenizer
 
@@ -98,8 +99,14 @@ def open_tokenizer(path: str | Path, trusted: bool = False) -> PreTrainedTokeniz
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=trusted
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no tokenizer that can be read ({last_line(str(error))})") from error
+    except Exception as error:  # tokenizers raises a bare one for a tokenizer.json that is newer than it is
+        versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers"))
+        why = last_line(str(error)) or type(error).__name__
+        raise ModelError(f"{path}: no tokenizer that can be read by {versions} ({why})") from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ModelError(
+            f"{path}: its tokenizer, a {type(tokenizer).__name__}, has no fast form; batchq needs a tokenizer.json"
+        )
     return tokenizer
 
 

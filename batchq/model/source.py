@@ -6,6 +6,7 @@ weights are never loaded nor even downloaded, nor is code, unless the configurat
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ def _from_hub(where: str, revision: str | None, trusted: bool) -> tuple[Path, st
         raise ModelError(f"model.revision={revision}: {where} has no such commit") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"{where}: no such model, or a private one and HF_TOKEN isn't set") from error
+    except PermissionError as error:
+        raise ModelError(f"{where}: {error.filename}: {error.strerror}; set HF_HOME to a folder of yours") from error
     except (httpx.HTTPError, OSError) as error:
         raise ModelError(
             f"{where}@{revision}: not in the local cache, and the hub can't be reached ({type(error).__name__}); "
@@ -107,10 +110,10 @@ def _from_hub(where: str, revision: str | None, trusted: bool) -> tuple[Path, st
 
 
 def _from_folder(where: str) -> tuple[Path, str]:
-    folder = Path(where).expanduser().absolute()
-    if not folder.is_dir():
+    folder = Path(storage.normalize(where))
+    if not os.path.isdir(folder):
         hint = f"; a hub model is hf://{where}" if re.fullmatch(r"[\w.-]+/[\w.-]+", where) else f"; use {SOURCES}"
-        raise ModelError(f"model.path={where}: {'not a' if folder.exists() else 'no such'} folder{hint}")
+        raise ModelError(f"model.path={where}: {'not a' if os.path.exists(folder) else 'no such'} folder{hint}")
     return folder, folder.resolve().name
 
 

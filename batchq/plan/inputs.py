@@ -10,7 +10,7 @@ from batchq.config import Config
 from batchq.config.folders import user_conf_dir
 from batchq.errors import Changed, InputError, NotFound
 from batchq.input import Inputs
-from batchq.machine.cache import cache_dir
+from batchq.machine.cache import cache_dir, cache_of
 from batchq.records import InputObject, Plan
 
 REPLACED = "is not the file that was planned; put it back, or choose a new output.path"
@@ -34,7 +34,7 @@ def never(config: Config) -> dict[str, str]:
     return {
         input.OWN: config.output.path,
         "the cache": str(cache_dir()),
-        "quantization.cache": config.quantization.cache,
+        "quantization.cache": cache_of(config.quantization),
         **{name: path for name, path in models.items() if path and not path.startswith(("hf://", "wheel://"))},
         **({"the configuration": str(conf)} if conf else {}),
     }

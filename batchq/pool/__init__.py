@@ -192,7 +192,9 @@ class Pool:
             if not ready:  # it would not start another time either
                 raise EngineError(f"{cause}; log: {watch.log}") from None
             raise _Lost(str(cause), isinstance(cause, EngineOutOfMemory)) from None
-        except ray.exceptions.RayError:
+        except ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise EngineError(f"a replica did not start ({cluster.why(error)}); log: {watch.log}") from None
             raise _Lost("its process died") from None
         watch.phases.update(phases)
         return list(answers)

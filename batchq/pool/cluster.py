@@ -14,10 +14,11 @@ from typing import Any
 
 from batchq.config import ClusterConfig
 from batchq.engine.protocol import EngineSpec
-from batchq.errors import ConfigError, ExitCode
+from batchq.errors import ConfigError, EngineError, ExitCode
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware, Node
 from batchq.machine.log import LogFile
+from batchq.machine.words import last_line
 from batchq.pool.replica import Replica
 from batchq.sizing import replicas
 from batchq.sizing.replicas import Slot
@@ -31,7 +32,8 @@ LOOKS = 9  # at the head in that time
 def connect(address: str | None) -> None:
     """Start Ray on this machine, on loopback only, or join the cluster at `address`.
 
-    Raises ConfigError if no cluster answers there. The handlers of SIGTERM and SIGINT stay as they are.
+    Raises ConfigError if no cluster answers there, EngineError if Ray doesn't start here. The handlers of SIGTERM and
+    SIGINT stay as they are.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -42,7 +44,7 @@ def connect(address: str | None) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger(ray.__name__).setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": "ERROR"}
     if address is None:
         machine = hardware.detect()
@@ -61,10 +63,39 @@ def connect(address: str | None) -> None:
         options |= {"address": address, "runtime_env": {"py_modules": [batchq]}}
     try:
         with _signals_left_alone():
-            ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            _start(options)
+    except Exception as error:  # Ray has no class of its own for what keeps it from starting
+        said = _in_words(error)
+        if address is None:
+            raise EngineError(f"Ray doesn't start on this machine: {said}") from error
         hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it asks for a token, set RAY_AUTH_MODE=token"
-        raise ConfigError(f"cluster.address={address}: {str(error).splitlines()[0]}{hint}") from error
+        raise ConfigError(f"cluster.address={address}: {said}{hint}") from error
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start or join Ray; once more where a busy machine was too slow for it."""
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if "timed out" not in str(error):
+            raise
+        logger.warning("Ray was not up in time and is started once more: %s", _in_words(error))
+        ray.shutdown()
+        ray.init(**options)
+
+
+def _in_words(error: Exception) -> str:
+    """In one line what Ray, or the system below it, says, and what to set where Ray's own words don't know."""
+    said = " ".join(str(error).split())
+    if "AF_UNIX path length" in said:
+        return f"{said}; set RAY_TMPDIR to a folder with a shorter name, such as /tmp"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; Ray's files go to RAY_TMPDIR, TMPDIR or /tmp"
+    if "ersion mismatch" in said:
+        return f"{said}; both need the same versions of Ray and Python"
+    return said[:300]
 
 
 @contextmanager
@@ -135,6 +166,17 @@ def _listens(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def why(error: BaseException) -> str:
+    """What kept a process from working: our own words, or the library that its node lacks. Of other errors the class
+    alone, since their messages may quote a row."""
+    kind, _, words = last_line(str(error)).partition(": ")
+    if isinstance(error, ImportError):
+        return str(error)
+    if kind.startswith("batchq.errors.") or kind in ("ModuleNotFoundError", "ImportError"):  # of an actor's beginning
+        return words
+    return type(error).__name__
 
 
 def nodes() -> list[dict[str, Any]]:

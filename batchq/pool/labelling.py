@@ -210,7 +210,7 @@ class ShardScheduler:
                 self.false_starts += 1
                 refused = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed
                 if refused or self.false_starts >= self.cluster.max_attempts:
-                    raise EngineError(f"a replica did not start ({type(error).__name__}); log: {replica.log}") from None
+                    raise EngineError(f"a replica did not start ({cluster.why(error)}); log: {replica.log}") from None
             self._lose(replica, "its process died")
             return
         if what == "start":
@@ -240,7 +240,7 @@ class ShardScheduler:
             raise cause
         else:
             where = losses.named(self.spec, shard) if shard else f"replica {replica.number}"
-            raise BatchqError(f"{where}: a worker failed ({type(cause).__name__}); log: {replica.log}") from None
+            raise BatchqError(f"{where}: a worker failed ({cluster.why(cause)}); log: {replica.log}") from None
 
     def _poll(self) -> None:
         now = time.monotonic()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import logging
 import math
 import os
+import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from batchq.account.usage import PhaseClock
 from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.machine import log as logs
+from batchq.machine.cache import written
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker.counters import Snapshot
 from batchq.worker.spec import WorkerSpec, open_engine
@@ -126,8 +129,13 @@ class Replica:
 
 
 def _log_to(path: str) -> None:
-    """Send this process's output, and its children's, to a file."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Send this process's output, and its children's, to a file. Raises ConfigError where none can be made."""
+    with written(Path(path)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    for stream in (sys.stdout, sys.stderr):  # whatever the driver's terminal takes: this is a file
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    os.environ["PYTHONIOENCODING"] = "utf-8:backslashreplace"

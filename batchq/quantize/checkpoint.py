@@ -22,7 +22,7 @@ from batchq import storage
 from batchq.config import QuantizationConfig, Scheme
 from batchq.errors import AlreadyExists, ConfigError, NotFound
 from batchq.machine import hardware
-from batchq.machine.cache import build_once, cache_dir
+from batchq.machine.cache import build_once, cache_dir, cache_of
 from batchq.machine.digests import digest_of
 from batchq.machine.words import GIB, gib
 from batchq.model.folder import is_tied, read_config
@@ -105,12 +105,6 @@ def find_checkpoint(
 def checkpoint_key(model: Model, steps: dict[str, Any], calibration: list[list[int]], versions: dict[str, str]) -> str:
     """A digest of all that decides a checkpoint's bytes."""
     return digest_of([model.digest, steps, digest_of(calibration), versions])
-
-
-def cache_of(config: QuantizationConfig) -> str:
-    """Where checkpoints are cached, normalized; the default follows $BATCHQ_CACHE."""
-    default = config.cache == QuantizationConfig.cache
-    return storage.normalize(str(cache_dir() / "checkpoints") if default else config.cache)
 
 
 def _prompts(prompts: list[list[int]], scheme: Scheme, config: QuantizationConfig) -> list[list[int]]:

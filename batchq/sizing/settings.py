@@ -164,9 +164,7 @@ def choose_settings(
     if scheme is Scheme.none and engine.kind is EngineKind.vllm:
         scheme = stored_scheme(read_config(weights.path))  # a model that came quantized
     if engine.kind is EngineKind.vllm and hardware.capability == HOPPER and scheme in FP8 and not generates:
-        why = (
-            "cuBLAS multiplies FP8 faster on Hopper than CUTLASS (auto, what vLLM takes): 1.05 to 1.15 times the rows"
-        )
+        why = "cuBLAS multiplies FP8 faster on Hopper than CUTLASS (auto, what vLLM takes): 1.05 to 1.15 times the rows"
         choices.choose(BACKEND, "torch", why)
     step = _choose_step(choices, config, hardware, scheme)
     if engine.kind is EngineKind.vllm and cuda:

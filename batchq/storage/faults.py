@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchq.errors import AccessDenied, AlreadyExists, Changed, NoConditionalWrites, NotFound, StorageError
+from batchq.errors import (
+    AccessDenied,
+    AlreadyExists,
+    Changed,
+    ConfigError,
+    Expired,
+    NoConditionalWrites,
+    NotFound,
+    StorageError,
+)
 
 _METADATA = re.compile(r"://[^/]+/latest/(api/token|meta-data)")  # where the provider looks last for credentials
+# Of S3, in a 400 or a 403, and of Azure's signatures. What a role gives is renewed by the library, before it expires.
+_EXPIRED = re.compile("ExpiredToken|TokenRefreshRequired|RequestExpired|Signed expiry time")
 
 # What is said of a bucket in another region, in some replies with its name.
 _REGION = re.compile(
@@ -42,6 +54,8 @@ def translated(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise AccessDenied(f"{uri}: permission denied") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{uri}: {error.strerror}") from None
         raise StorageError(f"{uri}: {error.strerror or type(error).__name__}") from error
     except Exception as error:
         if not type(error).__module__.startswith("obstore"):
@@ -61,6 +75,10 @@ def _store_error(uri: str, error: Exception) -> StorageError:
         return changed(uri)
     if "NoSuchBucket" in reason:
         return NotFound(f"{uri}: no such bucket")
+    if _EXPIRED.search(reason):
+        return Expired(f"{uri}: the credentials have expired ({reason}); renew them, and the same command goes on")
+    if "RequestTimeTooSkewed" in reason:
+        return StorageError(f"{uri}: this machine's clock is wrong, and the store refuses its signatures ({reason})")
     if region := _REGION.search(str(error)):
         expected = f" {region[1]}" if region[1] else ""
         return StorageError(f"{uri}: the bucket is in another region{expected}; set AWS_REGION in the environment")

@@ -128,8 +128,14 @@ def _refuse_slashes(uri: str) -> None:
 def local_path(uri: str) -> str:
     """The absolute path of a local file, which may be spelt from ~, relative or as file://.
 
-    Raises ConfigError for a scheme that lost its slashes.
+    Raises ConfigError for a scheme that lost its slashes, for ~ where no home folder is known, and for what can't be a
+    name.
     """
     _refuse_slashes(uri)
     path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
-    return os.path.abspath(os.path.expanduser(path))
+    if "\0" in path:
+        raise ConfigError(f"{path}: a name can't hold a zero byte")
+    expanded = os.path.expanduser(path)
+    if expanded == path and re.match(r"~(/|$)", path):
+        raise ConfigError(f"{path}: no home folder is known; set HOME, or give the path from /")
+    return os.path.abspath(expanded)

@@ -28,11 +28,16 @@ MAX_RANGE = 16 * 1024 * 1024  # bytes of a request in a sequential read; also th
 def stat(uri: str) -> Stat:
     with translated(uri):
         import obstore
+        from obstore.exceptions import GenericError, PermissionDeniedError
 
         store, key = client(uri)
         if not key:
             raise NotFound(f"{uri}: a bucket, not an object")
-        meta = obstore.head(store, key)
+        try:
+            meta = obstore.head(store, key)
+        except (GenericError, PermissionDeniedError):
+            obstore.get(store, key, options={"range": (0, 1)})  # says why: a HEAD's reply has no body
+            raise
         return Stat(uri, meta["size"], quoted(meta["e_tag"]))
 
 
