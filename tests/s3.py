@@ -222,7 +222,7 @@ class Flaky:
 
 STATUS = {
     "conflict": b"409 Conflict",
-    "accept": b'200 OK\r\netag: "0"',
+    "accept": b'200 OK\r\nlast-modified: Thu, 01 Jan 2026 00:00:00 GMT\r\netag: "0"',
     "busy": b"503 Service Unavailable",
     "deny": b"403 Forbidden",
     "expired": b"400 Bad Request",

@@ -11,7 +11,7 @@ import pytest
 
 from batchq import input, storage
 from batchq.config import Config, InputConfig, Scheme, Unreadable
-from batchq.errors import InputError
+from batchq.errors import ConfigError, InputError
 from batchq.plan.draft import make_plan
 from batchq.plan.inputs import check_inputs
 from tests.inputs import rows
@@ -72,6 +72,18 @@ def test_markers_of_folders_are_no_objects(root: str, store: Flaky) -> None:
     store.listed = {key(root, name): 0 for name in MARKERS}
     found = input.list_input(InputConfig(path=root))
     assert [each.name for each in found.objects] == GOOD and not found.unreadable
+
+
+def test_a_marker_that_has_its_folders_name_hides_nothing(root: str, store: Flaky) -> None:
+    """Azure's data lakes list a folder as an object of no bytes."""
+    store.choose = lambda head: "accept" if head.startswith(b"HEAD") and b"/in " in head else "pass"
+    assert storage.stat(f"{root}/in").size == 0
+    assert [each.name for each in input.list_input(InputConfig(path=f"{root}/in")).objects] == ["b c+d%20.jsonl"]
+
+
+def test_a_pattern_of_buckets_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a bucket's name can't be a pattern"):
+        input.list_input(InputConfig(path="s3://buck*/a.jsonl"))
 
 
 def test_what_is_listed_by_name_is_read(root: str, store: Flaky) -> None:

@@ -101,9 +101,13 @@ def _remote_glob(uri: str, is_folder: bool, marks: re.Pattern[str] | None) -> Li
     literal = before_wildcards(uri)
     if literal.count("/") < 3 and literal != uri:
         raise ConfigError(f"{uri}: a bucket's name can't be a pattern")
-    if not is_folder and exists(uri):
-        return Listing(uri[: uri.rindex("/")], [stat(uri)])
-    listing = remote_listing.search(Pattern(uri, is_folder=literal == uri), marks)
+    one = None if is_folder else _stat_if_there(uri)
+    if one and one.size:
+        return Listing(uri[: uri.rindex("/")], [one])
+    # An object of no bytes may be the marker of a folder: those of Azure's data lakes have the folder's own name.
+    listing = remote_listing.search(Pattern(uri, is_folder=one is not None or literal == uri), marks)
+    if one and not listing.found:
+        return Listing(uri[: uri.rindex("/")], [one])
     if literal == uri and not (listing.found or listing.hidden or listing.special):
         raise NotFound(f"{uri}: no such file, folder or object")
     return listing
@@ -121,11 +125,14 @@ def stat(uri: str) -> Stat:
 
 def exists(uri: str) -> bool:
     """Whether an object (not a folder) of that name is there."""
+    return _stat_if_there(uri) is not None
+
+
+def _stat_if_there(uri: str) -> Stat | None:
     try:
-        stat(uri)
+        return stat(uri)
     except NotFound:
-        return False
-    return True
+        return None
 
 
 def _listed(prefix_uri: str) -> Iterator[Stat]:
