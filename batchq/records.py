@@ -37,7 +37,7 @@ class Dialect:
       mean by it, before another letter or digit it stands for itself, and before anything else that is taken as it is.
     - With an escape, an unquoted field of the escape and N is null.
 
-    Where text follows a closed quote, a quote isn't closed before the file's end or in 64 MiB, or a record of several
+    Where text follows a closed quote, a quote isn't closed before the file's end or in 32 MiB, or a record of several
     lines looks like rows, its first line alone is a row that can't be read, and reading goes on with the second. It
     looks like rows if each line has as many delimiters as the header has, of which there are some, the first doesn't
     begin with the quote and, where commas or semicolons delimit, each begins with digits and such a one.

@@ -9,6 +9,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from batchq import input
 from batchq.account.budget import Budget
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, Stopped
@@ -129,6 +130,8 @@ def start_new(session: Session, model: Model, new: New | None) -> tuple[Plan, Se
     driver stored another plan meanwhile.
     """
     assert new is not None, "a run that isn't resumed was planned"
+    if dialect := input.dialect_words(new.draft.objects):
+        session.progress.step(f"csv: {dialect}")
     drafted, served, verdicts = choose_checkpoint(session, new.draft, model, new.choice)
     key = served.checkpoint.key
     if new.draft.checkpoint not in ("", key):
