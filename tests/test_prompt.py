@@ -26,7 +26,21 @@ from tests.helpers import rows_of, write_jsonl
 from tests.jobs import finished
 
 RUN = ["job=mine", "engine=fake"]
-COLUMNS = ["text", "labels", "choices", "row", "range", "dict", "items", "self", "none", "my col", "odd.name", "Body"]
+COLUMNS = [
+    "text",
+    "labels",
+    "choices",
+    "row",
+    "range",
+    "dict",
+    "items",
+    "self",
+    "none",
+    "my col",
+    "odd.name",
+    "Body",
+    "not",
+]
 
 
 def rendered(source: str, row: dict[str, Any]) -> str:
@@ -65,6 +79,8 @@ REFUSED = {
     "lipsum": ("{{ text }} {{ lipsum() }}", "uses lipsum, not a column"),
     "include": ("{{ text }}\n{% include 'a.txt' %}", "line 2: include: a prompt stands alone"),
     "import": ("{% from 'a' import b %}{{ text }}", "line 1: from import: a prompt stands alone"),
+    "a keyword": ("{{ not }} {{ text }}", r"line 1: .*written row\['not'\]"),
+    "a tag": ("{% fro %}{{ text }}", r"line 1: Encountered unknown tag 'fro'$"),
     "syntax": ("a\nb\n{{ text", "line 3: "),
     "an open block": ("{% if text %}", "line 1: "),
 }

@@ -20,7 +20,7 @@ from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
 from batchq.task import task
-from batchq.task.prompt import OURS, check_prompt, names_in
+from batchq.task.prompt import check_prompt, columns_in
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -127,7 +127,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
 def _refuse_headless(config: Config, first: InputObject, columns: list[str]) -> None:
     """Raises InputError where a CSV file's first line names nothing that is asked for; it may be a row, so it isn't
     quoted."""
-    wanted = names_in(config.task.prompt) - OURS
+    wanted = columns_in(config.task.prompt)
     names = ", ".join(sorted(wanted))
     if wanted and wanted.isdisjoint(columns) and (first.dialect is None or first.dialect.header):
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,12 @@ def names_in(source: str) -> set[str]:
     Raises ConfigError if it is no valid Jinja.
     """
     return _names(_parsed(source))
+
+
+def columns_in(source: str) -> set[str]:
+    """The columns that a template asks for by name, whether they are there or not. Raises ConfigError as `names_in`."""
+    tree = _parsed(source)
+    return (_names(tree) - OURS - _functions()) | _lookups(tree).columns
 
 
 def prompt_columns(source: str, columns: Sequence[str]) -> list[str]:
@@ -131,10 +136,12 @@ def _parsed(source: str, columns: Sequence[str] = ()) -> nodes.Template:
         jinja2.meta.find_undeclared_variables(tree)  # which compiles it: an unknown filter shows only then
         return tree
     except jinja2.TemplateSyntaxError as error:
-        odd = next((c for c in columns if not _is_plain(c)), None)
+        said = (error.message or "can't be read").rstrip(".")
+        odd = next((c for c in columns if c in source and not _is_plain(c)), None)
         hint = "" if odd is None else f"; a column whose name is no plain word is written {_spelled(odd)}"
-        near = _near(match[1], [*made.filters, *made.tests]) if (match := _NO_FILTER.search(str(error))) else ""
-        raise ConfigError(f"task.prompt, line {error.lineno}: {error.message}{near}{hint}") from error
+        if match := _NO_FILTER.search(said):
+            hint = _near(match[1], [*made.filters, *made.tests])
+        raise ConfigError(f"task.prompt, line {error.lineno}: {said}{hint}") from error
 
 
 _NO_FILTER = re.compile(r"No (?:filter|test) named '(.*?)'")
@@ -232,7 +239,7 @@ def _spelled(column: str) -> str:
 
 
 def _is_plain(column: str) -> bool:
-    return column.isidentifier() and not keyword.iskeyword(column)
+    return column.isidentifier() and column not in {"not", *CONSTANTS}
 
 
 def _asked(plain: Sequence[str], columns: Sequence[str]) -> str:
