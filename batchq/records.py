@@ -104,7 +104,7 @@ class Row:
 
     id: str
     position: int
-    columns: dict[str, Any]
+    columns: Mapping[str, Any]
     error: tuple[str, str] | None = None
     raw: str | None = None
     size: int = 0
@@ -190,6 +190,8 @@ class Plan:
     model: str  # content digest of the model as named
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no input, by why: how many
+    partitions: dict[str, str] = field(default_factory=dict)  # columns by folders named key=value: int64 or string
+    unknown: bool = True  # whether keys that no column has go to batchq_extra
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
     reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same
     bytes_per_part: int = 0  # as Row.size counts them; 0: no bound, as in plans of version 0.1.0

@@ -187,7 +187,7 @@ def config(output: Path) -> Config:
 def finish(output: str, shards: int) -> None:
     """A plan of so many shards, and an object for each, as a worker would have committed it."""
     task = TaskConfig(prompt="{{ text }}", labels=["a", "b"])
-    schema = output_schema(pa.schema([("text", pa.string())]), task, extra=False)
+    schema = output_schema(pa.schema([("text", pa.string())]), task)
     fixed = Plan(
         fingerprint="f" * 64,
         ingredients={},

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 from batchq.input.dialect import with_dialects
 from batchq.input.dialect import words as dialect_words
+from batchq.input.footers import OPENED_AT_ONCE
 from batchq.input.foreign import OWN
 from batchq.input.formats import format_of, splittable
 from batchq.input.listing import Inputs, find_input, list_input
+from batchq.input.partitions import partition_types
 from batchq.input.ranges import split, taper
 from batchq.input.rows import read_rows, rows_of, rows_per_byte
-from batchq.input.schema import OPENED_AT_ONCE, as_text, infer_schema, unreadable
+from batchq.input.schema import as_text, infer_schema, to_json, unreadable
 from batchq.input.sizes import take
+from batchq.input.tables import TableRow
 
 __all__ = [
     "OPENED_AT_ONCE",
     "OWN",
     "Inputs",
+    "TableRow",
     "as_text",
     "dialect_words",
     "find_input",
     "format_of",
     "infer_schema",
     "list_input",
+    "partition_types",
     "read_rows",
     "rows_of",
     "rows_per_byte",
@@ -34,6 +39,7 @@ __all__ = [
     "splittable",
     "take",
     "taper",
+    "to_json",
     "unreadable",
     "with_dialects",
 ]

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 from batchq import storage
 from batchq.input.broken import MAX_LINE
+from batchq.input.footers import row_groups
 from batchq.input.formats import readable, splittable
 from batchq.input.lines import TAIL
-from batchq.input.tables import row_groups
 from batchq.records import InputObject, Range
 
 TEXT_BYTES = 24 * 1024 * 1024  # of a range: it fits in one part, whatever its rows' lengths

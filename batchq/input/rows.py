@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from batchq import storage
 from batchq.input.delimited import csv_rows
 from batchq.input.formats import opened, readable, splittable, unpacked
 from batchq.input.lines import json_rows, lines_of, numbered, text_rows
+from batchq.input.partitions import partition_values
 from batchq.input.ranges import row_bytes
 from batchq.input.tables import table_rows
 from batchq.records import END, InputObject, Plan, Range, Row, Shard
@@ -19,10 +21,19 @@ from batchq.storage import failpoint
 HEAD = 4 << 20  # bytes of text; their parsing takes a tenth of a second
 
 
+class _Wanted(NamedTuple):
+    """The columns that are read, None for all, and what those hold that an object or a row doesn't have."""
+
+    columns: list[str] | None
+    beside: Mapping[str, Any]
+
+
 def rows_of(plan: Plan, shard: Shard, columns: Sequence[str] | None, skip: int = 0) -> Iterator[Row]:
-    """The rows of one shard, as `read_rows`, beginning with the first whose position is at least `skip`."""
-    wanted = None if columns is None else list(columns)
-    return read_rows(plan.objects[shard.object], plan.format, shard.range, columns=wanted, skip_until=skip)
+    """The rows of one shard, as `read_rows`, beginning with the first whose position is at least `skip`, and with the
+    columns that its object's folders give."""
+    obj = plan.objects[shard.object]
+    wanted = _Wanted(None if columns is None else list(columns), partition_values(obj.name, plan.partitions))
+    return _read(obj, plan.format, shard.range, wanted, skip)
 
 
 def read_rows(
@@ -31,18 +42,28 @@ def read_rows(
     """The rows of one range, in order, beginning with the first whose position is at least `skip_until`.
 
     A byte range has the rows whose first byte lies in [start, stop), with id name@offset; otherwise the id is
-    name:ordinal. Blank lines are no rows. `columns` null reads all; a JSON object's absent ones are None.
+    name:ordinal. Blank lines are no rows. `columns` null reads all; one that an object or a row doesn't have is None.
 
     Error codes: invalid_json, not_an_object, invalid_unicode, invalid_utf8, csv_columns, invalid_csv, line_too_long,
-    row_too_long, invalid_value (of a table). Raises InputError, naming the object, if it is damaged or lacks a column.
+    row_too_long (of a table). Raises InputError, naming the object, if it is damaged, or a CSV that lacks a column.
     """
+    return _read(obj, format, range, _Wanted(columns, {}), skip_until)
+
+
+def _read(obj: InputObject, format: str, range: Range, wanted: _Wanted, skip_until: int) -> Iterator[Row]:
     failpoint.reach("read.rows.before")
+    columns, beside = wanted
     with readable(obj, format):
         if format in ("parquet", "dataset"):
-            yield from table_rows(obj, format, Range("rows", max(range.start, skip_until), range.stop), columns)
+            yield from table_rows(obj, format, Range("rows", max(range.start, skip_until), range.stop), *wanted)
             return
         with opened(obj) as file:
-            yield from _rows_in(obj, file, format, range, columns, skip_until)
+            for row in _rows_in(obj, file, format, range, None if beside else columns, skip_until):
+                if beside and not row.error:
+                    whole = {**beside, **row.columns}
+                    own = whole if columns is None else {name: whole.get(name) for name in columns}
+                    row = dataclasses.replace(row, columns=own)
+                yield row
 
 
 def rows_per_byte(obj: InputObject, format: str) -> float:

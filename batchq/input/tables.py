@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchq import storage
+from batchq.errors import RowError
 from batchq.input import broken
-from batchq.input.formats import BLOCK, require
+from batchq.input.formats import BLOCK
 from batchq.input.sizes import table_sizes
 from batchq.records import InputObject, Range, Row
 from batchq.storage import failpoint
@@ -22,12 +23,44 @@ DECODED_ROWS = 16  # of Parquet at a time: a row group's footer tells the mean l
 # often a value that it stores once is repeated
 
 
-def table_rows(obj: InputObject, format: str, wanted: Range, columns: list[str] | None) -> Iterator[Row]:
+class TableRow(Mapping[str, Any]):
+    """The columns of one row of a record batch. A column's values are made Python's when one of them is first read, so
+    that what nobody reads costs nothing, and a value that Python can't hold costs nobody else anything.
+
+    Reading such a value raises RowError: `invalid_utf8` or `invalid_value`.
+    """
+
+    __slots__ = ("_read", "batch", "index")
+
+    def __init__(self, batch: pa.RecordBatch, index: int, read: dict[str, list[Any]]) -> None:
+        """`read`: the columns that were read so far, shared by the batch's rows."""
+        self.batch, self.index, self._read = batch, index, read
+
+    def __getitem__(self, name: str) -> Any:
+        values = self._read.get(name)
+        if values is None:
+            values = self._read[name] = _python_values(self.batch.column(name))
+        value = values[self.index]
+        if isinstance(value, RowError):
+            raise value
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.batch.schema.names)
+
+    def __len__(self) -> int:
+        return len(self.batch.schema.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.batch.schema.names
+
+
+def table_rows(
+    obj: InputObject, format: str, wanted: Range, columns: list[str] | None, beside: Mapping[str, Any]
+) -> Iterator[Row]:
+    """The rows of a range. A column that the file doesn't have is as `beside` says, or null."""
     for first, batch in table_batches(obj, format, wanted, columns):
-        if columns is not None:
-            require(columns, batch.schema.names, obj.name)
-            batch = batch.select(columns)
-        yield from _batch_rows(batch, f"{obj.name}:", first)
+        yield from _batch_rows(_completed(batch, columns, beside), f"{obj.name}:", first)
 
 
 def table_batches(
@@ -55,27 +88,45 @@ def _pieces(batch: pa.RecordBatch, first: int) -> Iterator[tuple[int, pa.RecordB
 
 
 def _batch_rows(batch: pa.RecordBatch, prefix: str, first: int) -> Iterator[Row]:
-    names, sizes = batch.schema.names, table_sizes(batch)
+    sizes = table_sizes(batch)
     if batch.num_rows == 1 and sizes[0] > broken.MAX_LINE:
         yield broken.row(prefix, first, "row_too_long", broken.TOO_LONG[1])
         return
-    try:
-        cells = [column.to_pylist() for column in batch.columns]
-        values = zip(*cells, strict=True) if cells else ((),) * batch.num_rows
-        for ordinal, cell in enumerate(values, first):
-            yield Row(f"{prefix}{ordinal}", ordinal, dict(zip(names, cell, strict=True)), size=sizes[ordinal - first])
-        return
-    except (ValueError, OverflowError):
-        pass  # a value that Python can't hold: read row by row, so that its neighbours still come
+    read: dict[str, list[Any]] = {}
     for index in range(batch.num_rows):
-        ordinal = first + index
-        try:
-            cell = {name: batch.column(name)[index].as_py() for name in names}
-            yield Row(f"{prefix}{ordinal}", ordinal, cell, size=sizes[index])
-        except UnicodeDecodeError:
-            yield broken.row(prefix, ordinal, *broken.NOT_UTF8)
-        except (ValueError, OverflowError):
-            yield broken.row(prefix, ordinal, "invalid_value", "a column holds a value that can't be read")
+        yield Row(f"{prefix}{first + index}", first + index, TableRow(batch, index, read), size=sizes[index])
+
+
+def _completed(batch: pa.RecordBatch, columns: list[str] | None, beside: Mapping[str, Any]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    own = batch.schema.names
+    names = list(dict.fromkeys([*own, *beside])) if columns is None else columns
+    if names == own:
+        return batch
+    if not names:
+        return batch.select([])
+    known, rows = set(own), batch.num_rows
+    arrays = [batch.column(name) if name in known else pa.repeat(pa.scalar(beside.get(name)), rows) for name in names]
+    return pa.RecordBatch.from_arrays(arrays, names)
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    """The values, a RowError in the place of one that Python can't hold."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except (ValueError, OverflowError):
+        return [_python_value(scalar) for scalar in column]
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return RowError(*broken.NOT_UTF8)
+    except (ValueError, OverflowError):
+        return RowError("invalid_value", "the prompt reads a value that is out of Python's range")
 
 
 def _parquet_batches(
@@ -87,8 +138,8 @@ def _parquet_batches(
     with storage.open_read(obj.uri, etag=obj.etag) as file:
         # pre_buffer would hold whole row groups
         parquet = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=BLOCK, pre_buffer=False)
-        if columns is not None:
-            require(columns, parquet.schema_arrow.names, obj.name)
+        own = set(parquet.schema_arrow.names)
+        read = None if columns is None else [name for name in columns if name in own]
         begin = 0
         for index in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(index)
@@ -96,7 +147,7 @@ def _parquet_batches(
                 at_a_time = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
                 size = min(max(1, at_a_time), DECODED_ROWS)
                 at = begin
-                for batch in parquet.iter_batches(size, row_groups=[index], columns=columns, use_threads=False):
+                for batch in parquet.iter_batches(size, row_groups=[index], columns=read, use_threads=False):
                     failpoint.reach("read.parquet.batch")
                     if at >= wanted.stop:
                         return
@@ -131,15 +182,3 @@ def _stream(mapped: mmap.mmap | None, file: BinaryIO) -> Any:
     import pyarrow as pa
 
     return pa.ipc.open_stream(pa.PythonFile(file) if mapped is None else pa.py_buffer(mapped))
-
-
-def row_groups(obj: InputObject, format: str) -> list[tuple[int, int]]:
-    """Rows and bytes, not compressed, of each row group of a Parquet file or each batch of a dataset."""
-    import pyarrow.parquet as pq
-
-    with storage.open_read(obj.uri, etag=obj.etag) as file:
-        if format == "dataset":
-            return [(batch.num_rows, batch.nbytes) for batch in arrow_reader(obj, file)]
-        metadata = pq.read_metadata(file)
-        groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-        return [(group.num_rows, group.total_byte_size) for group in groups]

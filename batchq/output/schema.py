@@ -17,15 +17,17 @@ FAILURE = [
     pa.field("batchq_message", pa.string()),
     pa.field("batchq_raw", pa.string()),
 ]
-EXTRA = pa.field("batchq_extra", pa.string())  # JSON of keys that the frozen schema doesn't have
+EXTRA = pa.field(
+    "batchq_extra", pa.string()
+)  # JSON of what the columns can't hold: unknown keys, values that don't fit
 
 
-def output_schema(columns: pa.Schema, task: TaskConfig, extra: bool) -> pa.Schema:
+def output_schema(columns: pa.Schema, task: TaskConfig) -> pa.Schema:
     """Identity, the input columns that come along, the answer, counts, failure: in this order.
 
     Raises ConfigError if an input column has the name of one of ours, but for case: DuckDB and Spark take them for one.
     """
-    ours = [*IDENTITY, *answers.of(task).fields(), *COUNTS, *FAILURE, *([EXTRA] if extra else [])]
+    ours = [*IDENTITY, *answers.of(task).fields(), *COUNTS, *FAILURE, EXTRA]
     own = {f.name.casefold(): f.name for f in ours}
     if taken := sorted(name for name in columns.names if name.casefold() in own):
         same = own[taken[0].casefold()]
@@ -34,8 +36,7 @@ def output_schema(columns: pa.Schema, task: TaskConfig, extra: bool) -> pa.Schem
             f"input column {taken[0]} has the name of an output column{alike}: "
             f"leave it out with output.columns, or rename the answer with task.name"
         )
-    plain = [pa.field(f.name, f.type) for f in columns]
-    return pa.schema([*IDENTITY, *plain, *(f for f in ours if f not in IDENTITY)])
+    return pa.schema([*IDENTITY, *columns, *(f for f in ours if f not in IDENTITY)])
 
 
 def schema_to_text(schema: pa.Schema) -> str:

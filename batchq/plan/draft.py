@@ -20,7 +20,7 @@ from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
 from batchq.task import task
-from batchq.task.prompt import check_prompt, columns_in
+from batchq.task.prompt import check_prompt, columns_in, required_columns
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -75,6 +75,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
     inputs = list_inputs(config)
     objects, unreadable = inputs.objects, dict(inputs.unreadable)
     format = input.format_of(objects[0].name, config.input.format)
+    required = required_columns(config.task.prompt)
     if format != "csv" and (said := _csv(config)):
         raise ConfigError(f"input.csv.{next(iter(said[0]))}: goes with CSV files; {objects[0].name} is {format}")
     objects, refused = input.with_dialects(objects, format, config.input.csv)
@@ -82,11 +83,11 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         raise InputError(next(iter(refused.values())))
     unreadable |= refused
     if config.input.unreadable is Unreadable.quarantine:
-        unreadable |= input.unreadable(objects, format)
+        unreadable |= input.unreadable(objects, format, required)
         objects = [each for each in objects if each.name not in unreadable]
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
-    schema = input.infer_schema(objects, format, config.input.columns)
+    schema = input.infer_schema(objects, format, config.input.columns, required)
     if format == "csv":
         _refuse_headless(config, objects[0], schema.names)
     check_prompt(config.task.prompt, schema.names, config.task.constant_prompt)
@@ -100,8 +101,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
             f"output.columns names {unknown[0]}, which is no column; columns are {', '.join(schema.names)}"
             + suggest.did_you_mean(unknown[0], schema.names)
         )
-    everything = config.input.columns is None and config.output.columns is None
-    output = output_schema(_subset(schema, chosen), config.task, extra=format == "jsonl" and everything)
+    output = output_schema(_subset(schema, chosen), config.task)
     parts = ingredients(config, model, scheme)
     return Plan(
         fingerprint=fingerprint(parts, objects),
@@ -118,6 +118,8 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         model=model,
         unreadable=unreadable,
         left_out=inputs.left_out,
+        partitions=input.partition_types(each.name for each in objects),
+        unknown=format == "jsonl" and config.input.columns is None and config.output.columns is None,
         checkpoint=checkpoint,
         reuse=parts.get("reuse", ""),
         date=datetime.now().isoformat(timespec="seconds"),

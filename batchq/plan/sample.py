@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from batchq.errors import ConfigError, InputError, RowError, StorageError
 from batchq.machine.digests import digest_of
 from batchq.model.scheme import SCHEMES
 from batchq.plan.inputs import list_inputs
-from batchq.records import Plan, Range, Row
+from batchq.records import Plan, Range, Row, Shard
 from batchq.task.task import Task, open_task
 
 Taken = TypeVar("Taken")
@@ -163,8 +164,8 @@ def _rows_of_input(config: Config, draft: Plan, path: str) -> Iterator[Row]:
     for why in refused.values():
         raise InputError(why)
     for obj in objects:
-        whole = Range(input.splittable(obj.name, format))
-        yield from input.read_rows(obj, format, whole, columns=list(draft.columns))
+        other = dataclasses.replace(draft, objects=(obj,), format=format)
+        yield from input.rows_of(other, Shard(0, 0, Range(input.splittable(obj.name, format))), draft.columns)
 
 
 def spread(draft: Plan, wanted: int, take: Callable[[Iterator[Row]], Iterator[Taken]]) -> Iterator[Taken]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchq.config import TaskConfig
+from batchq.errors import RowError
 from batchq.task import answers
 from batchq.task.answers import folded, number_in
 
@@ -27,8 +28,12 @@ class Gold:
         self._numbers = {number: label for label in self.labels if (number := number_in(label)) is not None}
 
     def of(self, columns: Mapping[str, Any]) -> str | None:
-        """The label, or the text itself where it means none of them; None for no gold: null, NaN, or nothing."""
-        value = columns.get(self.column) if self.column else None
+        """The label, or the text itself where it means none of them; None for no gold: null, NaN, nothing, or what
+        Python can't hold."""
+        try:
+            value = columns.get(self.column) if self.column else None
+        except RowError:
+            return None
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)

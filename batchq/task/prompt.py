@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import jinja2.meta
@@ -35,6 +35,12 @@ def columns_in(source: str) -> set[str]:
     """The columns that a template asks for by name, whether they are there or not. Raises ConfigError as `names_in`."""
     tree = _parsed(source)
     return (_names(tree) - OURS - _functions()) | _lookups(tree).columns
+
+
+def required_columns(source: str) -> set[str]:
+    """Those of them for whose absence it has no answer, such as a default."""
+    tree = _parsed(source)
+    return (_names(tree) - OURS - _functions()) | _lookups(tree).required
 
 
 def prompt_columns(source: str, columns: Sequence[str]) -> list[str]:
@@ -94,13 +100,17 @@ class Template:
     def __init__(self, source: str, columns: Sequence[str]) -> None:
         """`columns`: the input's column names. Raises ConfigError as `prompt_columns` does."""
         self.reads = prompt_columns(source, columns)
+        lookups = _lookups(_parsed(source, columns))
+        self._whole_row = "row" in names_in(source) and not lookups.complete
+        self._others = sorted(lookups.columns.difference(self.reads))  # of JSON rows with more keys than were known
         self._template = environment().from_string(source)
         self._globals = dict(self._template.globals)  # Jinja would merge them from a chain of maps for each row
 
     def render(self, columns: Mapping[str, Any], choices: str, labels: Sequence[str]) -> str:
         """The message for one row. Raises RowError for a row that can't fill the template."""
         # A key that a JSON row lacks is null, as it is in the table; so is a NaN, which is what pandas makes of a null.
-        columns = {**dict.fromkeys(self.reads), **columns}
+        others = columns if self._whole_row else [name for name in self._others if name in columns]
+        columns = {name: _read(columns, name) for name in (*self.reads, *others)}
         for name in self.reads:
             if type(value := columns[name]) is float and value != value:
                 columns[name] = None
@@ -117,6 +127,15 @@ class Template:
             raise RowError("prompt", f"the prompt could not be rendered: {type(error).__name__}") from error
         except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise RowError("prompt", f"the prompt failed on this row: {type(error).__name__}") from error
+
+
+def _read(columns: Mapping[str, Any], name: str) -> Any:
+    """A column's value in a row; one that can't be read fails the row only where the template uses it."""
+    try:
+        return columns.get(name)
+    except RowError as error:
+        unreadable = error
+        return jinja2.StrictUndefined(exc=cast(Any, lambda _: unreadable))
 
 
 # -- the source ------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from batchq.account.usage import timed
 from batchq.engine.protocol import Prompt
 from batchq.errors import InputError, RowError
 from batchq.machine.digests import digest_of
-from batchq.output.schema import schema_from_text
 from batchq.records import END, Answer, Failure, Plan, Row, Shard
 from batchq.task.task import Task
 from batchq.worker.columns import Columns, raw_of
@@ -62,7 +61,7 @@ class Batches:
         self.quarantine = quarantine
         self.cpu = cpu
         self.quarantined: dict[int, str] = {}  # shard -> why its input can't be read to its end
-        self.columns = Columns(schema_from_text(plan.schema), task.config)
+        self.columns = Columns(plan, task.config)
         answers = [plan.checkpoint, plan.ingredients["engine"], plan.ingredients["quantization"]]
         self.answerer = digest_of(answers)  # what else than the prompt decides an answer
         written = BYTES_PER_TOKEN * task.space.max_output_tokens if task.space.decodes else 0
@@ -92,9 +91,7 @@ class Batches:
 
         Raises InputError, unless such input is to be quarantined.
         """
-        columns = (
-            None if self.columns.extra else self.plan.columns
-        )  # where unknown keys go to batchq_extra, all are read
+        columns = None if self.columns.unknown else self.plan.columns  # where unknown keys are kept, all are read
         failed_at = -1
         while True:
             try:
