@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from batchq.task.length import token_length
+from batchq.task.length import _letter, token_length
 
 WORDS = [
     "hello",
@@ -68,6 +68,19 @@ def _bpe(model: models.BPE, pre_tokenizer: Any, normalizer: Any) -> Tokenizer:
     return tokenizer
 
 
+def without_control() -> Tokenizer:
+    """As SmolLM2's: bytes that it wasn't trained on are one unknown token, however many come."""
+    letters = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter not in "ĀāĂ\u00c0\u00f5"]
+    model = models.BPE(*_merged([*letters, "<|unk|>"]), unk_token="<|unk|>", fuse_unk=True)
+    return _bpe(model, pre_tokenizers.ByteLevel(False), None)
+
+
+def test_a_bytes_letter_is_that_of_the_library() -> None:
+    assert sorted(map(_letter, range(256))) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    spelled = pre_tokenizers.ByteLevel(False, use_regex=False).pre_tokenize_str("a \0\n\x7fé")[0][0]
+    assert spelled == "".join(map(_letter, "a \0\n\x7fé".encode()))
+
+
 def swallowing() -> Tokenizer:
     tokenizer = byte_level()
     tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True)])
@@ -83,15 +96,24 @@ def swallowing() -> Tokenizer:
         metaspace,
         lambda: metaspace(normalizers.Replace("hello", "h")),
         swallowing,
+        without_control,
     ],
-    ids=["bytes", "composed", "compatible", "metaspace", "a shorter word", "a token that swallows spaces"],
+    ids=[
+        "bytes",
+        "composed",
+        "compatible",
+        "metaspace",
+        "a shorter word",
+        "a token that swallows spaces",
+        "no control",
+    ],
 )
 def test_what_is_called_too_long_is_and_what_is_far_too_long_is_called_so(make: Callable[[], Tokenizer]) -> None:
     tokenizer, luck = make(), random.Random(0)
     bound = token_length(tokenizer)
     assert bound is not None
     texts = ["".join(luck.choices(WORDS, k=luck.randint(1, 60))) for _ in range(300)]
-    texts += [word * 50 for word in WORDS] + ["<|user|>" + " " * 3000]
+    texts += [word * 50 for word in WORDS] + ["<|user|>" + " " * 3000, "\0\1" * 5000, "\0a" * 500]
     for text in texts:
         count = len(tokenizer.encode(text).ids)
         assert not bound.exceeds(text, count), ascii(text)

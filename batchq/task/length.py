@@ -18,22 +18,28 @@ COMPOSED = 4  # characters that a composed one is made of at most: Unicode Annex
 
 @dataclass(frozen=True, slots=True)
 class TokenLength:
-    """The most characters of a text that one token stands for, beside spaces that an added token swallows."""
+    """The most characters of a text that one token stands for, beside those of which any number may be one token or
+    none: spaces that an added token swallows, and `uncounted`, which the vocabulary lacks."""
 
     characters: int
     swallows_spaces: bool
+    uncounted: str
 
     def exceeds(self, text: str, tokens: int) -> bool:
         """Whether the text has more tokens than that for sure."""
         most = self.characters * tokens
-        return len(text) > most and (not self.swallows_spaces or sum(map(len, text.split())) > most)
+        if len(text) <= most:
+            return False
+        text = "".join(text.split()) if self.swallows_spaces else text
+        return len(text) - sum(map(text.count, self.uncounted)) > most
 
 
 def token_length(backend: Any) -> TokenLength | None:
     """Of a tokenizer of the `tokenizers` library; None where a token can stand for text of any length."""
     vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
     normalizers, pre_tokenizers = list(_steps(backend.normalizer)), list(_steps(backend.pre_tokenizer))
-    if not _keeps_unknown(backend.model, vocabulary, pre_tokenizers):
+    uncounted = _lost(backend.model, vocabulary, pre_tokenizers)
+    if uncounted is None:
         return None
     factor = 1
     for step in normalizers:
@@ -50,20 +56,31 @@ def token_length(backend: Any) -> TokenLength | None:
         return None
     added = backend.get_added_tokens_decoder().values()
     swallows = any(token.lstrip or token.rstrip for token in added)
-    return TokenLength(factor * max(map(len, vocabulary)), swallows)
+    return TokenLength(factor * max(map(len, vocabulary)), swallows, uncounted)
 
 
-def _keeps_unknown(model: Any, vocabulary: Mapping[str, int], pre_tokenizers: list[dict[str, Any]]) -> bool:
-    """Whether each character that isn't in the vocabulary becomes a token of its own, or several."""
+def _lost(model: Any, vocabulary: Mapping[str, int], pre_tokenizers: list[dict[str, Any]]) -> str | None:
+    """Characters that don't become a token of their own, or several, where the vocabulary doesn't have them; None if
+    these can be any."""
     if type(model).__name__ != "BPE":
-        return False
+        return None
     if any(step["type"] == "ByteLevel" for step in pre_tokenizers):
-        from tokenizers.pre_tokenizers import ByteLevel
-
-        return all(letter in vocabulary for letter in ByteLevel.alphabet())
+        # Vocabularies lack bytes that they were never trained on: SmolLM2's most control characters. A character beyond
+        # ASCII has bytes that continue it, and these they have.
+        absent = [byte for byte in range(256) if _letter(byte) not in vocabulary]
+        return None if any(0x80 <= byte < 0xC0 for byte in absent) else "".join(chr(b) for b in absent if b < 0x80)
     if model.byte_fallback:
-        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
-    return model.unk_token in vocabulary and not model.fuse_unk
+        return "" if all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)) else None
+    return "" if model.unk_token in vocabulary and not model.fuse_unk else None
+
+
+def _letter(byte: int) -> str:
+    """What stands for a byte in such a vocabulary: itself if it can be seen, else a letter from 256 on, in order."""
+    return chr(byte) if _seen(byte) else chr(256 + sum(not _seen(other) for other in range(byte)))
+
+
+def _seen(byte: int) -> bool:
+    return 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE
 
 
 def _steps(component: Any) -> Iterator[dict[str, Any]]:
