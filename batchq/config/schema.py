@@ -234,7 +234,7 @@ class OutputConfig:
         batchq_key) are copied, its failures and rows that it didn't have are asked. To retry failures, or to label what
         is new: the same command with output.path=NEW output.reuse=OLD.
     columns: input columns that come along; null for all.
-    rows_per_shard: about how many rows one committed object holds.
+    rows_per_shard: about how many rows one committed object holds; of long ones fewer, some 32 MiB of them.
     max_error_rate: above this share of failures the run ends in exit code 4.
     max_truncated_rate: above this share of answers that were cut off (at task.max_tokens or engine.max_model_len), the
         run ends in exit code 4 (kind=generate); 1 where answers are meant to be.
