@@ -11,6 +11,7 @@ import ray
 from ray._private.utils import check_version_info
 
 from batchq.errors import ConfigError, EngineError
+from batchq.machine.cache import cache_dir, lend_home
 from batchq.pool import cluster
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -51,6 +52,20 @@ def test_a_cluster_of_other_versions_is_named_with_both(monkeypatch: pytest.Monk
     said = str(raised.value)
     assert said.startswith("cluster.address=10.0.0.1:6379: Version mismatch") and "\n" not in said
     assert all(version in said for version in ("Ray: 2.50.0", "Python: 3.9.1", f"Ray: {ray.__version__}"))
+
+
+def test_without_a_home_there_is_one_for_the_libraries_and_the_caches_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BATCHQ_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nowhere")
+    lend_home()
+    lent = Path.home()
+    assert os.access(lent, os.W_OK) and cache_dir() == Path("/nowhere/.cache/batchq")
+    assert os.environ["HF_HOME"] == "/nowhere/.cache/huggingface"
+    lend_home()
+    assert Path.home() == lent, "once"
+    lent.rmdir()
 
 
 @pytest.mark.parametrize(

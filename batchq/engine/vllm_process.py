@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import threading
 from contextlib import suppress
 from multiprocessing import forkserver
@@ -18,6 +17,7 @@ from typing import Any
 
 from batchq.engine import vllm_norms
 from batchq.engine.protocol import EngineSpec
+from batchq.machine.cache import lend_home
 
 HEAP = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.hugetlb=1"
 
@@ -28,8 +28,7 @@ def set_environment(spec: EngineSpec) -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model is a local folder by now
     os.environ.setdefault("USER", str(os.getuid()))  # torch and vLLM ask for it, and a container's uid may have no name
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # ~ itself where there is no home: for what they compile
-        os.environ["HOME"] = tempfile.mkdtemp(prefix="batchq-home-")
+    lend_home()
     if importlib.util.find_spec("flashinfer") is None:  # vLLM would sample with it all the same
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if spec.device == "cpu" and spec.cores and os.environ.get("VLLM_CPU_OMP_THREADS_BIND") != "auto":

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,19 @@ def cache_of(config: QuantizationConfig) -> str:
     """Where checkpoints are cached, normalized; the default follows $BATCHQ_CACHE."""
     default = config.cache == QuantizationConfig.cache
     return storage.normalize(str(cache_dir() / "checkpoints") if default else config.cache)
+
+
+def lend_home() -> None:
+    """Give this process, and those it starts, a temporary home where it has none that can be written: Ray doesn't start
+    without one, vLLM and torch compile into it. The caches stay where they are."""
+    home = os.path.expanduser("~")
+    if os.access(home, os.W_OK):
+        return
+    if home != "~":
+        os.environ.setdefault("BATCHQ_CACHE", str(cache_dir()))
+        caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
+        os.environ.setdefault("HF_HOME", f"{caches}/huggingface")
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="batchq-home-")
 
 
 def is_writable(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from batchq.config import ClusterConfig
 from batchq.engine.protocol import EngineSpec
 from batchq.errors import ConfigError, EngineError, ExitCode
 from batchq.machine import hardware
+from batchq.machine.cache import lend_home
 from batchq.machine.hardware import Hardware, Node
 from batchq.machine.log import LogFile
 from batchq.machine.words import last_line
@@ -62,6 +63,7 @@ def connect(address: str | None) -> None:
 
         options |= {"address": address, "runtime_env": {"py_modules": [batchq]}}
     try:
+        lend_home()
         with _signals_left_alone():
             _start(options)
     except Exception as error:  # Ray has no class of its own for what keeps it from starting
