@@ -67,7 +67,7 @@ def weight_files(path: str | Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(p for p in folder.glob("*.safetensors") if not _excluded(p))
-    named = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    named = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     if missing := [p.name for p in named if not p.is_file()]:
         raise ModelError(f"{folder}: {len(missing)} of {len(named)} weight files are missing, {missing[0]} first")
     return named

@@ -57,6 +57,6 @@ def convert_gguf(source: str, target: str) -> None:
     tokenizer.save_pretrained(target)
     for name in ("config.json", "generation_config.json"):  # the same model whichever version wrote it
         file_path = Path(target) / name
-        content = json.loads(file_path.read_text())
+        content = json.loads(file_path.read_text(encoding="utf-8"))
         content.pop("transformers_version", None)
         file_path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
