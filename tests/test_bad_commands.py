@@ -79,6 +79,15 @@ CASES = [
     Case("a job's name with a path", "plan job=mine job.name=../../x", 0, "plan of ../../x"),
     # groups and fields of another type
     Case("a group of null", "plan job=mine quantization=null", 2, "quantization=null: no such quantization; choices are auto"),
+    # what was meant
+    Case("a flag for a field", "plan job=mine --input.limit=1", 2, "a field is set without dashes: input.limit=1"),
+    Case("a list cut at a blank", "plan job=mine task.labels=[a, b]", 2, "a shell cuts at blanks; put quotes around all of it: 'task.labels=[a, b]'"),
+    Case("a job's file", "plan job={here}/conf/job/mine.yaml", 2, "say job=mine: a name in conf/job, without a path and .yaml"),
+    Case("another tool's scheme", "plan job=mine input.path=s3a://bucket/x.csv", 2, "s3a://: write s3://"),
+    Case("a file of nearly that name", "plan job=mine input.path={here}/row.jsonl", 2, "did you mean rows.jsonl?"),
+    Case("a file of another format", "plan job=mine input.path={here}/rows.jsonl input.format=parquet", 2, "{here}/rows.jsonl: is damaged, or not parquet"),
+    Case("a dialect of other files", "plan job=mine input.csv.delimiter=tab", 2, "input.csv.delimiter: goes with CSV files; rows.jsonl is jsonl"),
+    Case("no bucket", f"plan job=mine input.path={S3}/*.jsonl", 2, "no such bucket", store="NoSuchBucket"),
     # GPUs
     Case("a part of a GPU", "plan job=mine", 2, "CUDA_VISIBLE_DEVICES=MIG-4f1: parts of a GPU (MIG) can't be used", {"CUDA_VISIBLE_DEVICES": "MIG-4f1"}),
     Case("a GPU that isn't there", "plan job=mine", 2, "CUDA_VISIBLE_DEVICES=97: 97 is no GPU of this machine", {"CUDA_VISIBLE_DEVICES": "97"}),

@@ -195,6 +195,15 @@ def test_a_file_may_be_called_as_a_scheme(tmp_path: Path, monkeypatch: pytest.Mo
     assert storage.normalize("2026-01-31T10:00.csv") == str(tmp_path / "2026-01-31T10:00.csv")
 
 
+@pytest.mark.parametrize("zone", ["Mars/Phobos", "+25:00", "GMT+3"])
+def test_a_time_zone_that_is_not_known_names_its_column(zone: str, project: Path, capsys: Any) -> None:
+    when = pa.array([0, 1], pa.timestamp("us", tz=zone))
+    pq.write_table(pa.table({"text": ["a", "b"], "gold": ["good", "bad"], "when": when}), project / "rows.parquet")
+    asked = ["plan", "job=mine", "engine=fake", "input.path=rows.parquet"]
+    assert main([*asked, "task.prompt='{{ text }} {{ when }}'"]) == 2
+    assert f"batchq: column when: its time zone {zone} isn't known here" in capsys.readouterr().err
+
+
 # ---- stores ----
 
 

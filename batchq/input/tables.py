@@ -42,7 +42,7 @@ class TableRow(Mapping[str, Any]):
             values = self._read[name] = _python_values(self.batch.column(name))
         value = values[self.index]
         if isinstance(value, RowError):
-            raise value
+            raise RowError(value.code, f"column {name}: {value.message}")
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _python_value(scalar: pa.Scalar) -> Any:
     except UnicodeDecodeError:
         return RowError(*broken.NOT_UTF8)
     except (ValueError, OverflowError):
-        return RowError("invalid_value", "the prompt reads a value that is out of Python's range")
+        return RowError("invalid_value", "a value that is out of Python's range")
 
 
 def _parquet_batches(

@@ -20,7 +20,7 @@ from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
 from batchq.records import InputObject, Plan, Range, Shard
 from batchq.task import task
-from batchq.task.prompt import check_prompt, columns_in, required_columns
+from batchq.task.prompt import check_prompt, columns_in, prompt_columns, required_columns
 
 TAPERED = 8  # shards at the end of a large plan that are cut smaller
 
@@ -95,6 +95,7 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         if name is not None and name not in schema.names:
             near = suggest.did_you_mean(name, schema.names)
             raise InputError(f"{field}={name}: no such column; columns are {', '.join(schema.names)}{near}")
+    _refuse_zones(schema, {*prompt_columns(config.task.prompt, schema.names), config.task.gold})
     chosen = list(schema.names) if config.output.columns is None else config.output.columns
     if unknown := sorted(set(chosen) - set(schema.names)):
         raise InputError(
@@ -124,6 +125,21 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         reuse=parts.get("reuse", ""),
         date=datetime.now().isoformat(timespec="seconds"),
     )
+
+
+def _refuse_zones(schema: Any, read: set[str | None]) -> None:
+    """Raises InputError for a column that is read and has times of a zone that this machine doesn't know."""
+    import pyarrow as pa
+
+    for field in schema:
+        if field.name in read and pa.types.is_timestamp(field.type) and field.type.tz:
+            try:
+                pa.scalar(0, field.type).as_py()
+            except (ValueError, KeyError) as error:
+                raise InputError(
+                    f"column {field.name}: its time zone {field.type.tz} isn't known here, as UTC, +02:00 or "
+                    "Europe/Berlin are; write the column in another, or leave it out of task.prompt and task.gold"
+                ) from error
 
 
 def _refuse_headless(config: Config, first: InputObject, columns: list[str]) -> None:
