@@ -136,7 +136,7 @@ def work(order: Order) -> None:
         finish(config, fixed, read_committed(fixed, output), model.name, [])
         return
     invocation = ledger.Invocation(output)
-    invocation.close("running")
+    invocation.write("running")
     spec = WorkerSpec(
         plan=dataclasses.replace(fixed, shards=()),
         task=config.task,
@@ -150,9 +150,9 @@ def work(order: Order) -> None:
     try:
         asyncio.run(label(spec, remaining))
     except BaseException:
-        invocation.close("failed")
+        invocation.write("failed")
         raise
-    invocation.close("complete")
+    invocation.write("complete")
     if read_committed(fixed, output).remaining:
         raise StorageError(f"{output}: shards were labelled but aren't there")
     finish(config, fixed, read_committed(fixed, output), model.name, [])

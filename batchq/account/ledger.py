@@ -62,22 +62,22 @@ class Invocation:
         seconds = (time.monotonic() if at is None else at) - self._began
         self._reached.setdefault(what, round(seconds, 3))
 
-    def spent(self, account: ReplicaAccount) -> None:
-        """Devices held by something that is no replica, such as quantization."""
+    def add(self, account: ReplicaAccount) -> None:
+        """What was held by something that is no replica, such as quantization."""
         self._extra += (account,)
 
     def update(self, replicas: tuple[ReplicaAccount, ...], lost: int) -> None:
         self._replicas, self._lost = replicas, lost
         if time.monotonic() - self._written > REWRITE_SECONDS:
-            self.close("running")
+            self.write("running")
 
     def end(self, state: str) -> None:
-        """Close the record unless that is done, or there is nothing to put on record: no device was held."""
+        """Write how it ended, unless that is done or there is nothing to put on record: no device was held."""
         if self._state == "running" or (not self._state and self._extra):
-            self.close(state)
+            self.write(state)
 
-    def close(self, state: str) -> None:
-        """Write the record as it is now; "running" is no end."""
+    def write(self, state: str) -> None:
+        """The record as it is now; the state "running" is no end."""
         account, folder = self.account(state), self._folder()
         failpoint.reach("ledger.close.before_put")
         try:

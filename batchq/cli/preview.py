@@ -60,7 +60,7 @@ def preview(config: Config) -> str:
 
 
 def _ask(session: Session, engine: EngineSpec, request: SampleRequest) -> list[Completion | Failure]:
-    listener = SampleListener(lambda _: None, session.progress.warn, session.invocation.spent)
+    listener = SampleListener(lambda _: None, session.progress.warn, session.invocation.add)
     answers, _ = session.pool.answer_sample(engine, request, session.hardware, session.stop, listener)
     return answers
 

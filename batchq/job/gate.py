@@ -94,7 +94,7 @@ def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) 
     listener = SampleListener(
         lambda count: session.progress.update(words.format(count), count / rows),
         session.progress.warn,
-        session.invocation.spent,
+        session.invocation.add,
     )
     answers, _ = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)
     return answers

@@ -37,7 +37,7 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
     session.progress.step(
         f"labelling {len(before.remaining)} of {len(plan.shards)} shards; engines start (logs: {session.pool.logs})"
     )
-    invocation.close("running")
+    invocation.write("running")
     invocation.reached("checkpoint")
     session.pool.connect()
     invocation.reached("ray")

@@ -56,7 +56,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             before = resume.committed if resume else read_committed(plan, session.output)
             committed = label(session, plan, served, before, budget)
             session.progress.clear()
-            session.invocation.close("complete")
+            session.invocation.write("complete")
             return finish(config, plan, committed, model.name, resume.new_inputs if resume else [])
 
 

@@ -73,4 +73,4 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
             driver = detect()
             phases = {"quantize": round(time.monotonic() - began[0], 3)}
             devices = len(driver.gpus) or len(driver.cores)
-            session.invocation.spent(ReplicaAccount(driver.accelerator, devices, phases))
+            session.invocation.add(ReplicaAccount(driver.accelerator, devices, phases))

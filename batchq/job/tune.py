@@ -129,7 +129,7 @@ def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial:
     listener = SampleListener(
         lambda count: progress.update(f"{told}{count:,} rows answered"),
         lambda _: None,  # the error says it again
-        session.invocation.spent,
+        session.invocation.add,
     )
     try:
         answers, spent = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)
