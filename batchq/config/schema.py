@@ -203,7 +203,7 @@ class InputConfig:
     """conf/input: the corpus.
 
     path: a file, a folder, a glob, or a list of them separated by commas; local or s3://.
-    format: auto goes by the name (.jsonl .csv .parquet .txt, with .gz .zst .bz2).
+    format: auto goes by the name (.jsonl .csv .parquet .arrow .txt; text formats with .gz .zst .bz2 too).
     csv: how CSV files are written, if that isn't to be found out.
     columns: what is read; null for all. text lines come as one column, `text`.
     id: a user's own id column; its duplicates are counted and reported.

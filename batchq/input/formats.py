@@ -29,6 +29,8 @@ FORMATS = {
     ".text": "text",
     ".arrow": "dataset",
 }
+UNITS = {"jsonl": "bytes", "csv": "stream", "parquet": "rows", "text": "bytes", "dataset": "rows"}  # see `splittable`
+TABLES = frozenset(format for format, unit in UNITS.items() if unit == "rows")  # formats whose files have a schema
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 BLOCK = 4 * 1024 * 1024  # bytes read at a time: one request to a store
 
@@ -42,7 +44,7 @@ def format_of(name: str, configured: InputFormat) -> str:
             f"{name}: can't tell its format by its name; set input.format to one of {choices}, "
             "or leave it out with a pattern such as folder/*.jsonl"
         )
-    if compressed and format in ("parquet", "dataset"):
+    if compressed and format in TABLES:
         raise InputError(f"{name}: a {format} file compressed as a whole can't be read; decompress it")
     return format
 
@@ -55,9 +57,8 @@ def known_format(name: str, configured: InputFormat) -> str:
 
 def splittable(name: str, format: str) -> str:
     """The unit that shards of an object are counted in: "rows", "bytes", or "stream" (one worker takes the whole)."""
-    if format in ("parquet", "dataset"):
-        return "rows"
-    return "stream" if format == "csv" or base(name)[1] else "bytes"
+    unit = UNITS[format]
+    return "stream" if unit == "bytes" and base(name)[1] else unit
 
 
 def base(name: str) -> tuple[PurePosixPath, str]:

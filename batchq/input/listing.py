@@ -12,12 +12,11 @@ from batchq import storage
 from batchq.config import InputConfig, InputFormat, Unreadable, suggest
 from batchq.errors import InputError, NotFound
 from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_data, refuse_table
-from batchq.input.formats import format_of, known_format
+from batchq.input.formats import TABLES, format_of, known_format
 from batchq.machine.progress import visible
 from batchq.records import InputObject
 
 DATASET_FILES = {"state.json", "dataset_info.json", "dataset_dict.json"}  # what save_to_disk writes beside the rows
-WHOLE = {"parquet", "dataset"}  # formats in which a file of no bytes is damaged, not empty
 
 
 HIDDEN, SPECIAL = "hidden or of other tools", "pipes, sockets, devices or markers of folders"
@@ -142,9 +141,9 @@ def _but(left_out: dict[str, set[str]]) -> str:
 
 
 def _must_have_bytes(obj: InputObject, format: InputFormat) -> bool:
-    """Whether an object of no bytes is damaged. In a store it may be the marker of a folder whose name ends like a
-    file's, and then no object has its name."""
-    return known_format(obj.name, format) in WHOLE and (not storage.is_remote(obj.uri) or storage.exists(obj.uri))
+    """Whether an object of no bytes is damaged, as a table is, rather than empty. In a store it may be the marker of a
+    folder whose name ends like a file's, and then no object has its name."""
+    return known_format(obj.name, format) in TABLES and (not storage.is_remote(obj.uri) or storage.exists(obj.uri))
 
 
 def _data_files(matched: list[storage.Stat], format: InputFormat) -> list[storage.Stat]:

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from batchq import storage
 from batchq.input import broken
 from batchq.input.delimited import csv_table
-from batchq.input.formats import base, opened, readable
+from batchq.input.formats import TABLES, base, opened, readable
 from batchq.input.former import Fields
 from batchq.records import Dialect, InputObject, Plan, Range, Shard
 
@@ -68,7 +68,7 @@ def originals(plan: Plan, shard: Shard, columns: Callable[[str], bool] | None) -
     obj, wanted = plan.objects[shard.object], shard.range
     folders = _folders(plan, obj.name) if columns else {}
     with readable(obj, plan.format):
-        if plan.format in ("parquet", "dataset"):
+        if plan.format in TABLES:
             with storage.open_read(obj.uri, etag=obj.etag) as file:
                 tables = _parquet(file, wanted, columns) if plan.format == "parquet" else _arrow(obj, file, columns)
                 yield from _of_tables(tables, obj.name, wanted, folders)

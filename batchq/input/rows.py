@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from batchq import storage
 from batchq.input.delimited import csv_rows
-from batchq.input.formats import opened, readable, splittable, unpacked
+from batchq.input.formats import TABLES, opened, readable, splittable, unpacked
 from batchq.input.lines import json_rows, lines_of, numbered, text_rows
 from batchq.input.partitions import partition_values
 from batchq.input.ranges import row_bytes
@@ -54,7 +54,7 @@ def _read(obj: InputObject, format: str, range: Range, wanted: _Wanted, skip_unt
     failpoint.reach("read.rows.before")
     columns, beside = wanted
     with readable(obj, format):
-        if format in ("parquet", "dataset"):
+        if format in TABLES:
             yield from table_rows(obj, format, Range("rows", max(range.start, skip_until), range.stop), *wanted)
             return
         with opened(obj) as file:
@@ -99,7 +99,12 @@ def _rows_in(
             lines, prefix = lines_of(obj, file, max(range.start, skip_until), range.stop), f"{obj.name}@"
         else:
             lines, prefix = numbered(lines_of(obj, file, 0, END), skip_until), f"{obj.name}:"
-        rows = json_rows(lines, prefix, columns) if format == "jsonl" else text_rows(lines, prefix)
+        if format == "jsonl":
+            rows = json_rows(lines, prefix, columns)
+        elif format == "text":
+            rows = text_rows(lines, prefix)
+        else:
+            raise AssertionError(f"nothing makes rows of {format}")
     if range.unit == "stream" and range.stop != END:
         rows = itertools.takewhile(lambda row: row.position < range.stop, rows)
     yield from rows

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchq.errors import AccessDenied, InputError
 from batchq.input.delimited import csv_table
 from batchq.input.footers import EXACT, OPENED_AT_ONCE, table_fields, table_head
-from batchq.input.formats import BLOCK, appearance, opened, readable, require, splittable
+from batchq.input.formats import BLOCK, TABLES, appearance, opened, readable, require, splittable
 from batchq.input.lines import TAIL
 from batchq.input.partitions import partition_types
 from batchq.input.rows import read_rows
@@ -45,18 +45,20 @@ def infer_schema(
     can't be read at all.
     """
     partitions = partition_types(each.name for each in objects)
-    if format in ("parquet", "dataset"):
+    if format in TABLES:
         fields = table_fields(objects, format, set(required) - partitions.keys())
     elif format == "jsonl":
         sample = _sample(objects, format, sample_rows)
         if sample and all(row.error for row in sample):
             raise _none(objects, format, sample)
         fields = _json_fields(sample)
-    else:
+    elif format in ("csv", "text"):
         header = ["text"] if format == "text" else _one_header(objects)
         if not any(_head(each, format, 1) for each in objects):
             raise _empty()
         fields = {name: pa.field(name, pa.string()) for name in header}
+    else:
+        raise AssertionError(f"nothing says what columns {format} has")
     for name, type in partitions.items():
         own = [fields[name].type] if name in fields else []
         fields[name] = pa.field(name, column_type([*own, pa.type_for_alias(type)]))
@@ -88,7 +90,7 @@ def unreadable(objects: list[InputObject], format: str, required: Iterable[str] 
 
     def look(obj: InputObject) -> list[str] | str:
         try:
-            if format in ("parquet", "dataset"):
+            if format in TABLES:
                 schema, rows = table_head(obj, format)
                 return list(schema.names) if rows else []
             _head(obj, format, 1)
