@@ -403,3 +403,25 @@ def test_an_extension_that_is_not_known_here_keeps_its_name(compose: Callable[..
     found = pq.read_table(part)
     assert found["point"].to_pylist() == [b"\1\2"]
     assert found.schema.field("point").metadata[b"ARROW:extension:name"] == b"geoarrow.wkb"
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "text"),
+    [
+        (pa.time64("ns"), 1, "00:00:00.000000001"),
+        (pa.list_(pa.time64("ns")), [1], '["00:00:00.000000001"]'),
+        (pa.struct([("at", pa.timestamp("s"))]), {"at": 10**11}, '{"at": "5138-11-16 09:46:40"}'),
+        (pa.list_(pa.timestamp("s")), [3 * 10**11], '["11476-08-15 05:20:00"]'),
+        (pa.timestamp("s", "Europe/Berlin"), 10**13, "10000000000000 s since 1970-01-01"),
+        (pa.date32(), 2**31 - 1, "2147483647 days since 1970-01-01"),
+        (pa.duration("s"), 10**15, "1000000000000000 s"),
+    ],
+    ids=str,
+)
+def test_text_says_all_of_a_moment_that_python_cannot_hold(
+    compose: Callable[..., Config], project: Path, type: pa.DataType, value: Any, text: str
+) -> None:
+    write_table(project / "in/a.arrow", {"at": (type, value)}, rows_of(1))
+    write_table(project / "in/b.arrow", {"at": (pa.binary(), b"")}, rows_of(1))
+    _, found, _ = finished(compose("input.path=in"))
+    assert found[0]["at"] == text

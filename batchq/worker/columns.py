@@ -135,12 +135,37 @@ def _text(scalar: pa.Scalar) -> str | None:
 
 def _kept(scalar: pa.Scalar) -> Any:
     """The value as JSON can hold it: also one that is out of Python's range, or text that is no UTF-8."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _kept(scalar.value)
+    if isinstance(scalar, pa.MapScalar):
+        return [[_kept(each) for each in pair.values()] for pair in scalar.values]
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _kept(each) for name, each in scalar.items()}
+    if pa.types.is_nested(scalar.type) and not pa.types.is_union(scalar.type):
+        return [_kept(each) for each in scalar.values]
     try:
-        return scalar.as_py()
+        return (
+            _written(scalar) if scalar.type == pa.time64("ns") else scalar.as_py()
+        )  # Python's time ends with microseconds
     except UnicodeDecodeError:
         return scalar.cast(pa.binary()).as_py()
     except (ValueError, OverflowError):
-        return scalar.cast(pa.string()).as_py()
+        return _written(scalar)
+
+
+def _written(scalar: pa.Scalar) -> str:
+    """A day, moment or length of time as Arrow writes it; counted, where that has no form for it either: of a moment in
+    a time zone it writes a wrong one then."""
+    kind = scalar.type
+    if pa.types.is_duration(kind):
+        return f"{scalar.value} {kind.unit}"
+    moment = pa.types.is_timestamp(kind)
+    text: str = (scalar.cast(pa.timestamp(kind.unit)) if moment else scalar).cast(pa.string()).as_py()
+    if text.startswith("<"):
+        return f"{scalar.value} {kind.unit if moment else 'days'} since 1970-01-01"
+    return f"{text}Z" if moment and kind.tz else text
 
 
 # ---- text ----
