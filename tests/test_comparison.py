@@ -66,6 +66,7 @@ INPUTS = {
     "rows.parquet": _parquet(TABLE),
     "rows.arrow": _arrow(TABLE),
     "rows.txt": b"one\n\ntwo \r\nthree\n",
+    "odd.jsonl": _jsonl([ROWS[0]] * 1100) + _jsonl([{**ROWS[1], "late": 1, "n": 0.5}]) + b'{"half": \n',
     "bad.jsonl": _jsonl(ROWS) + b'{"half": \n\xff\xfe\n[1]\n' + _jsonl(ROWS),
     "bad.csv": _csv(ROWS) + b'"too","few"\n\n\xff,2,3,4,5,6\n' + _csv(ROWS),
 }
@@ -76,10 +77,11 @@ def labelled(compose: Callable[..., Config], project: Path) -> Callable[[str], C
     """A job whose input is one of INPUTS, planned, labelled and finished."""
 
     def labelled(name: str, *overrides: str) -> Config:
-        write(project / "in" / name, INPUTS[name])
+        write(project / "in" / name, INPUTS[name.rpartition("/")[2]])
         gold = ["task.gold=null"] if name.endswith(".txt") else []
+        size = 1200 if name == "odd.jsonl" else 4
         config: Config = compose(
-            "input.path=in", "output.rows_per_shard=4", "output.max_error_rate=1", *gold, *overrides
+            "input.path=in", f"output.rows_per_shard={size}", "output.max_error_rate=1", *gold, *overrides
         )
         completed(config)
         return config
@@ -136,7 +138,7 @@ CHANGES: dict[str, Callable[[pa.Table], pa.Table]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in INPUTS if name != "rows.txt"])
+@pytest.mark.parametrize("name", [name for name in INPUTS if name not in ("rows.txt", "odd.jsonl")])
 def test_a_change_is_named_by_file_row_and_column(labelled: Callable[..., Config], name: str) -> None:
     config = labelled(name)
     path = sorted(Path("out/data").iterdir())[0]
@@ -168,6 +170,32 @@ def test_a_change_inside_a_value_is_found(labelled: Callable[..., Config], name:
     tamper(sorted(Path("out/data").iterdir())[0], DEEP[column])
     good, words = verify(config)
     assert not good and f"column {column}: isn't what the input has" in words and "1 values" in words
+
+
+def test_what_no_column_holds_is_compared_too(labelled: Callable[..., Config]) -> None:
+    """A broken row's text, and what of a later row has another type or no column."""
+    config = labelled("odd.jsonl")
+    assert verify(config)[0]
+    path = sorted(Path("out/data").iterdir())[-1]
+    whole = path.read_bytes()
+    for column, change in {
+        "batchq_raw": of("batchq_raw", lambda values: [text and text.replace("half", "whole") for text in values]),
+        "batchq_extra": of("batchq_extra", lambda values: [text and text.replace("late", "soon") for text in values]),
+        "n": of("batchq_extra", lambda values: [None for _ in values]),
+    }.items():
+        tamper(path, change)
+        good, words = verify(config)
+        assert not good and f"column {column}: isn't what the input has" in words, words
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+def test_columns_that_folders_give_are_compared_with_their_names(labelled: Callable[..., Config], name: str) -> None:
+    config = labelled(f"year=2026/kind=a%20b/{name}")
+    assert verify(config)[0]
+    tamper(sorted(Path("out/data").iterdir())[0], of("year", lambda values: [*values[:-1], 2025]))
+    good, words = verify(config)
+    assert not good and "column year: isn't what the input has" in words
 
 
 def test_a_lost_row_and_a_repeated_one_hide_no_change_after_them(labelled: Callable[..., Config]) -> None:

@@ -87,11 +87,11 @@ def originals(plan: Plan, shard: Shard, columns: Callable[[str], bool] | None) -
 
 def _folders(plan: Plan, name: str) -> dict[str, Any]:
     """What the object's folders say of the plan's partition columns, key=value/key=value/name."""
-    found: dict[str, Any] = dict.fromkeys(partitions := getattr(plan, "partitions", {}))
+    found: dict[str, Any] = dict.fromkeys(plan.partitions)
     for folder in name.split("/")[:-1]:
         key, _, text = folder.partition("=")
         if (key := unquote(key)) in found and text != "__HIVE_DEFAULT_PARTITION__":
-            found[key] = int(text) if partitions[key] == "int64" else unquote(text)
+            found[key] = int(text) if plan.partitions[key] == "int64" else unquote(text)
     return found
 
 
