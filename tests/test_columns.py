@@ -363,6 +363,14 @@ def test_gold_that_python_cannot_hold_is_no_gold(compose: Callable[..., Config],
     assert all(row["label"] for row in found)
 
 
+def test_timestamps_as_spark_wrote_them_reach_the_year_9999(compose: Callable[..., Config], project: Path) -> None:
+    until = [NOON, dt.datetime(9999, 12, 31)]
+    table = pa.Table.from_pylist(rows_of(2)).append_column("until", pa.array(until, pa.timestamp("us")))
+    pq.write_table(table, project / "rows.parquet", use_deprecated_int96_timestamps=True)
+    _, found, _ = finished(compose("input.path=rows.parquet"))
+    assert [row["until"] for row in found] == until
+
+
 def test_two_columns_of_one_name_end_the_plan_in_one_line(compose: Callable[..., Config], project: Path) -> None:
     table = pa.Table.from_pylist(rows_of(1))
     pq.write_table(table.append_column("id", pa.array([2])), project / "rows.parquet")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from batchq import storage
 from batchq.errors import InputError
 from batchq.input.formats import readable, require
-from batchq.input.tables import arrow_reader
+from batchq.input.tables import INT96_UNIT, arrow_reader
 from batchq.input.types import column_type
 from batchq.records import InputObject
 
@@ -37,7 +37,7 @@ class Footer(NamedTuple):
 @functools.lru_cache(maxsize=1 << 17)
 def footer(obj: InputObject) -> Footer:
     with storage.open_read(obj.uri, etag=obj.etag) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, coerce_int96_timestamp_unit=INT96_UNIT)
         groups = (parquet.metadata.row_group(index) for index in range(parquet.num_row_groups))
         sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
         return Footer(_shared(parquet.schema_arrow.remove_metadata().serialize().to_pybytes()), sizes)

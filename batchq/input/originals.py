@@ -115,7 +115,13 @@ def _of_tables(batches: Batches, name: str, wanted: Range, folders: dict[str, An
 def _parquet(file: BinaryIO, wanted: Range, columns: Callable[[str], bool] | None) -> Batches:
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20)
+    parquet = pq.ParquetFile(
+        file,
+        page_checksum_verification=True,
+        pre_buffer=False,
+        buffer_size=1 << 20,
+        coerce_int96_timestamp_unit="us",  # nanoseconds don't reach the year 9999
+    )
     known = parquet.schema_arrow.names
     names = [name for name in known if columns and columns(name)]
     begin = 0

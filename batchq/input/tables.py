@@ -23,6 +23,10 @@ DECODED_ROWS = 16  # of Parquet at a time: a row group's footer tells the mean l
 # often a value that it stores once is repeated
 
 
+# Spark's old timestamps have microseconds. pyarrow makes nanoseconds of them, and of the year 9999 that of 1816.
+INT96_UNIT = "us"
+
+
 class TableRow(Mapping[str, Any]):
     """The columns of one row of a record batch. A column's values are made Python's when one of them is first read, so
     that what nobody reads costs nothing, and a value that Python can't hold costs nobody else anything.
@@ -137,7 +141,13 @@ def _parquet_batches(
 
     with storage.open_read(obj.uri, etag=obj.etag) as file:
         # pre_buffer would hold whole row groups
-        parquet = pq.ParquetFile(file, page_checksum_verification=True, buffer_size=BLOCK, pre_buffer=False)
+        parquet = pq.ParquetFile(
+            file,
+            page_checksum_verification=True,
+            buffer_size=BLOCK,
+            pre_buffer=False,
+            coerce_int96_timestamp_unit=INT96_UNIT,
+        )
         own = set(parquet.schema_arrow.names)
         read = None if columns is None else [name for name in columns if name in own]
         begin = 0
