@@ -422,6 +422,7 @@ def test_an_extension_that_is_not_known_here_keeps_its_name(compose: Callable[..
         (pa.list_(pa.timestamp("s")), [3 * 10**11], '["11476-08-15 05:20:00"]'),
         (pa.timestamp("s", "Europe/Berlin"), 10**13, "10000000000000 s since 1970-01-01"),
         (pa.date32(), 2**31 - 1, "2147483647 days since 1970-01-01"),
+        (pa.list_(pa.date64()), [86_400_000 * 10**8], '["8640000000000000 ms since 1970-01-01"]'),
         (pa.duration("s"), 10**15, "1000000000000000 s"),
     ],
     ids=str,

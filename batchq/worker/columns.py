@@ -164,7 +164,8 @@ def _written(scalar: pa.Scalar) -> str:
     moment = pa.types.is_timestamp(kind)
     text: str = (scalar.cast(pa.timestamp(kind.unit)) if moment else scalar).cast(pa.string()).as_py()
     if text.startswith("<"):
-        return f"{scalar.value} {kind.unit if moment else 'days'} since 1970-01-01"
+        unit = kind.unit if moment else "ms" if pa.types.is_date64(kind) else "days"
+        return f"{scalar.value} {unit} since 1970-01-01"
     return f"{text}Z" if moment and kind.tz else text
 
 
