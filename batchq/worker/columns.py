@@ -99,6 +99,8 @@ def _pieces(rows: Sequence[Row], name: str) -> Iterator[pa.Array]:
 
 
 def _of_arrow(array: pa.Array, kind: pa.DataType) -> Converted:
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     try:
         return _cast(array, kind), {}
     except _MISFIT:
@@ -139,6 +141,8 @@ def _kept(scalar: pa.Scalar) -> Any:
         return None
     if isinstance(scalar, pa.DictionaryScalar):
         return _kept(scalar.value)
+    if pa.types.is_run_end_encoded(scalar.type):
+        return _kept(pa.scalar(scalar.as_py(), scalar.type.value_type))
     if isinstance(scalar, pa.MapScalar):
         return [[_kept(each) for each in pair.values()] for pair in scalar.values]
     if isinstance(scalar, pa.StructScalar):
