@@ -17,21 +17,25 @@ demo: $(VENV)/.cpu
 	$(PYTHON) jobs/sentiment_transcripts/corpus.py data/$(DEMO) --rows $(ROWS)
 	$(PYTHON) -m batchq job=sentiment_transcripts $(if $(OTHER),input.path=data/$(DEMO) output.path=out/$(DEMO))
 
+# Files of long tests come first, so that both cores have work to the end.
+SLOW := run chaos spent report reuse budget quantize model preview tune trust corpus storage engine bad_commands log
+FIRST := $(SLOW:%=tests/test_%.py)
+TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/test_*.py))
+PYTEST := $(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+	$(PYTEST) --durations 15 $(TESTS)
 
 chaos: $(VENV)/.dev
 	$(PYTHON) -m chaos --share $(SHARE)
 
 check: $(VENV)/.dev lint lock-check docs
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+	$(PYTEST) $(TESTS)
 
 # Which lines of batchq the quick tests run. Tests that start Ray, vLLM, a store or a quantization are left out: most of what
 # they run, they run in other processes, where nothing is counted.
-SLOW := run chaos spent report reuse budget quantize model preview tune trust corpus storage engine
 cover: $(VENV)/.dev
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m "not engine" $(SLOW:%=--ignore tests/test_%.py) --cov \
-	  --cov-report=term:skip-covered
+	$(PYTEST) -m "not engine" $(filter-out $(FIRST),$(TESTS)) --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff format --check .
