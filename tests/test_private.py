@@ -147,6 +147,10 @@ def inner_options() -> None:
     assert load("ray._private.ray_constants").ENABLE_RAY_CLUSTERS_ENV_VAR == "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
+def unhandled_errors() -> None:
+    says(load("ray._private.worker"), '"RAY_IGNORE_UNHANDLED_ERRORS" in os.environ')
+
+
 def fork_server() -> None:
     process: Any = ForkServerProcess(target=print, kwargs={"a": 1})
     assert process._kwargs == {"a": 1}
@@ -173,6 +177,7 @@ PRIVATE = [
     ("vllm", "vllm.v1.engine.exceptions", f"{VLLM}: _refusals", errors),
     ("ray", "ray._private.utils.set_sigterm_handler", f"{CLUSTER}: _signals_left_alone", signal_handler),
     ("ray", "ray.init's _node_ip_address", f"{CLUSTER}: connect", inner_options),
+    ("ray", "RAY_IGNORE_UNHANDLED_ERRORS", f"{CLUSTER}: connect", unhandled_errors),
     ("Python", "multiprocessing.forkserver", f"{PROCESS}: _EngineProcess", fork_server),
 ]
 
