@@ -38,7 +38,7 @@ def connect(address: str | None) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Of the shards that a lost replica had, the first tells why; Ray would print the others' errors as they are dropped.
+    # Of the shards that a lost replica had, the first tells why; Ray would print what the others end with.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Ray makes its workers nice to everything else (15); here the engines are what the machine is for.
     os.environ.setdefault("RAY_worker_niceness", "0")
