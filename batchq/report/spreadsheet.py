@@ -18,32 +18,25 @@ from batchq.report.survey import totals
 FORMULA = re.compile(r"((?:^|[;,|])[\s'\"]*)(?=[-=+@−＝＋－＠﹦﹢﹣﹫])")
 SECONDS = tuple(f"{phase}_seconds" for phase in PHASES)
 PRICED = ("currency", "prices_as_of", "cost", "cost_per_million_tokens", "cost_per_thousand_rows")
+ANSWERED = (
+    "truncated",
+    "prompt_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "tokens_answered",
+    "billed_tokens",
+    "billed_rows",
+)
 USED = ("mfu", "mbu", "joules", "joules_per_thousand_tokens")
 COLUMNS = (
     *("record", "job", "output", "model", "quantization", "invocation", "state", "started", "devices"),
     *("wall_seconds", *SECONDS, "lost_replicas", "rows", "answers", "failures"),
-    *(
-        "truncated",
-        "prompt_tokens",
-        "cached_tokens",
-        "output_tokens",
-        "tokens_answered",
-        "billed_tokens",
-        "billed_rows",
-    ),
+    *ANSWERED,
     *(*USED, *PRICED),
 )
 SURVEY_COLUMNS = (
     *("record", "job", "output", "quantization", "state", "started", "outputs", "rows", "answers", "failures"),
-    *(
-        "truncated",
-        "prompt_tokens",
-        "cached_tokens",
-        "output_tokens",
-        "tokens_answered",
-        "billed_tokens",
-        "billed_rows",
-    ),
+    *ANSWERED,
     *("invocations", *USED, *PRICED, "error"),
 )
 
