@@ -1,12 +1,13 @@
 # make demo   the main job, for real: real model, real vLLM on this CPU, real Ray, real text
 # make test   the tests            make check   format, lint, types, documents and tests
 # make chaos  the proof that no row is lost or repeated, whatever fails; under 40 minutes on two cores
+# make infra-test  infra/, run for real where one machine can; under 15 minutes on two cores, as root
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 ROWS ?= 600
 SHARE ?= 1
 
-.PHONY: demo test chaos check cover docs format lint lock lock-check wheel wheel-test clean
+.PHONY: demo test chaos infra-test image-test check cover docs format lint lock lock-check wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 # Another number of rows is another corpus and another output.
@@ -28,6 +29,13 @@ test: $(VENV)/.dev
 
 chaos: $(VENV)/.dev
 	$(PYTHON) -m chaos --share $(SHARE)
+
+# What the checks need is installed into .infra/: Airflow, schedulers, validators.
+infra-test: $(VENV)/.dev
+	$(PYTHON) -m infra.check
+
+image-test: $(VENV)/.dev
+	$(PYTHON) -m infra.check images
 
 check: $(VENV)/.dev lint lock-check docs
 	$(PYTEST) $(TESTS)
