@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -46,3 +47,15 @@ def said(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
     last = "\n".join(done.stdout.splitlines()[-15:])
     assert done.returncode == 0, f"{Path(command[0]).name} ended in exit code {done.returncode}:\n{last}"
     return done.stdout
+
+
+def installed(area: str, program: str, *packages: str) -> Path:
+    """A program of Python packages', in an environment of the area's own that stays. Raises Missing without them."""
+    folder = TOOLS / area
+    if not (folder / "bin" / program).exists():
+        try:
+            said([sys.executable, "-m", "venv", folder])
+            said([folder / "bin/python", "-m", "pip", "install", "-q", *packages], timeout=900)
+        except AssertionError as error:
+            raise Missing(f"{' '.join(packages)}: {str(error).splitlines()[-1]}") from error
+    return folder / "bin" / program
