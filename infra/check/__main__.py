@@ -16,10 +16,14 @@ import time
 import traceback
 from pathlib import Path
 
+from infra.check import docker, kubernetes
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
-CHECKS: list[Check] = []
+CHECKS: list[Check] = [
+    *docker.CHECKS,
+    *kubernetes.CHECKS,
+]
 APART = ("images",)  # areas that are tried only when they are named
 
 
@@ -40,7 +44,10 @@ def main() -> int:
         began = time.monotonic()
         outcome, held = tried(check)
         failed += not held
-        print(f"| {check.area} | {check.what} | {check.how.value} | {time.monotonic() - began:.0f} | {outcome} |", flush=True)
+        print(
+            f"| {check.area} | {check.what} | {check.how.value} | {time.monotonic() - began:.0f} | {outcome} |",
+            flush=True,
+        )
     print(f"\n{len(asked)} checks, {failed} failed")
     return 1 if failed else 0
 
