@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-OURS = ("batchq", "benchmarks", "chaos", "jobs", "tests")
+OURS = ("batchq", "benchmarks", "chaos", "infra", "jobs", "tests")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
@@ -40,7 +40,7 @@ def imports(path: Path) -> set[str]:
     return {name.split(".")[0] for name in found} - {*sys.stdlib_module_names, *OURS, *beside}
 
 
-@pytest.mark.parametrize("folder", OURS)
+@pytest.mark.parametrize("folder", [folder.replace("infra", "infra/check") for folder in OURS])
 def test_what_is_imported_is_declared(folder: str) -> None:
     declared = names([*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["gpu"]])
     if folder == "benchmarks":
