@@ -16,12 +16,13 @@ import time
 import traceback
 from pathlib import Path
 
-from infra.check import docker, kubernetes
+from infra.check import docker, images, kubernetes
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
 CHECKS: list[Check] = [
     *docker.CHECKS,
+    *images.CHECKS,
     *kubernetes.CHECKS,
 ]
 APART = ("images",)  # areas that are tried only when they are named
