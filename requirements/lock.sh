@@ -9,4 +9,5 @@ lock --python-version 3.11 -c cpu.txt dev.in -o dev.txt
 lock --python-version 3.11 --no-deps demo.in -o demo.txt
 lock --python-version 3.11 setup.in -o setup.txt
 lock --python-version 3.12 --python-platform x86_64-manylinux_2_35 --override override-gpu.txt gpu.in -o gpu.txt
-sha256sum -- *.in override-*.txt lock.sh {cpu,demo,dev,gpu,setup}.txt > locked.sha256
+lock --python-version 3.11 --universal ../infra/airflow/requirements.in -o ../infra/airflow/requirements.txt
+sha256sum -- *.in override-*.txt lock.sh {cpu,demo,dev,gpu,setup}.txt ../infra/airflow/requirements.{in,txt} > locked.sha256

@@ -16,11 +16,12 @@ import time
 import traceback
 from pathlib import Path
 
-from infra.check import docker, images, kubernetes
+from infra.check import airflow, docker, images, kubernetes
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
 CHECKS: list[Check] = [
+    *airflow.CHECKS,
     *docker.CHECKS,
     *images.CHECKS,
     *kubernetes.CHECKS,
