@@ -16,7 +16,7 @@ import time
 import traceback
 from pathlib import Path
 
-from infra.check import airflow, docker, images, kubernetes
+from infra.check import airflow, docker, images, kubernetes, schedules
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
@@ -25,6 +25,7 @@ CHECKS: list[Check] = [
     *docker.CHECKS,
     *images.CHECKS,
     *kubernetes.CHECKS,
+    *schedules.CHECKS,
 ]
 APART = ("images",)  # areas that are tried only when they are named
 

@@ -55,15 +55,21 @@ def home(work: Path) -> dict[str, str]:
 # ---- quick: what the files say ----
 
 
+def exit_codes() -> tuple[set[int], set[int]]:
+    """Exit codes after which the DAGs try again, and those after which they don't."""
+    found: dict[str, set[int]] = {}
+    for node in ast.parse((DAGS / "batchq_command.py").read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and "RETRY" in node.targets[0].id:
+            found[node.targets[0].id] = set(ast.literal_eval(node.value))
+    return found["RETRY"], found["NO_RETRY"]
+
+
 def names_every_exit_code(_: Path) -> str:
     """Every DAG compiles, and each exit code of batchq's is in one of the two tables."""
     files = sorted(DAGS.glob("*.py"))
-    trees = {path.stem: ast.parse(path.read_text()) for path in files}
-    tables: dict[str, set[int]] = {"RETRY": set(), "NO_RETRY": set()}
-    for node in trees["batchq_command"].body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in tables:
-            tables[node.targets[0].id] = set(ast.literal_eval(node.value))
-    retry, no_retry = tables["RETRY"], tables["NO_RETRY"]
+    for path in files:
+        compile(path.read_text(), str(path), "exec")
+    retry, no_retry = exit_codes()
     assert not retry & no_retry
     assert set(ExitCode) - {ExitCode.COMPLETE} <= retry | no_retry, "an exit code of batchq's is in neither table"
     assert {ExitCode.FAILED, ExitCode.STOPPED} <= retry
