@@ -14,13 +14,15 @@
     │   ├── NotFound                     no such object
     │   ├── AccessDenied                 an object, or all, that these credentials or this user may not read
     │   ├── Changed                      the object is no longer the one that was planned
-    │   ├── Expired             exit 3   credentials that ran out; with new ones the same command resumes
+    │   ├── Expired                      credentials that ran out; with new ones the same command resumes
     │   └── NoConditionalWrites exit 2   the store would let the last writer win
     ├── EngineError             exit 1   the engine could not start, died, or stalled
     │   └── EngineOutOfMemory            the engine died for want of memory
     ├── QuantizeError           exit 1   llm-compressor failed; its log is named
     ├── GateRefused             exit 5   no scheme that fits was accepted
     └── Stopped                 exit 3   stopped early on purpose; the same command resumes
+        ├── LimitReached        exit 6   a budget is spent; the same command resumes once it is raised
+        └── OtherDriver         exit 7   another driver is at work on the output; wait for it
 
 `RowError` is apart: it concerns one row, becomes a failure in the output, and never ends a run.
 """
@@ -39,6 +41,8 @@ class ExitCode(IntEnum):
     STOPPED = 3
     TOO_MANY_FAILURES = 4
     GATE_REFUSED = 5
+    LIMIT_REACHED = 6
+    OTHER_DRIVER = 7
 
 
 class BatchqError(Exception):
@@ -93,8 +97,6 @@ class Changed(StorageError):
 class Expired(StorageError):
     """The store's credentials ran out, and nobody renews them; what is committed stays."""
 
-    exit_code = ExitCode.STOPPED
-
 
 class NoConditionalWrites(StorageError):
     """The store accepted two creates of one name, so two runs could overwrite each other."""
@@ -125,6 +127,18 @@ class Stopped(BatchqError):
     """Stopped early on purpose (SIGINT, SIGTERM); the same command goes on from here."""
 
     exit_code = ExitCode.STOPPED
+
+
+class LimitReached(Stopped):
+    """What the configuration allows is used up; given again as it is, the command would end at once."""
+
+    exit_code = ExitCode.LIMIT_REACHED
+
+
+class OtherDriver(Stopped):
+    """Another driver is at work on this output, and this one leaves it alone."""
+
+    exit_code = ExitCode.OTHER_DRIVER
 
 
 class RowError(Exception):

@@ -111,8 +111,8 @@ def once(work: Path, overrides: list[str], limit: float, name: str, environment:
     output = work / ("out-" + re.sub(r"\W+", "-", name))
     command = [sys.executable, "-m", "batchq", "job=sentiment_transcripts", f"output.path={output}", *overrides]
     cache = Path(environment.get("BATCHQ_CACHE") or os.environ.get("BATCHQ_CACHE") or "~/.cache/batchq").expanduser()
-    log = cache / "logs/sentiment_transcripts/replica-0.log"
-    before = log.stat().st_size if log.exists() else 0
+    logs = cache / "logs/sentiment_transcripts"
+    before = set(logs.glob("*/replica-0.log"))
     with (work / "log").open("wb") as chatter:
         job = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **environment}, stdout=chatter, stderr=subprocess.STDOUT
@@ -122,9 +122,8 @@ def once(work: Path, overrides: list[str], limit: float, name: str, environment:
         except subprocess.TimeoutExpired:
             job.send_signal(signal.SIGTERM)
             code = job.wait()
-    with log.open("rb") if log.exists() else (work / "log").open("rb") as file:
-        file.seek(before if log.exists() else 0)
-        said = file.read().decode(errors="replace")
+    written = set(logs.glob("*/replica-0.log")) - before
+    said = (written.pop() if written else work / "log").read_text(errors="replace")
     seconds, report = steps(output), output / "meta/report.json"
     if seconds is None:
         tail = (work / "log").read_text(errors="replace").strip().splitlines()

@@ -54,6 +54,9 @@ class Job:
         self.folder, self.rows = work, rows
         self.data, self.meta = work / "out/data", work / "out/meta"
         self.asked = work / "asked"
+        self.engine = "fake"
+        self.within: list[str] = []  # a command that runs the driver's, such as one of another network
+        self.environment: dict[str, str] = {}  # of its drivers, beside this process's
         (work / "conf/job").mkdir(parents=True)
         model = make_tiny_model(work / "model")
         (work / "conf/job/mine.yaml").write_text(
@@ -72,13 +75,14 @@ output: {{path: out, rows_per_shard: {per_shard}}}
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
         """A driver in a session of its own."""
-        command = [sys.executable, "-m", "batchq", "job=mine", "engine=fake", *overrides]
+        command = [*self.within, sys.executable, "-m", "batchq", "job=mine", f"engine={self.engine}", *overrides]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "BATCHQ_CACHE": str(self.folder / "cache"),
             "HF_HUB_OFFLINE": "1",
             "PYTHONFAULTHANDLER": "1",
+            **self.environment,
         }
         return subprocess.Popen(
             command,
@@ -406,7 +410,7 @@ def submitted_twice(work: Path, share: float) -> Trial:
         leaver, worker = (second, first) if second.poll() is not None else (first, second)
         worker.terminate()
         left, stopped = end(leaver), end(worker)
-        named = left.code == 3 and "is at work on it, so nothing was started here" in left.err
+        named = left.code == 7 and "is at work on it, so nothing was started here" in left.err
         tally.require(named, f"exit codes {left.code} and {stopped.code}: {left.err[-300:]}")
         tally.require(stopped.code == 3, f"exit code {stopped.code} after SIGTERM")
         tally.struck(named)
@@ -433,7 +437,7 @@ def suspended_drivers(work: Path, share: float) -> Trial:
         first.send_signal(signal.SIGCONT)
         woken, other = end(first), end(second)
         tally.struck()
-        left = woken.code == 3 and "has taken over" in woken.err
+        left = woken.code == 7 and "has taken over" in woken.err
         tally.require(left or woken.code == 0, f"the one that woke ended in exit code {woken.code}")
         tally.completed(job, other)
 

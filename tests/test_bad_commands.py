@@ -97,8 +97,8 @@ CASES = [
     Case("a newer tokenizer", "plan job=mine model.path={here}/newer", 2, "{here}/newer: no tokenizer that can be read by transformers"),
     Case("no fast tokenizer", "plan job=mine model.path={here}/slow", 2, "{here}/slow: "),
     # stores
-    Case("expired credentials", f"plan job=mine input.path={S3}/*.jsonl", 3, "the credentials have expired (ExpiredToken", store="ExpiredToken"),
-    Case("expired credentials, where a reply has no body", f"status job=mine output.path={S3}", 3, "the credentials have expired (ExpiredToken", store="ExpiredToken"),
+    Case("expired credentials", f"plan job=mine input.path={S3}/*.jsonl", 1, "the credentials have expired (ExpiredToken", store="ExpiredToken"),
+    Case("expired credentials, where a reply has no body", f"status job=mine output.path={S3}", 1, "the credentials have expired (ExpiredToken", store="ExpiredToken"),
     Case("a wrong clock", f"plan job=mine input.path={S3}/*.jsonl", 1, "this machine's clock is wrong", store="RequestTimeTooSkewed"),
     # the rest of the machine
     Case("a folder that was removed", "plan job=mine", 2, "the working directory was removed", remove=True),

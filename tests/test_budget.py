@@ -23,7 +23,7 @@ def test_a_run_stops_when_its_budget_is_spent_and_goes_on_with_another(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(400))
-    assert main([*SLOW, "pricing.budget=6"]) == 3
+    assert main([*SLOW, "pricing.budget=6"]) == 6
     told = capsys.readouterr().err
     assert "the budget is spent; rows in flight are finished and saved" in told
     assert "batchq: pricing.budget=6: " in told and "Raise it to resume" in told
@@ -31,7 +31,7 @@ def test_a_run_stops_when_its_budget_is_spent_and_goes_on_with_another(
     assert done < 400
 
     runs = list((project / "out/meta/runs").glob("*.json"))
-    assert main([*SLOW, "pricing.budget=6"]) == 3, "nothing is left of it, so nothing is started"
+    assert main([*SLOW, "pricing.budget=6"]) == 6, "nothing is left of it, so nothing is started"
     assert "pricing.budget=6: " in capsys.readouterr().err
     assert list((project / "out/meta/runs").glob("*.json")) == runs
 

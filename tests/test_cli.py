@@ -13,6 +13,7 @@ import pytest
 
 from batchq.cli import compose, main
 from batchq.config import Config, choices, conf_dir
+from batchq.config.compose import compose_each
 from batchq.errors import ExitCode
 from tests.helpers import rows_of, write_jsonl
 
@@ -32,6 +33,14 @@ def test_every_shipped_choice_composes(group: str, compose: Callable[..., Config
         if choice == "hub":
             given += ["model.path=hf://a/b", f"model.revision={'0' * 40}"]
         assert compose(*given)
+
+
+def test_a_partition_in_a_path_needs_no_quotes(compose: Callable[..., Config]) -> None:
+    for path in ("/calls/ds=2026-11-30", "s3://calls/ds=2026-11-30/h=01/*.jsonl", "a=b"):
+        assert compose(f"input.path={path}").input.path == path
+        assert compose(f'input.path="{path}"').input.path == path
+    swept = compose_each(["job=mine", "-m", "output.path=out/ds=1,out/ds=2"])
+    assert [c.output.path for c in swept if isinstance(c, Config)] == ["out/ds=1", "out/ds=2"]
 
 
 MISTAKES = {

@@ -12,7 +12,7 @@ from ray._private.utils import check_version_info
 
 from batchq.errors import ConfigError, EngineError
 from batchq.machine.cache import cache_dir, lend_home
-from batchq.pool import cluster
+from batchq.pool import connection
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
@@ -33,12 +33,12 @@ def test_a_machine_that_was_too_busy_is_tried_once_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     Ray(monkeypatch, Exception(SLOW))
-    cluster.connect(None)
+    connection.connect(None)
     (line,) = caplog.messages
     assert "started once more" in line and "timed out during startup" in line
     ours = Ray(monkeypatch, *[Exception(SLOW)] * 2, Exception("a third time"))
     with pytest.raises(EngineError, match=r"^Ray doesn't start on this machine: The current node timed out") as raised:
-        cluster.connect(None)
+        connection.connect(None)
     assert "\n" not in str(raised.value) and len(ours.errors) == 1
 
 
@@ -46,9 +46,9 @@ def test_a_cluster_of_other_versions_is_named_with_both(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError) as theirs:
         check_version_info({"ray_version": "2.50.0", "python_version": "3.9.1"}, "process")
     Ray(monkeypatch, theirs.value)
-    monkeypatch.setattr(cluster, "_require_answer", lambda _: None)
+    monkeypatch.setattr(connection, "_require_answer", lambda _: None)
     with pytest.raises(ConfigError) as raised:
-        cluster.connect("10.0.0.1:6379")
+        connection.connect("10.0.0.1:6379")
     said = str(raised.value)
     assert said.startswith("cluster.address=10.0.0.1:6379: Version mismatch") and "\n" not in said
     assert all(version in said for version in ("Ray: 2.50.0", "Python: 3.9.1", f"Ray: {ray.__version__}"))
@@ -80,5 +80,5 @@ def test_a_folder_that_ray_can_t_use(folder: str, words: str, tmp_path: Path, mo
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", os.path.join(tmp_path, folder))
     with pytest.raises(EngineError, match=rf"^Ray doesn't start on this machine: .*{words}") as raised:
-        cluster.connect(None)
+        connection.connect(None)
     assert "\n" not in str(raised.value) and not ray.is_initialized()

@@ -20,7 +20,7 @@ PACKAGES = [
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
 ONLY_IN = {  # modules of batchq, by pattern; each pattern has to have an importer
-    "ray": {"pool/__init__", "pool/cluster", "pool/handles", "pool/labelling"},
+    "ray": {"pool/__init__", "pool/cluster", "pool/connection", "pool/growth", "pool/handles", "pool/labelling"},
     "vllm": {"engine/vllm*"},
     "obstore": {"storage/*"},
     "llmcompressor": {"quantize/compress"},

@@ -151,6 +151,17 @@ def unhandled_errors() -> None:
     says(load("ray._private.worker"), '"RAY_IGNORE_UNHANDLED_ERRORS" in os.environ')
 
 
+def worker_logs() -> None:
+    worker = load("ray._private.worker")
+    assert worker._worker_logs_enabled
+    says(worker.print_worker_logs, "if not _worker_logs_enabled")
+    says(worker.listen_error_messages, "print_to_stdstream(")
+
+
+def job_environment() -> None:
+    says(load("ray._private.worker").init, "RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ", "_merge_runtime_env(")
+
+
 def fork_server() -> None:
     process: Any = ForkServerProcess(target=print, kwargs={"a": 1})
     assert process._kwargs == {"a": 1}
@@ -162,7 +173,7 @@ def fork_server() -> None:
 VLLM, NORMS, PROCESS, PRODUCTS = (
     f"batchq/engine/{name}.py" for name in ("vllm", "vllm_norms", "vllm_process", "vllm_products")
 )
-CLUSTER = "batchq/pool/cluster.py"
+CONNECTION = "batchq/pool/connection.py"
 PRIVATE = [
     ("vllm", "vllm.v1.engine.utils.get_mp_context", f"{PROCESS}: fork_engines", process_context),
     ("vllm", "the modules that vLLM's engine process imports", f"{PROCESS}: import_ahead", preloaded_modules),
@@ -175,9 +186,11 @@ PRIVATE = [
     ("vllm", "vllm.AsyncEngineArgs", f"{VLLM}: engine_arguments", engine_arguments),
     ("vllm", "vllm.v1.engine.async_llm.AsyncLLM", f"{VLLM}: VllmEngine", asking),
     ("vllm", "vllm.v1.engine.exceptions", f"{VLLM}: _refusals", errors),
-    ("ray", "ray._private.utils.set_sigterm_handler", f"{CLUSTER}: _signals_left_alone", signal_handler),
-    ("ray", "ray.init's _node_ip_address", f"{CLUSTER}: connect", inner_options),
-    ("ray", "RAY_IGNORE_UNHANDLED_ERRORS", f"{CLUSTER}: connect", unhandled_errors),
+    ("ray", "ray._private.utils.set_sigterm_handler", f"{CONNECTION}: _signals_left_alone", signal_handler),
+    ("ray", "ray.init's _node_ip_address", f"{CONNECTION}: connect", inner_options),
+    ("ray", "RAY_IGNORE_UNHANDLED_ERRORS", f"{CONNECTION}: connect", unhandled_errors),
+    ("ray", "ray._private.worker._worker_logs_enabled", f"{CONNECTION}: _hush", worker_logs),
+    ("ray", "RAY_JOB_CONFIG_JSON_ENV_VAR", f"{CONNECTION}: _runtime_env", job_environment),
     ("Python", "multiprocessing.forkserver", f"{PROCESS}: _EngineProcess", fork_server),
 ]
 
@@ -212,4 +225,4 @@ def test_a_failure_names_the_version_and_the_place() -> None:
         load("ray._private.utils.no_such_function")
 
     with pytest.raises(pytest.fail.Exception, match=r"^ray 2\..*: x: .*no_such_function.*Look at .*: connect$"):
-        test_what_we_rely_on_without_a_promise_is_there("ray", "x", f"{CLUSTER}: connect", gone)
+        test_what_we_rely_on_without_a_promise_is_there("ray", "x", f"{CONNECTION}: connect", gone)

@@ -19,14 +19,15 @@ import pytest
 
 from batchq import storage
 from batchq.config import ModelConfig, QuantizationConfig, Scheme
-from batchq.errors import ConfigError, QuantizeError
+from batchq.engine.protocol import Origin
+from batchq.errors import ConfigError, ModelError, QuantizeError
 from batchq.machine.cache import BUILDING, cache_of
 from batchq.model.folder import is_tied, quantization_of, read_config
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.quantize import checkpoint
 from batchq.quantize.card import is_whole
-from batchq.quantize.checkpoint import Checkpoint, checkpoint_key, make_checkpoint
+from batchq.quantize.checkpoint import Checkpoint, bring, checkpoint_key, make_checkpoint
 from batchq.quantize.process import library_versions
 from batchq.quantize.recipe import recipe_of
 from batchq.quantize.sizes import Quantization, predicted_bytes
@@ -282,6 +283,17 @@ def test_a_checkpoint_in_an_object_store_serves_every_machine(
     second = on_machine("second")
     assert second.cached and second.path != first.path and second.bytes == first.bytes
     assert (Path(second.path) / "batchq.json").read_bytes() == (Path(first.path) / "batchq.json").read_bytes()
+
+    # a replica on another node fetches it, without the model it was made of; one that shares the disk doesn't
+    monkeypatch.setenv("BATCHQ_CACHE", str(tmp_path / "node"))
+    elsewhere = ModelConfig(path="/on/the/driver")
+    brought = Path(bring("/on/the/driver/checkpoint", Origin(elsewhere, config.cache, fp8.key)))
+    assert is_whole(brought) and brought.is_relative_to(tmp_path / "node")
+    assert bring(first.path, Origin(elsewhere, config.cache, fp8.key)) == first.path
+    with pytest.raises(ModelError, match=r"isn't on this node .*quantization\.cache=/on/the/driver is a folder"):
+        bring("/on/the/driver/checkpoint", Origin(elsewhere, "/on/the/driver", fp8.key))
+    with pytest.raises(ModelError, match="no such folder"):
+        bring("/on/the/driver/model", Origin(elsewhere, config.cache))
 
     # a build that was never committed is nobody's; a committed one with a lost file is made again and replaces it
     build = json.loads(storage.read(f"{place}/batchq.json"))["build"]

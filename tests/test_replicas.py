@@ -94,6 +94,36 @@ def test_what_is_started_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
         assert tuple(pool.cluster.slots(asked, cores(16))) == replicas.arrange(asked, there).slots
 
 
+def test_what_is_free_is_what_joined_or_was_left_and_no_core_is_given_twice() -> None:
+    two = ClusterConfig(replicas=2)
+    one_node, another = cluster_of(cores(16), 16), cluster_of(cores(16), 16, 16)
+    (begun, _) = replicas.arrange(two, one_node).slots
+    assert begun.cores == tuple(range(8)), "one node's cores are shared by both"
+    (joined,) = replicas.free(two, another, [begun])
+    assert joined == replicas.Slot("node-1", tuple(range(16))), "the first node's second half is given to nobody twice"
+    assert replicas.free(two, another, [begun, joined]) == []
+    assert replicas.free(ClusterConfig(), cluster_of(H100, 2, 2), [replicas.Slot("node-0", ())]) == [
+        replicas.Slot("node-1", ()),
+        replicas.Slot("node-0", ()),
+        replicas.Slot("node-1", ()),
+    ]
+    whole = ClusterConfig(tensor_parallel_size=2, replicas=3)
+    assert len(replicas.free(whole, cluster_of(H100, 2, 1, 3), [])) == 2, "an engine stays on one node"
+
+
+def test_a_head_without_cores_is_no_place_and_takes_no_share() -> None:
+    there = cluster_of(cores(16), 0, 2)
+    found = replicas.require(ClusterConfig(replicas=2), there)
+    assert [(slot.node, len(slot.cores)) for slot in found.slots] == [("node-1", 1), ("node-1", 1)]
+
+
+def test_on_a_cluster_a_run_begins_with_what_is_there() -> None:
+    asked = ClusterConfig(address="auto", replicas=4, tensor_parallel_size=8)
+    assert len(replicas.require(asked, cluster_of(H100, 8)).slots) == 1
+    with pytest.raises(ConfigError, match="replicas=4: there are slots for 0"):
+        replicas.require(asked, cluster_of(H100, 4))
+
+
 # ---- what they share ----
 
 

@@ -179,7 +179,7 @@ def listening(root: int) -> list[str]:
 
 WATCHED = """
 import os, signal, threading
-from batchq.pool import cluster
+from batchq.pool import connection
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
 
@@ -194,7 +194,7 @@ signal.signal(signal.SIGTERM, ours)
 seen, over = set(), threading.Event()
 watch = threading.Thread(target=look)
 watch.start()
-cluster.connect(None)
+connection.connect(None)
 over.set()
 watch.join()
 assert seen == {ours}, seen
@@ -242,7 +242,7 @@ def test_a_row_that_kills_a_preempted_replica_and_a_second_submission(project: P
     os.kill(processes_below(first.pid, b"ray::Replica")[-1], signal.SIGTERM)
     second = start(project, *options)
     _, said = second.communicate(timeout=60)
-    assert second.returncode == 3, said
+    assert second.returncode == 7, said
     assert f"another run (process {first.pid} on " in said and "nothing was started here" in said
     out, err = first.communicate(timeout=240)
     assert first.returncode == 0, err
@@ -270,6 +270,9 @@ def test_a_driver_that_was_suspended_leaves_to_the_one_that_took_over(tmp_path: 
     first._run()  # it wakes
     assert lost.is_set() and first.taken_by == f"another run (process {os.getpid()} on {socket.gethostname()})"
     second.close()
+    assert first._interval() == 2 and "watching 8 s" in said[0]
+    first._began -= 3600
+    assert first._interval() == 15, "on a bucket that keeps versions, a night's beats are 2,000 instead of 14,400"
     heard = len(said)
     lease.Lease(str(tmp_path), said.append, stop, threading.Event()).close()
     assert len(said) == heard, "who said that it was over is not watched"
@@ -391,7 +394,7 @@ def test_the_engine_that_the_gate_accepts_goes_on_to_label(project: Path, cache:
     asked = ["job=mine", "job.name=kept", "engine=fake", "quantization.scheme=int8_rtn"]
     assert main(asked) == 0
     assert sorted(r["id"] for r in rows(project / "out")) == list(range(160))
-    logs = {p.name for p in (cache / "logs/kept").iterdir()}
+    logs = {p.name for p in (cache / "logs/kept").glob("*/*")}
     assert {"gate-baseline.log", "gate-int8_rtn.log"} <= logs and "replica-0.log" not in logs
     (record,) = (project / "out/meta/runs").glob("*.json")
     *_, judged, labelled = json.loads(record.read_text())["replicas"]

@@ -6,7 +6,7 @@ from batchq.account import ledger
 from batchq.account.cost import cost_of, price
 from batchq.account.usage import RunAccount
 from batchq.config import PricingConfig
-from batchq.errors import ConfigError, Stopped
+from batchq.errors import ConfigError, LimitReached
 from batchq.machine.hardware import Hardware
 
 
@@ -14,7 +14,7 @@ class Budget:
     """Checked once a second while rows are labelled. Quantizing and the gate count too, but are never stopped."""
 
     def __init__(self, pricing: PricingConfig, output: str, hardware: Hardware) -> None:
-        """Raises ConfigError if `hardware` has no price, Stopped if earlier invocations have spent it all."""
+        """Raises ConfigError if `hardware` has no price, LimitReached if earlier invocations have spent it all."""
         self._pricing = pricing
         self._before = 0.0
         if pricing.budget is None:
@@ -28,7 +28,7 @@ class Budget:
             )
         self._before = before
         if before >= pricing.budget:
-            raise Stopped(self.words())
+            raise LimitReached(self.words())
 
     def total(self, now: RunAccount | None = None) -> float:
         """What all invocations cost, `now` being this one's account so far; nothing counts that has no price."""

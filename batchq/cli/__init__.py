@@ -16,7 +16,7 @@ from batchq import __version__
 from batchq.cli import report, streams
 from batchq.config import Config, choices, suggest
 from batchq.config.compose import SWEEP, compose, compose_each
-from batchq.errors import BatchqError, ConfigError, ExitCode, Stopped
+from batchq.errors import BatchqError, ConfigError, ExitCode
 from batchq.machine import log
 
 __all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
@@ -29,9 +29,11 @@ EXIT_CODES = {
     ExitCode.COMPLETE: "complete",
     ExitCode.FAILED: "failed",
     ExitCode.USER_ERROR: "bad configuration or input",
-    ExitCode.STOPPED: "stopped early and resumable",
+    ExitCode.STOPPED: "stopped by a signal; the same command resumes",
     ExitCode.TOO_MANY_FAILURES: "complete with too many failures or answers cut off, or with unreadable files",
     ExitCode.GATE_REFUSED: "the gate refused every scheme that fits",
+    ExitCode.LIMIT_REACHED: "the budget is spent; every answer is saved, and a raised one resumes",
+    ExitCode.OTHER_DRIVER: "another driver is at work on this output; nothing was done here",
 }
 
 
@@ -222,7 +224,7 @@ def _refuse_stray(arguments: list[str]) -> None:
 
 
 def _act(verb: Verb, configs: Iterable[Config | ConfigError]) -> int:
-    """Each job of a sweep, one after the other, or a single one; the highest exit code counts, and a stop ends it."""
+    """Each job of a sweep, one after the other, or a single one; the highest exit code counts, and a signal ends it."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     codes = [0]
@@ -235,7 +237,7 @@ def _act(verb: Verb, configs: Iterable[Config | ConfigError]) -> int:
                 code = _end(verb, *verb.act(config))
             except (BatchqError, OSError) as error:
                 code = streams.complain(error)
-                if isinstance(error, Stopped):
+                if code == ExitCode.STOPPED:
                     return code
         codes.append(code)
     return max(codes)

@@ -45,10 +45,10 @@ def clean(config: Config) -> str:
 
 
 def _clean_cache(days: float) -> str:
-    """Remove models, checkpoints and cached results made more than so many days ago; they can be made again."""
+    """Remove models, checkpoints, logs and cached results made more than so many days ago; they can be made again."""
     count = size = 0
-    for kind in ("models", "checkpoints"):
-        for folder in (cache_dir() / kind).glob("*/"):
+    for kind in ("models", "checkpoints", "logs/*"):
+        for folder in cache_dir().glob(f"{kind}/*/"):
             files = [p.stat() for p in folder.rglob("*") if p.is_file()]
             if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
                 count, size = count + 1, size + sum(stat.st_size for stat in files)
@@ -59,5 +59,5 @@ def _clean_cache(days: float) -> str:
                 count, size = count + 1, size + path.stat().st_size
                 path.unlink()
     where = cache_dir()
-    what = f"{count} models, checkpoints, tuned settings and other cached results older than {days:g} days"
+    what = f"{count} models, checkpoints, logs, tuned settings and other cached results older than {days:g} days"
     return f"{where}: removed {what}, {size / 1e6:,.1f} MB"

@@ -33,6 +33,8 @@ def examine(config: Config | None) -> tuple[bool, str]:
         *_bytecode(),
         _cache(),
     ]
+    if config is not None and config.cluster.address is not None:
+        lines.append(_ray_default())
     if config is not None and hardware is not None:
         lines += _job(config, hardware)
     good = all(mark != "FAIL" for mark, _ in lines)
@@ -69,6 +71,13 @@ def _package(name: str) -> tuple[str, str]:
     if name in ("llmcompressor", "compressed-tensors"):
         return "warn", f"{name} is not installed: quantization needs it, here or in quantization.python"
     return "FAIL", f"{name} is not installed"
+
+
+def _ray_default() -> tuple[str, str]:
+    """Whether Ray has what it calls ray[default], by the package of its dashboard that nothing else needs."""
+    if find_spec("aiohttp_cors"):
+        return "ok", "ray[default]: job API, dashboard and metrics"
+    return "warn", "ray[default] is not installed: no job API, dashboard or metrics on nodes with this environment"
 
 
 def _bytecode() -> list[tuple[str, str]]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SWEEP = ("-m", "--multirun")
 SHOW = re.compile(r"-[ci]|--(cfg|info)\b.*|--hydra-help")  # flags that print something of Hydra's and run no job
 _OVERRIDE = re.compile(r"[~+]|\w[\w./@]*=")
+# A value that holds an = and nothing that Hydra's grammar gives a meaning to: /calls/ds=2026-11-30.
+_PLAIN_EQUALS = re.compile(r"""([+~]*[\w./@]+=)([^\[\]{}()'"\\$]*=[^\[\]{}()'"\\$]*)""")
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -35,8 +37,15 @@ def compose(overrides: Sequence[str]) -> Config:
 
     Raises ConfigError naming the field, group or choice.
     """
+    overrides = [_readable(o) for o in overrides]
     with _in_one_line(overrides):
         return typed(_composed(overrides))
+
+
+def _readable(override: str) -> str:
+    """The same for Hydra, to which an = within a value is a mistake; in the name of a partition it is none."""
+    plain = _PLAIN_EQUALS.fullmatch(override)
+    return plain[1] + plain[2].replace("=", "\\=") if plain else override
 
 
 def compose_pricing(overrides: Sequence[str]) -> PricingConfig:
@@ -68,6 +77,7 @@ def compose_each(arguments: Sequence[str]) -> list[Config | ConfigError]:
         except ConfigError as error:
             jobs.append(error)
 
+    arguments = [_readable(a) for a in arguments]
     overrides = [a for a in arguments if _OVERRIDE.match(a)]
     ordered = [*(a for a in arguments if a not in overrides), "--", *overrides]  # Hydra wants its flags first
     _check_flags(ordered)

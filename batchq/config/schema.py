@@ -178,7 +178,10 @@ class ClusterConfig:
 
     address: null starts Ray on this machine; "auto" or host:port joins a running cluster.
     replicas: engines side by side; null for as many as there are GPUs for; on CPUs one per node, or as many as
-        cpus_per_replica leaves cores for.
+        cpus_per_replica leaves cores for. On a cluster a run begins with the first that have a place, and nodes that
+        join later are used up to this many.
+    wait_s: so long a run waits for a node with a place for one replica, at its beginning and once it has lost all. The
+        cluster's autoscaler is asked for nodes.
     tensor_parallel_size: accelerators that each engine's matrices are cut over.
     pipeline_parallel_size: stages that each engine's layers are cut into, of tensor_parallel_size accelerators each.
     cpus_per_replica: cores bound to each engine; null for an equal share of the machine's.
@@ -190,6 +193,7 @@ class ClusterConfig:
 
     address: str | None = None
     replicas: int | None = field(default=None, metadata=POSITIVE)
+    wait_s: float = field(default=600.0, metadata=NOT_NEGATIVE)
     tensor_parallel_size: int = field(default=1, metadata=POSITIVE)
     pipeline_parallel_size: int = field(default=1, metadata=POSITIVE)
     cpus_per_replica: int | None = field(default=None, metadata=POSITIVE)
@@ -258,7 +262,7 @@ class PricingConfig:
     per_hour: price by accelerator name as NVML gives it ("NVIDIA H100 80GB HBM3"), matched by its
         longest contained key; "cpu_core" prices a core where there is no accelerator.
     budget: in `currency`, of a run over all its invocations. Checked once a second. When it is spent the run stops with
-        exit code 3; raise it to resume.
+        exit code 6; raise it to resume.
     """
 
     currency: str = "USD"

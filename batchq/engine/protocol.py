@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from batchq.config import ModelConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -50,6 +52,16 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a machine that hasn't the folder `EngineSpec.model` gets it from: the model's own source, or `cache`, the
+    folder or prefix that has the checkpoint with the key `checkpoint` (None: the model as it came)."""
+
+    model: ModelConfig
+    cache: str
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What an engine is started with, the same for the real one and the fake.
 
@@ -69,6 +81,7 @@ class EngineSpec:
     scored: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False  # the model's own Python code may run
+    origin: Origin | None = None  # None: every machine has the folder
 
     @property
     def devices(self) -> int:

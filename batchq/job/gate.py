@@ -8,11 +8,12 @@ from typing import Any
 
 from batchq import __version__
 from batchq.config import Config, EngineKind, KvCache, ModelConfig, Scheme
-from batchq.engine.protocol import Completion, EngineSpec
+from batchq.engine.protocol import Completion, EngineSpec, Origin
 from batchq.errors import ConfigError, GateRefused
 from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.machine import local_cache
+from batchq.machine.cache import cache_of
 from batchq.machine.digests import digest_of
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
@@ -68,7 +69,9 @@ def evaluate_gate(session: Session, draft: Plan, served: Served) -> Verdict | No
 
     before = recall_answers(key)
     if before is None:
-        weights = Weights(baseline.path, stored_bytes(read_tensors(baseline.path)))
+        source = config.model if config.gate.baseline is None else ModelConfig(path=config.gate.baseline)
+        origin = Origin(source, cache_of(config.quantization))
+        weights = Weights(baseline.path, stored_bytes(read_tensors(baseline.path)), origin)
         before = ask("baseline", engine_spec(unquantized, weights, session.hardware), stay_up=False)
         remember_answers(key, before)
     after = ask(scheme.value, served.settings.engine, stay_up=True)  # it may go on to label

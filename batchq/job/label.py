@@ -8,7 +8,7 @@ import time
 from batchq.account.budget import Budget
 from batchq.account.ledger import Work
 from batchq.config import Config, EngineKind, Unreadable
-from batchq.errors import BatchqError, Stopped
+from batchq.errors import BatchqError, LimitReached, Stopped
 from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.job.share import Share
@@ -31,7 +31,7 @@ from batchq.worker.spec import WorkerSpec
 def label(session: Session, plan: Plan, served: Served, before: Committed, budget: Budget) -> Committed:
     """Label what `before` leaves to do; returns what is committed then.
 
-    Raises Stopped early if `session.stop` is set or the budget is spent.
+    Raises Stopped early if `session.stop` is set, LimitReached if the budget is spent.
     """
     config, invocation = session.config, session.invocation
     session.progress.step(
@@ -54,7 +54,7 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
         )
     except Stopped:
         if watch.budget_spent:
-            raise Stopped(budget.words(invocation.account("stopped"))) from None
+            raise LimitReached(budget.words(invocation.account("stopped"))) from None
         raise
     estimate.remember(config, plan, session.hardware, invocation.account("complete").replicas, watch.rows)
     committed = read_committed(plan, session.output, before)

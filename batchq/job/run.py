@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from batchq import input
 from batchq.account.budget import Budget
 from batchq.config import Config, Scheme
-from batchq.errors import ConfigError, Stopped
+from batchq.errors import ConfigError, OtherDriver, Stopped
 from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served, serve
@@ -169,7 +169,7 @@ def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, s
 
 @contextmanager
 def only_driver(session: Session) -> Iterator[None]:
-    """Hold the lease on the output. Raises Stopped if another driver has it, or takes it over meanwhile.
+    """Hold the lease on the output. Raises OtherDriver if another one has it, or takes it over meanwhile.
 
     If no plan was stored in the end, the lease is deleted: this driver leaves only the record of what it held.
     """
@@ -180,7 +180,7 @@ def only_driver(session: Session) -> Iterator[None]:
         session.progress.clear()
         lease.close(forget=load_plan(session.output) is None)
         if isinstance(error, Stopped) and lease.taken_by:
-            raise Stopped(
+            raise OtherDriver(
                 f"{session.output}: {lease.taken_by} has taken over, so this one left; nothing is lost"
             ) from None
         raise

@@ -12,7 +12,7 @@ from batchq.job.session import Session
 from batchq.machine.hardware import Hardware, detect
 from batchq.model.source import Model
 from batchq.plan import sample
-from batchq.quantize.checkpoint import Checkpoint, find_checkpoint, make_checkpoint
+from batchq.quantize.checkpoint import Checkpoint, find_checkpoint, make_checkpoint, origin_of
 from batchq.records import Plan
 from batchq.sizing.settings import Settings, Weights, resolve_settings
 from batchq.task.task import open_task
@@ -36,7 +36,8 @@ def serve(session: Session, drafted: Plan, model: Model, scheme: Scheme) -> Serv
 
 def served_on(config: Config, hardware: Hardware, drafted: Plan, model: Model, checkpoint: Checkpoint) -> Served:
     """The draft's checkpoint, and how an engine is started on it with this hardware."""
-    settings = resolve_settings(config, drafted, Weights(checkpoint.path, checkpoint.bytes), hardware)
+    weights = Weights(checkpoint.path, checkpoint.bytes, origin_of(checkpoint, model.digest, config))
+    settings = resolve_settings(config, drafted, weights, hardware)
     return Served(model, Scheme(drafted.quantization), checkpoint, settings)
 
 

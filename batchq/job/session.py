@@ -32,7 +32,7 @@ class Session:
     @property
     def hardware(self) -> Hardware:
         """The hardware that will run the engines: this machine's, or the cluster's, after connecting to it."""
-        return self.pool.hardware()
+        return self.pool.hardware(self.stop)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from batchq.plan.inputs import obeyed
 from batchq.plan.sample import Lengths
 from batchq.plan.stored import load_plan
 from batchq.pool import SampleListener, SampleRequest
-from batchq.quantize.checkpoint import Checkpoint
+from batchq.quantize.checkpoint import Checkpoint, origin_of
 from batchq.records import Plan
 from batchq.sizing import settings, tuned
 from batchq.sizing.settings import EAGER, FIELDS, ROWS, SHARE, STEP, TIGHT_SHARE, Weights, configured, free_share
@@ -70,7 +70,7 @@ def sweep(session: Session, drafted: Plan, checkpoint: Checkpoint) -> str:
     rows = _slice(config, drafted, checkpoint.path)
     untuned = dataclasses.replace(config, tune=dataclasses.replace(config.tune, use=False))
     lengths = Lengths.of(rows.prompts)
-    weights = Weights(checkpoint.path, checkpoint.bytes)
+    weights = Weights(checkpoint.path, checkpoint.bytes, origin_of(checkpoint, drafted.model, config))
     plain, _ = settings.choose_settings(untuned, drafted, weights, hardware, lengths)
     progress.step(
         f"tune: {len(rows.prompts):,} rows of {lengths.median:,} tokens in the median; "

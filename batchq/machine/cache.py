@@ -59,9 +59,9 @@ def is_writable(folder: Path) -> bool:
 
 
 def log_dir(job: str, run: str) -> Path:
-    """The folder of a job's logs, not made yet: in the cache, or, where that can only be read, one for this invocation
-    alone among temporary files. A job's name may hold what a folder's can't."""
-    logs = cache_dir() / "logs" / (re.sub(r"[^\w.-]+", "_", job).strip(".")[:80] or "job")
+    """The folder of one invocation's logs, not made yet: in the cache, or, where that can only be read, among temporary
+    files. Runs of one job may work side by side. A job's name may hold what a folder's can't."""
+    logs = cache_dir() / "logs" / (re.sub(r"[^\w.-]+", "_", job).strip(".")[:80] or "job") / run
     return logs if is_writable(logs) else Path(os.environ.get("TMPDIR") or "/tmp", f"batchq-logs-{run}")
 
 

@@ -34,10 +34,11 @@ AS_SHIPPED = LogSetting()
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """Where a replica logs, and how."""
+    """Where a replica logs, and how. `shown`: its output also goes where it went before, which Ray keeps."""
 
     path: str
     setting: LogSetting
+    shown: bool = False
 
 
 def setting(config: LogConfig, run: str = "") -> LogSetting:

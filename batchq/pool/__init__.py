@@ -5,7 +5,9 @@ The only package that imports ray; tests/test_packages.py says which of its modu
 The driver hands each replica two shards, the one it labels and the next, so that no replica waits
 for the driver; nothing but shards, receipts and snapshots travels through Ray.
 
+    connection.py Ray is started on this machine or joined
     cluster.py    Ray's nodes, and the slots on them that replicas take
+    growth.py     nodes that aren't there yet
     replica.py    the actor: one engine in a process of its own
     handles.py    replicas as the driver sees them
     labelling.py  shards handed out, replicas replaced, until all is committed
@@ -31,7 +33,7 @@ from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware
 from batchq.machine.log import AS_SHIPPED, LogFile, LogSetting
-from batchq.pool import cluster
+from batchq.pool import cluster, connection, growth
 from batchq.pool.handles import Notify, PoolSnapshot, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
 from batchq.pool.replica import SampleRequest
@@ -92,6 +94,7 @@ class Pool:
         self.log_setting = log_setting
         self._connected = False
         self._over = threading.Event()
+        self._hardware: Hardware | None = None
         self._warm: WarmReplica | None = None
 
     def __enter__(self) -> Pool:
@@ -100,9 +103,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         if self._connected:
-            import ray
-
-            ray.shutdown()
+            connection.close()
 
     def connect(self) -> None:
         """Start Ray on this machine, or join `cluster.address`. Once; later calls do nothing.
@@ -110,16 +111,21 @@ class Pool:
         Raises ConfigError if no cluster answers there.
         """
         if not self._connected:
-            cluster.connect(self.cluster.address)
+            connection.connect(self.cluster.address)
             self._connected = True
-            cluster.watch_head(self.cluster.address, self._over)
+            connection.watch_head(self.cluster.address, self._over)
 
-    def hardware(self) -> Hardware:
-        """The hardware that replicas will run on: this machine's, or that of the cluster's best equipped node."""
-        if self.cluster.address is None:
-            return hardware.detect()
-        self.connect()
-        return cluster.detect()
+    def hardware(self, stop: threading.Event) -> Hardware:
+        """The hardware that replicas will run on: this machine's, or that of the best equipped of the cluster's nodes,
+        seen once, after one with room for a replica was waited for.
+
+        Raises EngineError when none joins within `cluster.wait_s`, Stopped after `stop` was set.
+        """
+        if self._hardware is None and self.cluster.address is not None:
+            self.connect()
+            growth.await_room(self.cluster, self.engine, stop)
+            self._hardware = cluster.detect()
+        return self._hardware or hardware.detect()
 
     def answer_sample(
         self,
@@ -138,33 +144,35 @@ class Pool:
         """
         self.connect()
         self.release()
-        slot = cluster.slots(self.cluster, hardware)[0]
-        spec, path = dataclasses.replace(spec, cores=slot.cores), str(self.logs / request.log)
+        path = str(self.logs / request.log)
         spent: Counter[str] = Counter()
-        account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
+        account = partial(_account, hardware.accelerator, spec.devices, spent)
         try:
             for _ in range(self.cluster.max_attempts):
-                actor = cluster.start(
-                    slot, spec, hardware, LogFile(path, dataclasses.replace(self.log_setting, replica=0))
-                )
+                slot = cluster.slots(self.cluster, hardware)[0]  # the last one's node may be gone
+                spec = dataclasses.replace(spec, cores=slot.cores)
+                account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
+                log = cluster.log_of(slot, path, self.cluster)
+                setting = dataclasses.replace(self.log_setting, replica=0)
+                actor = cluster.start(slot, spec, hardware, LogFile(path, setting, self.cluster.address is not None))
                 seen: dict[str, float] = {}
                 try:
-                    answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, path))
+                    answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, log))
                 except _Lost as error:
                     why = str(error)
                     if error.out_of_memory:
                         fewer = max(1, min(request.in_flight, spec.max_num_seqs) // 2)
                         request = dataclasses.replace(request, in_flight=fewer)
                         spec = dataclasses.replace(spec, max_num_seqs=fewer)
-                    listener.notify(f"the engine that was asked a sample is lost: {why}; log: {path}")
+                    listener.notify(f"the engine that was asked a sample is lost: {why}; log: {log}")
                 else:
-                    self._warm = WarmReplica(spec, slot, actor, path) if request.stay_up else None
+                    self._warm = WarmReplica(spec, slot, actor, log) if request.stay_up else None
                     return answers, account(seen)
                 finally:
                     spent.update(seen)
                     seen.clear()
                     self._kill_unless_warm(actor)
-            raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {path}")
+            raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {log}")
         finally:
             listener.spent(account({}))
 

@@ -63,6 +63,7 @@ class ReplicaHandle:
     log: str
     started_at: float
     ready: bool = False
+    joined: bool = False  # while others worked
     shards: dict[int, tuple[Shard, str]] = field(default_factory=dict)  # and the attempt's id
     snapshot: Snapshot | None = None
     polling: bool = False

@@ -15,6 +15,7 @@ from batchq.account.usage import Counters
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine.log import LogFile
 from batchq.pool import cluster, losses
+from batchq.pool.growth import Growth
 from batchq.pool.handles import CLOSE_SECONDS, Notify, PoolSnapshot, ReplicaHandle, Setting, WarmReplica
 from batchq.records import Shard
 from batchq.sizing.replicas import Slot
@@ -52,10 +53,10 @@ class ShardScheduler:
         self.lost = 0
         self.told_at = 0.0
         self.reached: dict[str, float] = {}
+        self.growth = Growth(setting.cluster, setting.hardware, notify)
 
     def label(self, shards: Sequence[Shard], slots: Sequence[Slot], warm: WarmReplica | None = None) -> PoolSnapshot:
         """Label all shards with a replica at each slot; `warm` is the first, if there is one."""
-        import ray
 
         self.pending.extend(shards)
         try:
@@ -64,11 +65,9 @@ class ShardScheduler:
                 warm = None
             while self.pending or any(r.shards for r in self.replicas):
                 self._hand_out()
-                done: list[Any] = []
-                if self.futures:
-                    done, _ = ray.wait(list(self.futures), num_returns=1, timeout=POLL_SECONDS)
-                for future in done:
+                for future in self._wait():
                     self._finished(future)
+                self._grow()
                 self._poll()
                 self._check_starts()
                 self._check_stalls()
@@ -85,6 +84,7 @@ class ShardScheduler:
                 ):
                     break
         finally:
+            self.growth.close()
             self._close()
         self.on_progress(self._snapshot())
         if self.stopped_at is not None:
@@ -93,35 +93,44 @@ class ShardScheduler:
 
     # -- replicas ------------------------------------------------------------------------------
 
-    def _open(self, slot: Slot, warm: WarmReplica | None = None) -> None:
+    def _grow(self) -> None:
+        """Open replicas on nodes that joined, as long as there are shards for them."""
+        if self.stopped_at is not None:
+            return
+        shards = len(self.pending) + sum(len(r.shards) for r in self.replicas)
+        most = min(len(self.pending), shards - len(self.replicas))
+        for slot in self.growth.slots([r.slot for r in self.replicas], most):
+            replica = self._open(slot)
+            replica.joined = True
+            self.notify(f"replica {replica.number} starts on a node that has room for it", replica=replica.number)
+
+    def _open(self, slot: Slot, warm: WarmReplica | None = None) -> ReplicaHandle:
         number = len(self.replicas) + len(self.former)
-        log = str(self.setting.logs / f"replica-{number}.log")
+        path = str(self.setting.logs / f"replica-{number}.log")
+        log = cluster.log_of(slot, path, self.cluster)
         spec = dataclasses.replace(self.spec, engine=dataclasses.replace(self.spec.engine, cores=slot.cores))
         if warm and (warm.spec, warm.slot) == (spec.engine, slot):
             actor, log = warm.actor, warm.log
         else:
             if warm:
                 warm.end()
-            file = LogFile(log, dataclasses.replace(self.setting.log_setting, replica=number))
+            shown = self.cluster.address is not None
+            file = LogFile(path, dataclasses.replace(self.setting.log_setting, replica=number), shown)
             actor = cluster.start(slot, spec.engine, self.setting.hardware, file)
         replica = ReplicaHandle(number, slot, actor, log, time.monotonic())
         self.replicas.append(replica)
         self.futures[actor.start.remote(spec)] = ("start", replica, None)
+        return replica
 
     def _lose(self, replica: ReplicaHandle, why: str) -> None:
         """Give a lost replica's shards back, and start another in its place; its rows may be to blame.
 
         Raises EngineError when a shard has cost too many engines.
         """
-        import ray
 
         if replica not in self.replicas:
             return
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(replica.actor)
-        self.replicas.remove(replica)
-        self.former.append(replica)
-        self.futures = {f: v for f, v in self.futures.items() if v[1] is not replica}
+        self._drop(replica)
         self.lost += 1
         self.notify(f"replica {replica.number} lost: {why}; log: {replica.log}", replica=replica.number)
         for shard, attempt in reversed(replica.shards.values()):
@@ -135,9 +144,24 @@ class ShardScheduler:
         if self.stopped_at is not None:
             return
         if cluster.alive(replica.slot):
-            self._open(replica.slot)
-        elif not self.replicas:
-            raise EngineError(f"every node that ran replicas is gone ({why}); the same command goes on elsewhere")
+            self._open(replica.slot).joined = replica.joined
+
+    def _drop(self, replica: ReplicaHandle) -> None:
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(replica.actor)
+        self.replicas.remove(replica)
+        self.former.append(replica)
+        self.futures = {f: v for f, v in self.futures.items() if v[1] is not replica}
+
+    def _never_started(self, replica: ReplicaHandle, why: str) -> None:
+        """Raises EngineError, unless it was one on a node that joined while others work: they go on without it."""
+        if not replica.joined or not any(r.ready for r in self.replicas):
+            raise EngineError(f"{why}; log: {replica.log}")
+        self._drop(replica)
+        self.growth.leave_out(replica.slot)
+        self.notify(f"{why}, and its node is left out; log: {replica.log}", replica=replica.number)
 
     def _lower(self, most: int, why: str) -> None:
         """Replicas from here on have fewer rows in flight."""
@@ -155,11 +179,9 @@ class ShardScheduler:
 
     def _check_starts(self) -> None:
         limit = self.setting.engine.start_timeout_s
-        for replica in self.replicas:
-            if not replica.ready and time.monotonic() - replica.started_at > limit:
-                raise EngineError(
-                    f"an engine was not ready after engine.start_timeout_s={limit:.0f}; log: {replica.log}"
-                )
+        for replica in [r for r in self.replicas if not r.ready]:
+            if time.monotonic() - replica.started_at > limit:
+                self._never_started(replica, f"an engine was not ready after engine.start_timeout_s={limit:.0f}")
 
     def _check_stalls(self) -> None:
         """A process that doesn't even say how far it is; what its engine does is watched in the process itself."""
@@ -185,6 +207,16 @@ class ShardScheduler:
 
     # -- the loop's steps ------------------------------------------------------------------------
 
+    def _wait(self) -> list[Any]:
+        """What is done, after POLL_SECONDS at most."""
+        import ray
+
+        if not self.futures:  # no replica is left; a node may join
+            self.stop.wait(POLL_SECONDS)
+            return []
+        done, _ = ray.wait(list(self.futures), num_returns=1, timeout=POLL_SECONDS)
+        return list(done)
+
     def _hand_out(self) -> None:
         for depth in range(AHEAD):  # everyone's first before anyone's second
             for replica in self.replicas:
@@ -206,12 +238,17 @@ class ShardScheduler:
             self._failed(replica, what, shard, error.cause if isinstance(error.cause, BaseException) else error)
             return
         except ray.exceptions.RayError as error:  # the process is gone, or its node, or its slot
-            if not replica.ready and cluster.alive(replica.slot):
+            if replica.ready:
+                self._lose(replica, "its process died")
+            elif not cluster.alive(replica.slot):
+                self._drop(replica)  # it was to take the place of one that was lost with the node
+            else:
                 self.false_starts += 1
                 refused = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed
                 if refused or self.false_starts >= self.cluster.max_attempts:
-                    raise EngineError(f"a replica did not start ({cluster.why(error)}); log: {replica.log}") from None
-            self._lose(replica, "its process died")
+                    self._never_started(replica, f"a replica did not start ({cluster.why(error)})")
+                else:
+                    self._lose(replica, "its process died")
             return
         if what == "start":
             replica.ready, self.false_starts = True, 0
@@ -235,7 +272,7 @@ class ShardScheduler:
                 self._lower(max(1, most // 2), "an engine ran out of memory")
             self._lose(replica, str(cause))
         elif isinstance(cause, EngineError):
-            raise EngineError(f"{cause}; log: {replica.log}") from None
+            self._never_started(replica, str(cause))
         elif isinstance(cause, BatchqError):
             raise cause
         else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import io
 import logging
 import math
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -19,6 +21,7 @@ from batchq.engine.protocol import Completion, EngineSpec, Prompt, Sampling
 from batchq.errors import BatchqError, RowError
 from batchq.machine import log as logs
 from batchq.machine.cache import written
+from batchq.quantize.checkpoint import bring
 from batchq.records import Failure, Receipt, Shard
 from batchq.worker.counters import Snapshot
 from batchq.worker.spec import WorkerSpec, open_engine
@@ -48,10 +51,11 @@ class Replica:
 
     def __init__(self, spec: EngineSpec, log: logs.LogFile) -> None:
         self.clock = PhaseClock("start")
-        _log_to(log.path)
+        _log_to(log)
         logs.configure(log.setting)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        self.engine = open_engine(spec)
+        self.folder = bring(spec.model, spec.origin)
+        self.engine = open_engine(dataclasses.replace(spec, model=self.folder))
         self.worker: Worker | None = None  # from `start` on; Ray may run another method before it
         self.answered = 0
 
@@ -97,6 +101,7 @@ class Replica:
     # -- for the labelling --
 
     async def start(self, spec: WorkerSpec) -> None:
+        spec = dataclasses.replace(spec, engine=dataclasses.replace(spec.engine, model=self.folder))
         self.worker = Worker(spec, self.clock, self.engine)
         await self.worker.start()
         # These objects live as long as the process; scanning them again and again takes up to 10 us per row.
@@ -128,11 +133,17 @@ class Replica:
         return snapshot
 
 
-def _log_to(path: str) -> None:
+def _log_to(log: logs.LogFile) -> None:
     """Send this process's output, and its children's, to a file. Raises ConfigError where none can be made."""
-    with written(Path(path)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(log.path)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    if log.shown:  # tee ends when the last process that writes to it has ended, however that came
+        tee = subprocess.Popen(["tee", "-a", log.path], stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+        assert tee.stdin is not None
+        os.dup2(tee.stdin.fileno(), descriptor)
+        tee.stdin.close()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     for stream in (sys.stdout, sys.stderr):  # whatever the driver's terminal takes: this is a file

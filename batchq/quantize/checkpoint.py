@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 import time
 import uuid
@@ -19,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from batchq import storage
-from batchq.config import QuantizationConfig, Scheme
-from batchq.errors import AlreadyExists, ConfigError, NotFound
+from batchq.config import Config, QuantizationConfig, Scheme
+from batchq.engine.protocol import Origin
+from batchq.errors import AlreadyExists, ConfigError, ModelError, NotFound
 from batchq.machine import hardware
 from batchq.machine.cache import build_once, cache_dir, cache_of
 from batchq.machine.digests import digest_of
 from batchq.machine.words import GIB, gib
 from batchq.model.folder import is_tied, read_config
 from batchq.model.scheme import SCHEMES
-from batchq.model.source import Model
+from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.quantize.card import CARD, is_whole, read_card, write_card
 from batchq.quantize.process import library_versions, run_compress
@@ -100,6 +102,39 @@ def find_checkpoint(
         folder, _ = _get_or_build(cache_of(config), key, refuse, on_progress)
         return Checkpoint(str(folder), key, stored_bytes(read_tensors(folder)), time.monotonic() - started, cached=True)
     return None
+
+
+def origin_of(checkpoint: Checkpoint, digest: str, config: Config) -> Origin:
+    """Where the cluster's other nodes get what is served; `digest` is the model's."""
+    made = None if checkpoint.key == digest else checkpoint.key
+    return Origin(config.model, cache_of(config.quantization), made)
+
+
+def bring(folder: str, origin: Origin | None) -> str:
+    """The folder on this machine with what `folder` has on the driver's: the same one where they share it, else one
+    that is fetched, once among all processes here.
+
+    Raises ModelError where it can't be fetched: a checkpoint in a cache that is a folder of the driver's alone.
+    """
+    if origin is None or Path(folder).is_dir():
+        return folder
+    if origin.checkpoint is None:
+        return resolve(origin.model).path
+    here = f"the checkpoint {origin.checkpoint[:12]} isn't on this node ({socket.gethostname()})"
+    if not storage.is_remote(origin.cache):
+        raise ModelError(
+            f"{here}, and quantization.cache={origin.cache} is a folder: name an object store, or a folder that all "
+            "nodes share"
+        )
+    place, copy = storage.join(origin.cache, origin.checkpoint), cache_dir() / "checkpoints" / origin.checkpoint
+
+    def fetch(temporary: Path) -> None:
+        if not (stored := _stored_card(place)):
+            raise ModelError(f"{here}, nor in quantization.cache={origin.cache}")
+        storage.fetch_tree(storage.join(place, stored["build"]), temporary)
+
+    build_once(copy, fetch, is_whole)
+    return str(copy)
 
 
 def checkpoint_key(model: Model, steps: dict[str, Any], calibration: list[list[int]], versions: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchq.config import Config, EngineKind, KvCache, Scheme
-from batchq.engine.protocol import EngineSpec
+from batchq.engine.protocol import EngineSpec, Origin
 from batchq.machine.hardware import Hardware
 from batchq.machine.words import gib
 from batchq.model import kv_cache
@@ -49,6 +49,7 @@ class Weights:
 
     path: str
     bytes: int
+    origin: Origin | None = None  # for nodes that haven't the folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ def engine_spec(config: Config, weights: Weights, hardware: Hardware) -> EngineS
         scored=answers.of(config.task).scored,
         options={**options, **engine.options},
         trust_remote_code=config.model.trust_remote_code,
+        origin=weights.origin,
     )
 
 

@@ -3,6 +3,7 @@
     python -m infra.check                     # all but images; under 15 minutes on two cores, as root
     python -m infra.check airflow kubernetes  # some areas
     python -m infra.check images              # builds an image: minutes and 5 GB more
+    python -m infra.check vllm                # real engines on two hosts: minutes
 
 Installs what it needs into .infra/. Prints a table and ends in exit code 1 unless every check held.
 """
@@ -16,7 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
-from infra.check import airflow, docker, images, kubernetes, schedules
+from infra.check import airflow, docker, hosts, images, kubernetes, ray_jobs, schedules
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
@@ -26,8 +27,10 @@ CHECKS: list[Check] = [
     *images.CHECKS,
     *kubernetes.CHECKS,
     *schedules.CHECKS,
+    *ray_jobs.CHECKS,
+    *hosts.CHECKS,
 ]
-APART = ("images",)  # areas that are tried only when they are named
+APART = ("images", "vllm")  # areas that are tried only when they are named
 
 
 def main() -> int:
