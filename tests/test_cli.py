@@ -285,7 +285,7 @@ def test_doctor_says_when_every_process_compiles_vllm_anew(
 def test_every_exit_code_has_words_in_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out.partition("exit codes\n")[2].partition("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in listed] == [str(int(code)) for code in ExitCode] == list("012345")
+    assert [line.split()[0] for line in listed] == [str(int(code)) for code in ExitCode] == list("01234567")
 
 
 def test_doctor_needs_no_job(capsys: pytest.CaptureFixture[str]) -> None:

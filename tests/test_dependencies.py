@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
@@ -42,7 +43,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", [folder.replace("infra", "infra/check") for folder in OURS])
 def test_what_is_imported_is_declared(folder: str) -> None:
-    declared = names([*PROJECT["dependencies"], *EXTRAS["cpu"], *EXTRAS["gpu"]])
+    declared = names([*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())])
     if folder == "benchmarks":
         declared.add("triton")  # torch brings it along where there is a GPU
     if folder != "batchq":
