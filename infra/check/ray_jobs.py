@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from chaos.drivers import Job
@@ -72,10 +73,8 @@ def _free_ports(count: int) -> list[int]:
 @contextmanager
 def head(work: Path) -> Iterator[Head]:
     """Raises Missing where Ray came without ray[default]."""
-    try:
-        import aiohttp_cors  # noqa: F401
-    except ImportError:
-        raise Missing("ray[default]: install from requirements/") from None
+    if find_spec("aiohttp_cors") is None:  # of its dashboard
+        raise Missing("ray[default]: install from requirements/")
     port, dashboard = _free_ports(2)
     folder = Path(tempfile.mkdtemp(prefix="bq-", dir="/tmp"))
     environment = {
