@@ -107,7 +107,7 @@ def run(side: str, workload: Workload, args: argparse.Namespace) -> float:
     if not (folder / "config.json").exists():
         say(f"{folder}: {shapes.write(args.shape, folder, scheme) / 1e9:.1f} GB")
     overrides = ["task.kind=generate", "task.labels=[]", f"task.max_tokens={workload.answer}"]
-    overrides += ["task.answer_prefix=''", f"quantization.kv_cache={cache}"]
+    overrides += ["output.max_truncated_rate=1", "task.answer_prefix=''", f"quantization.kv_cache={cache}"]
     overrides.append(f"engine.max_model_len={int(FRAME * workload.prompt) + workload.answer + 64}")
     here = hardware.detect()
     if args.memory and here.gpus:
