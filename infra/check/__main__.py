@@ -17,12 +17,13 @@ import time
 import traceback
 from pathlib import Path
 
-from infra.check import airflow, docker, hosts, images, kubernetes, ray_jobs, schedules
+from infra.check import airflow, airflow_kubernetes, docker, hosts, images, kubernetes, ray_jobs, schedules
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
 CHECKS: list[Check] = [
     *airflow.CHECKS,
+    *airflow_kubernetes.CHECKS,
     *docker.CHECKS,
     *images.CHECKS,
     *kubernetes.CHECKS,
