@@ -41,8 +41,8 @@ def outcome_columns(
         "batchq_id": pa.array(ids, pa.string()),
         "batchq_key": pa.array([k if a else None for k, a in zip(keys, answered, strict=True)], pa.string()),
     }
-    for field in answers.of(task).fields():
-        columns[field.name] = pa.array([a.columns[field.name] if a else None for a in answered], field.type)
+    for name, kind in ((field.name, field.type) for field in answers.of(task).fields()):
+        columns[name] = pa.array([a.columns[name] if a else None for a in answered], kind)
     columns["batchq_prompt_tokens"] = pa.array([a.prompt_tokens if a else None for a in answered], pa.int32())
     columns["batchq_cached_tokens"] = pa.array([a.cached_tokens if a else None for a in answered], pa.int32())
     columns["batchq_output_tokens"] = pa.array([a.output_tokens if a else None for a in answered], pa.int32())

@@ -121,7 +121,7 @@ class ClosedChoice:
     def read(self, completion: Completion) -> dict[str, Any]:
         """The likeliest label and its probability, those of all labels (they sum to 1), and their sum before that."""
         scores = completion.logprobs
-        if len(scores) != len(self.labels) or any(math.isnan(s) for s in scores):
+        if len(scores) != len(self.labels) or any(map(math.isnan, scores)):
             raise RowError("invalid_score", "the engine returned no number for some label")
         top = max(scores)
         if top == -math.inf:
@@ -129,7 +129,7 @@ class ClosedChoice:
         weights = [math.exp(s - top) for s in scores]
         total = math.fsum(weights)
         shares = [w / total for w in weights]
-        best = max(range(len(shares)), key=shares.__getitem__)
+        best = shares.index(max(shares))
         return {
             self.name: self.labels[best],
             f"{self.name}_probability": shares[best],

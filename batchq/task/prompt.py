@@ -109,17 +109,22 @@ class Template:
     def render(self, columns: Mapping[str, Any], choices: str, labels: Sequence[str]) -> str:
         """The message for one row. Raises RowError for a row that can't fill the template."""
         # A key that a JSON row lacks is null, as it is in the table; so is a NaN, which is what pandas makes of a null.
-        others = columns if self._whole_row else [name for name in self._others if name in columns]
-        columns = {name: _read(columns, name) for name in (*self.reads, *others)}
+        read: dict[str, Any] = {}
+        empty = bool(self.reads)
         for name in self.reads:
-            if type(value := columns[name]) is float and value != value:
-                columns[name] = None
-        values = [columns[name] for name in self.reads]
-        if values and all(v is None or (isinstance(v, str) and not v.strip()) for v in values):
+            value = _read(columns, name)
+            if type(value) is float and value != value:
+                value = None
+            empty = empty and (value is None or (isinstance(value, str) and not value.strip()))
+            read[name] = value
+        if empty:
             raise RowError("empty", "every column that the prompt reads is empty in this row")
+        for name in columns if self._whole_row else [name for name in self._others if name in columns]:
+            if name not in read:
+                read[name] = _read(columns, name)
         try:
-            scope = {"row": columns, "choices": choices, "labels": labels}
-            context = self._template.new_context({**self._globals, **columns, **scope}, shared=True)
+            scope = {"row": read, "choices": choices, "labels": labels}
+            context = self._template.new_context({**self._globals, **read, **scope}, shared=True)
             return "".join(self._template.root_render_func(context))
         except jinja2.UndefinedError as error:
             raise RowError("missing_value", "the prompt reads something that this row lacks") from error

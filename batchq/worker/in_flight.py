@@ -35,6 +35,7 @@ class InFlight:
         self.ended: BaseException | None = None  # the engine's death, or that the time to leave is up
         self._on_end = on_end
         self._slot_freed = asyncio.Event()
+        self._asked: set[asyncio.Task[None] | None] = set()  # asyncio itself would let them be collected under way
 
     async def slot(self, part: Part) -> None:
         """Wait until another row may be handed over, or this part can't be finished, or the worker is to stop."""
@@ -44,7 +45,7 @@ class InFlight:
     def hand_over(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
         batch.prompts[i] = None  # from here on the row is in flight
         self._enter(+1, len(prompt))
-        asyncio.create_task(self._ask(part, batch, i, prompt)).add_done_callback(_never_silent)
+        self._asked.add(asyncio.create_task(self._ask(part, batch, i, prompt)))
 
     async def none(self) -> None:
         """Wait until no row is in flight. Raises what ended the engine, or Stopped."""
@@ -94,6 +95,7 @@ class InFlight:
     # -- one row -------------------------------------------------------------------------------
 
     async def _ask(self, part: Part, batch: Batch, i: int, prompt: Prompt) -> None:
+        me = asyncio.current_task()
         try:
             answer = self.task.answer(await self.engine.ask(prompt, self.task.sampling))
             batch.outcomes[i] = answer
@@ -107,6 +109,7 @@ class InFlight:
         except BaseException as error:
             part.error = error if isinstance(error, Exception) else EngineError("a request was cancelled")
         finally:
+            self._asked.discard(me)
             self.tally.rows += 1
             self._enter(-1, -len(prompt))
             self._slot_freed.set()
@@ -125,8 +128,3 @@ class InFlight:
     async def _next_freed(self) -> None:
         self._slot_freed.clear()
         await self._slot_freed.wait()
-
-
-def _never_silent(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.result()
