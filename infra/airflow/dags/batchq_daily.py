@@ -53,7 +53,7 @@ with DAG(
     schedule=CronDataIntervalTimetable(os.environ.get("BATCHQ_SCHEDULE", "0 2 * * *"), timezone="UTC"),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
-    max_active_runs=1,  # dates would share the same devices
+    max_active_runs=1,  # dates would share the same devices; a backfill counts apart, hence the same of the task
     default_args={"retries": 3},  # each after [core] default_task_retry_delay, 5 minutes
     doc_md=__doc__,
     tags=["batchq"],
@@ -63,7 +63,7 @@ with DAG(
     def find_input(logical_date: datetime | None) -> None:
         judge(run(COMMAND.look(logical_date)))
 
-    @task(outlets=[LABELLED], execution_timeout=timedelta(hours=12))
+    @task(outlets=[LABELLED], max_active_tis_per_dag=1, execution_timeout=timedelta(hours=12))
     def label(logical_date: datetime | None):
         judge(run(COMMAND.label(logical_date)))
         yield Metadata(LABELLED, {"output": COMMAND.place("output", logical_date)})

@@ -36,6 +36,7 @@ with DAG(
         task_id="label",
         command=COMMAND,
         outlets=[Asset(COMMAND.dag_id)],
+        max_active_tis_per_dag=1,  # of a backfill too, which counts its runs apart
         execution_timeout=timedelta(hours=12),
     )
     find_input >> label
