@@ -9,6 +9,6 @@ set -a # batchq is to see all of the settings
 set +a
 input=$(date -u -d "$date" +"$BATCHQ_INPUT")
 output=$(date -u -d "$date" +"$BATCHQ_OUTPUT")
-# Quoted, or Hydra takes the = in ds=2026-11-21 for its own. BATCHQ_OPTIONS is meant to be split.
+# Quoted: to Hydra a comma, a brace and more mean something else. BATCHQ_OPTIONS is meant to be split.
 # shellcheck disable=SC2086
 exec "$BATCHQ_PYTHON" -m batchq "job=$job" "input.path=\"$input\"" "output.path=\"$output\"" ${BATCHQ_OPTIONS:-}

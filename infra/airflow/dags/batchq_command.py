@@ -76,7 +76,7 @@ class Command:
         return ["-c", LOOK, self.place(name, date)]
 
     def label(self, date: datetime | None) -> list[str]:
-        # Quoted, or Hydra takes the = in ds=2026-11-21 for its own.
+        # Quoted: to Hydra a comma, a brace and more mean something else.
         paths = [f'{name}.path="{self.place(name, date)}"' for name in ("input", "output")]
         return ["-m", "batchq", f"job={self.setting('job')}", *paths, *shlex.split(self.setting("options", ""))]
 
