@@ -54,6 +54,7 @@ class Job:
         self.folder, self.rows = work, rows
         self.data, self.meta = work / "out/data", work / "out/meta"
         self.asked = work / "asked"
+        self.verb: list[str] = []  # none for a run
         self.engine = "fake"
         self.within: list[str] = []  # a command that runs the driver's, such as one of another network
         self.environment: dict[str, str] = {}  # of its drivers, beside this process's
@@ -75,7 +76,8 @@ output: {{path: out, rows_per_shard: {per_shard}}}
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
         """A driver in a session of its own."""
-        command = [*self.within, sys.executable, "-m", "batchq", "job=mine", f"engine={self.engine}", *overrides]
+        command = [*self.within, sys.executable, "-m", "batchq", *self.verb]
+        command += ["job=mine", f"engine={self.engine}", *overrides]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -17,7 +17,17 @@ import time
 import traceback
 from pathlib import Path
 
-from infra.check import airflow, airflow_kubernetes, docker, hosts, images, kubernetes, ray_jobs, schedules
+from infra.check import (
+    airflow,
+    airflow_kubernetes,
+    docker,
+    hosts,
+    images,
+    kubernetes,
+    ray_jobs,
+    schedules,
+    stores,
+)
 from infra.check.check import Check, Missing
 
 # A module of checks is imported here and its CHECKS are listed, no more.
@@ -28,6 +38,7 @@ CHECKS: list[Check] = [
     *images.CHECKS,
     *kubernetes.CHECKS,
     *schedules.CHECKS,
+    *stores.CHECKS,
     *ray_jobs.CHECKS,
     *hosts.CHECKS,
 ]
