@@ -22,7 +22,7 @@ demo: $(VENV)/.cpu
 SLOW := run chaos spent report reuse budget quantize model preview tune trust corpus storage engine bad_commands log
 FIRST := $(SLOW:%=tests/test_%.py)
 TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/test_*.py))
-PYTEST := $(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev
 	$(PYTEST) --durations 15 $(TESTS)
