@@ -22,6 +22,8 @@ demo: $(VENV)/.cpu
 SLOW := run chaos spent report reuse budget quantize model preview tune trust corpus storage engine bad_commands log
 FIRST := $(SLOW:%=tests/test_%.py)
 TESTS := $(FIRST) $(filter-out $(FIRST),$(wildcard tests/test_*.py))
+# Four processes, because tests wait more than they compute: two on two cores took 13:26 for 1,479 tests and 9:06 of the
+# cores' time.
 PYTEST := $(PYTHON) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev

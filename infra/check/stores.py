@@ -33,7 +33,7 @@ def versions(work: Path) -> str:
     python = installed("stores", "python", "boto3>=1.40,<2")
     with s3_server(work) as s3:
         uri = s3.make_bucket("night")
-        ask = [python, "-c", ASKED, "night"]
+        ask: list[str | Path] = [python, "-c", ASKED, "night"]
         environment = {**s3.env, "AWS_DEFAULT_REGION": s3.env["AWS_REGION"]}
         said(ask, env=environment)
         job = Job(work / "job", 300)
