@@ -119,7 +119,7 @@ def test_quantizing_is_charged_to_the_machine_that_quantizes(
     there = Hardware((gpu,) * 8, tuple(range(96)), "Xeon", frozenset(), 64 << 30)
 
     with open_session(config, "quantize") as session:
-        monkeypatch.setattr(type(session.pool), "hardware", lambda _: there)
+        monkeypatch.setattr(type(session.pool), "hardware", lambda *_: there)
         model = resolve(config.model)
         ensure_checkpoint(session, make_plan(config, model.digest, Scheme.int8_rtn, ""), model, Scheme.int8_rtn)
         assert session.hardware == there
