@@ -2,7 +2,7 @@
 
     python -m infra.check                     # all but images; under 15 minutes on two cores, as root
     python -m infra.check airflow kubernetes  # some areas
-    python -m infra.check images              # builds an image: minutes and 5 GB more
+    python -m infra.check images              # builds an image: minutes and 2 GB more
     python -m infra.check vllm                # real engines on two hosts: minutes
 
 Installs what it needs into .infra/. Prints a table and ends in exit code 1 unless every check held.
