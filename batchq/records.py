@@ -16,6 +16,7 @@ import msgspec
 T = TypeVar("T")
 
 END = sys.maxsize  # a position behind every object's last
+OBJECT = 1 << 40  # positions that each object of a shard takes: no file of a terabyte is small
 
 PLAN = "meta/plan.json"  # of an output; by these two an output is known for one
 RUNS = "meta/runs"
@@ -85,12 +86,25 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A piece of one input object that one worker labels. It is written in parts: the next begins after as many bytes,
-    and of a stream as many rows, as the plan says."""
+    """A piece of one input object that one worker labels, or several small objects, one after the other. It is written
+    in parts: the next begins after as many bytes, and of a stream as many rows, as the plan says.
+
+    A row's position in a shard is that in its object, and in the shard's n-th object (n from 0) OBJECT * n more.
+    """
 
     index: int
     object: int  # position in Plan.objects
     range: Range
+    more: tuple[tuple[int, Range], ...] = ()  # the objects after the first, and their ranges
+
+    @property
+    def pieces(self) -> tuple[tuple[int, Range], ...]:
+        return ((self.object, self.range), *self.more)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """The object, by its place in Plan.objects, and the position in it, of a position in this shard."""
+        number, within = divmod(position, OBJECT)
+        return self.pieces[number][0], within
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +112,8 @@ class Row:
     """One input row: where it is, its columns, or why it could not be read.
 
     `position` is the row's ordinal in its object, or the byte offset of its first byte where the
-    object is split by bytes. `error` is (code, message) for a row that can't be parsed; `raw`
-    is then its text, as far as it can be decoded. `size`: bytes of its values, or of its line.
+    object is split by bytes; a shard of several objects adds to it. `error` is (code, message) for a row that can't be
+    parsed; `raw` is then its text, as far as it can be decoded. `size`: bytes of its values, or of its line.
     """
 
     id: str

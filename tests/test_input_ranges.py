@@ -86,11 +86,13 @@ def test_row_groups_stay_whole_unless_they_are_too_large(
 
 
 def test_the_last_ranges_get_smaller() -> None:
-    first = [(0, Range("bytes", 0, 80)), (0, Range("bytes", 80, 160)), (1, Range("stream"))]
-    quarters = [(2, Range("rows", at, at + 20)) for at in range(0, 80, 20)]
-    assert input.taper([*first, (2, Range("rows", 0, 80))], 2) == [*first, *quarters]
-    one_row = [(0, Range("rows", 0, 1))]
+    first = [[(0, Range("bytes", 0, 80))], [(0, Range("bytes", 80, 160))], [(1, Range("stream"))]]
+    quarters = [[(2, Range("rows", at, at + 20))] for at in range(0, 80, 20)]
+    assert input.taper([*first, [(2, Range("rows", 0, 80))]], 2) == [*first, *quarters]
+    one_row = [[(0, Range("rows", 0, 1))]]
     assert input.taper(one_row, 4) == one_row
+    several = [[(n, Range("stream")) for n in range(5)]]
+    assert [[n for n, _ in group] for group in input.taper(several, 2)] == [[0], [1], [2], [3, 4]]
     assert input.taper([], 4) == []
 
 

@@ -57,7 +57,7 @@ def describe(config: Config) -> str:
         f"  output     {state(drafted, remaining, output) if resume else new_output(drafted, output)}",
         f"  estimate   {estimate.words(config, drafted, fit, scheme, lengths, left)}",
     ]
-    if whole := sum(shard.range.unit == "stream" for shard in drafted.shards):
+    if whole := sum(shard.range.unit == "stream" and not shard.more for shard in drafted.shards):
         lines.append(
             f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "
             "one engine reads each"
@@ -104,7 +104,7 @@ def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     rows, mean = sample.expected_rows(draft, limit), lengths.mean
     whole = "how many rows there are, only reading them tells"
     if rows is not None:
-        counted = limit is not None or all(shard.range.unit == "rows" for shard in draft.shards)
+        counted = limit is not None or all(range.unit == "rows" for shard in draft.shards for _, range in shard.pieces)
         whole = f"about {mean * rows:,.0f} for {'up to' if counted else 'about'} {rows:,} rows"
     return (
         f"{mean:,.0f} tokens per row, median {lengths.median:,}, p99 {lengths.percentile(99):,}, "

@@ -12,6 +12,7 @@ from batchq.input.dialect import words as dialect_words
 from batchq.input.footers import OPENED_AT_ONCE
 from batchq.input.foreign import OWN
 from batchq.input.formats import format_of, splittable
+from batchq.input.joining import join_small
 from batchq.input.listing import Inputs, find_input, list_input
 from batchq.input.partitions import partition_types
 from batchq.input.ranges import split, taper
@@ -30,6 +31,7 @@ __all__ = [
     "find_input",
     "format_of",
     "infer_schema",
+    "join_small",
     "list_input",
     "partition_types",
     "read_rows",

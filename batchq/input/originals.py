@@ -65,7 +65,11 @@ def originals(plan: Plan, shard: Shard, columns: Callable[[str], bool] | None) -
 
     Raises InputError, after the rows before it, where the object can't be read on.
     """
-    obj, wanted = plan.objects[shard.object], shard.range
+    for object, wanted in shard.pieces:
+        yield from _of_object(plan, plan.objects[object], wanted, columns)
+
+
+def _of_object(plan: Plan, obj: InputObject, wanted: Range, columns: Callable[[str], bool] | None) -> Iterator[Block]:
     folders = _folders(plan, obj.name) if columns else {}
     with readable(obj, plan.format):
         if plan.format in TABLES:

@@ -14,6 +14,8 @@ from batchq.records import InputObject, Range
 TEXT_BYTES = 24 * 1024 * 1024  # of a range: it fits in one part, whatever its rows' lengths
 TABLE_BYTES = 256 * 1024 * 1024  # of a range, not compressed; larger, since a cut row group is read again by each range
 
+Place = tuple[int, Range]  # an object's number, and a range of it
+
 
 def split(obj: InputObject, format: str, *, rows_per_shard: int) -> list[Range]:
     """Cut one object into ranges of about `rows_per_shard` rows, reading no more of it than a footer or a sample.
@@ -58,17 +60,21 @@ def row_bytes(obj: InputObject) -> float:
     return len(sample) / max(1, lines)
 
 
-def taper(ranges: list[tuple[int, Range]], tail: int) -> list[tuple[int, Range]]:
-    """Cut the last `tail` ranges, each with its object's number, in halves, and the last `tail` of those again, so that
-    no worker waits long for another at the end. Streams stay whole."""
+def taper(groups: list[list[Place]], tail: int) -> list[list[Place]]:
+    """Cut the last `tail` groups, one for each shard, in halves, and the last `tail` of those again, so that no worker
+    waits long for another at the end. Streams stay whole."""
     for _ in range(2):
-        halves = [(number, half) for number, whole in ranges[-tail:] for half in _halves(whole)]
-        ranges = [*ranges[:-tail], *halves]
-    return ranges
+        groups = [*groups[:-tail], *(half for group in groups[-tail:] for half in _halves(group))]
+    return groups
 
 
-def _halves(whole: Range) -> list[Range]:
-    return [whole] if whole.unit == "stream" or whole.stop - whole.start < 2 else _even(whole, 2)
+def _halves(group: list[Place]) -> list[list[Place]]:
+    if len(group) > 1:
+        return [group[: len(group) // 2], group[len(group) // 2 :]]
+    ((number, whole),) = group
+    if whole.unit == "stream" or whole.stop - whole.start < 2:
+        return [group]
+    return [[(number, half)] for half in _even(whole, 2)]
 
 
 def _even(whole: Range, pieces: float) -> list[Range]:

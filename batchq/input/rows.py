@@ -15,7 +15,7 @@ from batchq.input.lines import json_rows, lines_of, numbered, text_rows
 from batchq.input.partitions import partition_values
 from batchq.input.ranges import row_bytes
 from batchq.input.tables import table_rows
-from batchq.records import END, InputObject, Plan, Range, Row, Shard
+from batchq.records import END, OBJECT, InputObject, Plan, Range, Row, Shard
 from batchq.storage import failpoint
 
 HEAD = 4 << 20  # bytes of text; their parsing takes a tenth of a second
@@ -31,9 +31,15 @@ class _Wanted(NamedTuple):
 def rows_of(plan: Plan, shard: Shard, columns: Sequence[str] | None, skip: int = 0) -> Iterator[Row]:
     """The rows of one shard, as `read_rows`, beginning with the first whose position is at least `skip`, and with the
     columns that its object's folders give."""
-    obj = plan.objects[shard.object]
-    wanted = _Wanted(None if columns is None else list(columns), partition_values(obj.name, plan.partitions))
-    return _read(obj, plan.format, shard.range, wanted, skip)
+    first, within = divmod(skip, OBJECT)
+    for number, (object, range) in enumerate(shard.pieces[first:], first):
+        obj = plan.objects[object]
+        wanted = _Wanted(None if columns is None else list(columns), partition_values(obj.name, plan.partitions))
+        rows = _read(obj, plan.format, range, wanted, within if number == first else 0)
+        if number == 0:
+            yield from rows
+        else:
+            yield from (dataclasses.replace(row, position=row.position + number * OBJECT) for row in rows)
 
 
 def read_rows(

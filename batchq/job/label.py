@@ -79,7 +79,7 @@ class Watch:
             shards_before=len(plan.shards) - len(before.remaining),
             rows_before=before.rows,
             expected_rows=sample.expected_rows(plan, limit),
-            streams=any(shard.range.unit == "stream" for shard in plan.shards),
+            streams=any(range.unit == "stream" for shard in plan.shards for _, range in shard.pieces),
             limited=limit is not None,
         )
         self._first = 0.0  # when the first row was answered

@@ -176,11 +176,14 @@ def _shards(config: Config, objects: list[InputObject], format: str) -> list[Sha
     cut = functools.partial(input.split, format=format, rows_per_shard=config.output.rows_per_shard)
     with ThreadPoolExecutor(input.OPENED_AT_ONCE) as threads:  # each is a request to the store
         ranges = [(number, each) for number, cuts in enumerate(threads.map(cut, objects)) for each in cuts]
-    if len(ranges) > 4 * TAPERED:
-        ranges = input.taper(ranges, TAPERED)
     if config.input.limit is not None:
         ranges = list(_limited(ranges, objects, format, config.input.limit))
-    return [Shard(index, *place) for index, place in enumerate(ranges)]
+    groups = [[place] for place in ranges]
+    if config.input.unreadable is Unreadable.stop:  # else a shard ends where its file can't be read on
+        groups = input.join_small(ranges, objects, format, rows_per_shard=config.output.rows_per_shard)
+    if len(groups) > 4 * TAPERED:
+        groups = input.taper(groups, TAPERED)
+    return [Shard(index, *first, tuple(more)) for index, (first, *more) in enumerate(groups)]
 
 
 def _limited(

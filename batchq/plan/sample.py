@@ -182,12 +182,13 @@ def expected_rows(draft: Plan, limit: int | None) -> int | None:
     estimate. None for a dataset in an object store, or if none of those files can be read."""
     if limit is not None:
         return limit
-    ranges = [shard.range for shard in draft.shards]
+    pieces = [piece for shard in draft.shards for piece in shard.pieces]
+    ranges = [range for _, range in pieces]
     if all(each.unit == "rows" for each in ranges):
         return sum(each.stop - each.start for each in ranges)
     if draft.format == "dataset":
         return None
-    whole = [draft.objects[i] for i in sorted({shard.object for shard in draft.shards})]
+    whole = [draft.objects[i] for i in sorted({object for object, _ in pieces})]
     size = rows = 0.0
     for obj in whole[:: max(1, len(whole) // HEADS)][:HEADS]:
         with contextlib.suppress(InputError, StorageError):  # whoever labels it says so

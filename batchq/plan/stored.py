@@ -36,13 +36,18 @@ def load_plan(output: str) -> Plan | None:
     try:
         fields = storage.read_checked(uri, unsealed)
         objects = tuple(_object(*o) for o in fields.pop("objects"))
-        shards = tuple(Shard(i, number, Range.from_json(*cut)) for i, (number, *cut) in enumerate(fields.pop("shards")))
+        shards = tuple(_shard(index, *cut) for index, cut in enumerate(fields.pop("shards")))
         lists = {name: tuple(fields.pop(name, ())) for name in ("columns", "verdicts")}
         return Plan(**{**fields, **lists, "objects": objects, "shards": shards})
     except NotFound:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{uri}: damaged; choose another output.path") from error
+
+
+def _shard(index: int, *first_and_more: Any) -> Shard:
+    (object, *cut), more = first_and_more[:4], first_and_more[4:]
+    return Shard(index, object, Range.from_json(*cut), tuple((each, Range.from_json(*rest)) for each, *rest in more))
 
 
 def _object(uri: str, name: str, size: int, etag: str, dialect: list[Any] | None = None) -> InputObject:
@@ -59,7 +64,9 @@ def store_plan(plan: Plan, output: str) -> Plan:
     fields["objects"] = [
         [o.uri, o.name, o.size, o.etag, *([values(o.dialect)] if o.dialect else ())] for o in plan.objects
     ]
-    fields["shards"] = [[s.object, *s.range.to_json()] for s in plan.shards]
+    fields["shards"] = [
+        [s.object, *s.range.to_json(), *([each, *cut.to_json()] for each, cut in s.more)] for s in plan.shards
+    ]
     data, staging = sealed(fields), layout.staging(output)
     # Probed before the plan is written: afterwards every later run would take the store for a good one.
     probe = layout.probe(output)

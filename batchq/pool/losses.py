@@ -22,12 +22,13 @@ def note(spec: WorkerSpec, shard: Shard, attempt: str, most: int, why: str) -> s
     if not ours:
         return ""  # none of its rows had been asked
     search, before = ours[-1].search, ours[0].search
-    name = spec.plan.objects[shard.object].name
+    name = named(spec, shard)
     most_in_all = most * (spec.plan.rows_per_part.bit_length() + 2)
     if search.losses_without_progress >= most or search.lost > most_in_all:
         raise EngineError(f"{named(spec, shard)} lost its replica {search.lost} times {why}")
     if len(search.culprits) > len(before.culprits):
-        return f"{name}: the row at {search.culprits[-1]} kills engines; it becomes a failure"
+        object, position = shard.place(search.culprits[-1])
+        return f"{spec.plan.objects[object].name}: the row at {position} kills engines; it becomes a failure"
     if poison.searching(search):
         count = "its unanswered rows" if search.suspects is None else f"{len(search.suspects)} rows"
         return f"{name}: {count} may kill engines; half of them are asked apart from the rest"
@@ -36,4 +37,5 @@ def note(spec: WorkerSpec, shard: Shard, attempt: str, most: int, why: str) -> s
 
 def named(spec: WorkerSpec, shard: Shard) -> str:
     """A shard and its input file, as a person is told of them."""
-    return f"shard {shard.index} ({spec.plan.objects[shard.object].name})"
+    more = f" and {len(shard.more):,} more" if shard.more else ""
+    return f"shard {shard.index} ({spec.plan.objects[shard.object].name}{more})"

@@ -82,7 +82,8 @@ class Attempt:
         earlier = marks.read(output, shard)
         committed = receipts.read_shard(output, shard)
         next_position = committed[-1].next_position if committed else 0
-        known = spills.read(output, shard, plan.fingerprint, task, next_position)
+        start = 0 if shard.more else next_position  # ids tell of positions in an object
+        known = spills.read(output, shard, plan.fingerprint, task, start)
         made = cls(output, plan, task, shard, attempt, poison.resumed(earlier), known, committed, len(earlier))
         if not made.finished:
             made.mark()

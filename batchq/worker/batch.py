@@ -104,7 +104,7 @@ class Batches:
             except InputError as error:
                 if failed_at != skip:
                     failed_at = skip  # it may have been damaged on its way
-                elif self.quarantine:
+                elif self.quarantine and not shard.more:  # with others, the rest of the shard isn't this file's
                     self.quarantined[shard.index] = str(error)
                     return
                 else:
