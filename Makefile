@@ -2,6 +2,7 @@
 # make test   the tests            make check   format, lint, types, documents and tests
 # make chaos  the proof that no row is lost or repeated, whatever fails; under 40 minutes on two cores
 # make infra-test  infra/, run for real where one machine can; under 15 minutes on two cores, as root
+# make image-test  the image for CPUs, built and run without a Docker engine; under 15 minutes on two cores, as root
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 ROWS ?= 600
