@@ -208,7 +208,7 @@ def spoken(transcript: str) -> int:
 
 
 def open_task(config: Any, model: str) -> Task:
-    from batchq.model.folder import open_tokenizer
+    from batchq.model.tokenizer import open_tokenizer
     from batchq.task.task import Task
 
     return Task(config.task, open_tokenizer(model), ["call_id", "transcript"], config.model.chat_template)

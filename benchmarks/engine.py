@@ -31,8 +31,8 @@ from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import open_session
 from batchq.machine import hardware
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
+from batchq.model.tokenizer import open_tokenizer
 from batchq.plan.draft import make_plan
 from batchq.sizing.settings import Weights, engine_spec
 from batchq.task.task import Task

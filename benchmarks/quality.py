@@ -38,9 +38,9 @@ from batchq.config import Config, GateConfig, Scheme, TaskConfig
 from batchq.engine.protocol import Completion
 from batchq.errors import BatchqError
 from batchq.machine import hardware
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import Model, resolve
 from batchq.model.tensors import read_tensors, stored_bytes
+from batchq.model.tokenizer import open_tokenizer
 from batchq.plan.sample import Sample
 from batchq.pool import Pool, SampleListener, SampleRequest
 from batchq.quantize import verdict

@@ -28,9 +28,9 @@ from quality import CHOSEN, rows, worded
 from batchq import cli
 from batchq.engine.protocol import EngineSpec
 from batchq.machine import hardware
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
 from batchq.model.tensors import read_tensors, stored_bytes
+from batchq.model.tokenizer import open_tokenizer
 from batchq.sizing import settings
 from batchq.sizing.settings import Weights
 from batchq.task.task import Task
@@ -120,7 +120,7 @@ def decoded(task: Task) -> tuple[Any, Any]:
     prefix = task.config.answer_prefix
     space = " " if prefix and not prefix[-1].isspace() else ""
     texts = {f"{space}{text}": label for text, label in zip(task.label_texts, task.config.labels, strict=True)}
-    longest = max(len(task.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    longest = max(len(task.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)) for text in texts)
     params = SamplingParams(
         max_tokens=2 * longest + 1,  # a text may come in more tokens than the tokenizer would make of it; and its end
         temperature=0.0,

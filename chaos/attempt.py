@@ -37,7 +37,7 @@ from batchq.config import Config, Scheme
 from batchq.engine.protocol import EngineSpec
 from batchq.errors import BatchqError, StorageError
 from batchq.job.run import check_resume
-from batchq.model import folder
+from batchq.model import tokenizer
 from batchq.model.source import Model
 from batchq.output import parts
 from batchq.plan.committed import read_committed
@@ -99,7 +99,7 @@ def attempt(order: Order, gate: Barrier | None, gate_at: str) -> None:
     faulthandler.dump_traceback_later(DIES_S - 10)
     os.environ.update(order.env)
     _skew(order.skew_s)
-    folder.open_tokenizer = functools.cache(folder.open_tokenizer)  # the fork's parent has opened it already
+    tokenizer.open_tokenizer = functools.cache(tokenizer.open_tokenizer)  # the fork's parent has opened it already
     if gate is not None:
         _hold(gate, gate_at)
     counted: Counter[str] = Counter()

@@ -11,8 +11,8 @@ import pandas  # noqa: F401 - pyarrow imports it for to_pylist
 import pyarrow.parquet  # noqa: F401
 import smart_open.compression  # noqa: F401 - reading a compressed input takes it
 
-from batchq.model import folder
+from batchq.model import tokenizer
 
-folder.open_tokenizer = functools.cache(folder.open_tokenizer)
+tokenizer.open_tokenizer = functools.cache(tokenizer.open_tokenizer)
 if model := os.environ.get("CHAOS_MODEL"):
-    folder.open_tokenizer(model, False)  # as a worker calls it
+    tokenizer.open_tokenizer(model, False)  # as a worker calls it

@@ -26,7 +26,7 @@ from batchq.engine.vllm import VllmEngine, _logprobs, _out_of_memory, _refusals,
 from batchq.errors import ConfigError, EngineError, RowError
 from batchq.machine import hardware
 from batchq.machine.hardware import Gpu, Hardware
-from batchq.model.folder import open_tokenizer
+from batchq.model.tokenizer import open_tokenizer
 from tests.helpers import processes_below, rows_of, wait_for, write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -233,7 +233,8 @@ def test_a_row_that_kills_vllms_process_is_found(
     made = rows_of(10)
     made[4]["text"] = "~"
     write_jsonl(project / "rows.jsonl", made)
-    (token,) = open_tokenizer(str(compose(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
+    opened = open_tokenizer(str(compose(["job=mine"]).model.path))
+    (token,) = opened.backend_tokenizer.encode("~", add_special_tokens=False).ids
     monkeypatch.setenv("BATCHQ_TEST_KILL_TOKEN", str(token))
     faulty = "+engine.options.worker_extension_cls=tests.faulty_vllm.Faulty"
     assert main(["job=mine", *SMALL, faulty, "output.max_error_rate=0.2"]) == 0

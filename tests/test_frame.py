@@ -17,8 +17,9 @@ from batchq.config import Config, Scheme
 from batchq.engine.protocol import Prompt
 from batchq.job.run import plan_new
 from batchq.job.session import open_session
-from batchq.model.folder import open_tokenizer
+from batchq.model import export
 from batchq.model.source import resolve
+from batchq.model.tokenizer import open_tokenizer
 from batchq.plan.committed import source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
@@ -43,7 +44,7 @@ WORDS = ("covid", "\n\n\n", "▁▁▁")  # added for what they mean
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> Any:
-    made: Any = open_tokenizer(tiny)
+    made: Any = export.opened(str(tiny))
     made.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*ADDED, *WORDS)])
     return made
 

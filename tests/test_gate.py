@@ -19,8 +19,8 @@ from batchq.errors import ConfigError
 from batchq.job import gate
 from batchq.job.run import ingredients_after
 from batchq.job.scheme import _refused
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
+from batchq.model.tokenizer import open_tokenizer
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.sample import Sample

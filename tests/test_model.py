@@ -22,9 +22,10 @@ import pytest
 from batchq.config import ModelConfig
 from batchq.errors import BatchqError, ModelError
 from batchq.machine.cache import BUILDING, build_once
-from batchq.model import source
-from batchq.model.folder import content_digest, open_tokenizer
+from batchq.model import export, source
+from batchq.model.folder import content_digest
 from batchq.model.source import Model
+from batchq.model.tokenizer import open_tokenizer
 from tests.tiny import CHAT_TEMPLATE, LABELS, make_tiny_model
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def test_a_folder_is_used_where_it_is(tiny: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_tokenizer_opens(tiny: Path) -> None:
-    tokenizer = open_tokenizer(tiny)
+    tokenizer = export.opened(str(tiny))
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert all(len(tokenizer.encode(label)) == len(tokenizer.encode(f" {label}")) == 1 for label in LABELS)
     text = "naïve 👍 \x00 text"
@@ -218,7 +219,7 @@ def test_a_gguf_in_a_wheel_becomes_a_checkpoint(cache: Path) -> None:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"BF16"}
 
-    tokenizer = open_tokenizer(folder)
+    tokenizer = export.opened(str(folder))
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )

@@ -15,7 +15,7 @@ import pytest
 
 from batchq.config import Config
 from batchq.errors import EngineError, Stopped
-from batchq.model.folder import open_tokenizer
+from batchq.model.tokenizer import open_tokenizer
 from batchq.output import marks
 from batchq.output.marks import Mark, Search
 from batchq.records import Plan
@@ -26,7 +26,7 @@ from tests.jobs import labelled, planned, rows, worker
 
 def token_of(config: Config, text: str) -> int:
     """The id of a character that only one row holds."""
-    (token,) = open_tokenizer(config.model.path).encode(text, add_special_tokens=False)
+    (token,) = open_tokenizer(config.model.path).backend_tokenizer.encode(text, add_special_tokens=False).ids
     return int(token)
 
 

@@ -17,8 +17,8 @@ from batchq import storage
 from batchq.cli import main
 from batchq.config import Config, Scheme
 from batchq.errors import EngineError, NotFound
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
+from batchq.model.tokenizer import open_tokenizer
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
 from batchq.worker import reuse
@@ -45,7 +45,7 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def token(text: str, tiny: Path) -> int:
-    (found,) = open_tokenizer(tiny).encode(text, add_special_tokens=False)
+    (found,) = open_tokenizer(tiny).backend_tokenizer.encode(text, add_special_tokens=False).ids
     return int(found)
 
 

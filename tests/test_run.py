@@ -28,8 +28,8 @@ from batchq.errors import Stopped
 from batchq.job.label import work_of
 from batchq.job.served import served_on
 from batchq.machine.hardware import Gpu, Hardware
-from batchq.model.folder import open_tokenizer
 from batchq.model.source import resolve
+from batchq.model.tokenizer import open_tokenizer
 from batchq.output import lease
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
@@ -234,7 +234,8 @@ def test_a_row_that_kills_a_preempted_replica_and_a_second_submission(project: P
     made = rows_of(300)
     made[290]["text"] = "~"
     write_jsonl(project / "rows.jsonl", made)
-    (token,) = open_tokenizer(str(compose_job(["job=mine"]).model.path)).encode("~", add_special_tokens=False)
+    opened = open_tokenizer(str(compose_job(["job=mine"]).model.path))
+    (token,) = opened.backend_tokenizer.encode("~", add_special_tokens=False).ids
     faults = [f"+engine.options.die_token={token}", "+engine.options.tokens_per_s=4000", "engine.in_flight=8"]
     options = [*faults, "cluster.replicas=2", "output.rows_per_shard=30"]
     first = start(project, *options)

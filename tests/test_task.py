@@ -11,7 +11,7 @@ import pytest
 from batchq.config import TaskConfig, TaskKind
 from batchq.engine.protocol import Completion, Prompt, Sampling
 from batchq.errors import ConfigError, RowError
-from batchq.model.folder import open_tokenizer
+from batchq.model import export
 from batchq.records import Answer, Failure
 from batchq.task import answers, labels
 from batchq.task.task import Task
@@ -19,7 +19,7 @@ from batchq.task.task import Task
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path) -> Any:
-    return open_tokenizer(tiny)
+    return export.opened(str(tiny))
 
 
 def task(tokenizer: Any, **fields: Any) -> Task:

@@ -41,7 +41,7 @@ from batchq.config import (
     TaskConfig,
 )
 from batchq.errors import InputError
-from batchq.model import folder
+from batchq.model import tokenizer
 from tests import jobs
 from tests.tables import FORMATS, File, Moment, canonical, files
 from tests.tiny import make_tiny_model
@@ -69,8 +69,8 @@ class Bench:
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         )
-        opened = functools.cache(folder.open_tokenizer)
-        with mock.patch.object(folder, "open_tokenizer", lambda *arguments: opened(*arguments)):
+        opened = functools.cache(tokenizer.open_tokenizer)
+        with mock.patch.object(tokenizer, "open_tokenizer", lambda *arguments: opened(*arguments)):
             hypothesis.seed(seed)(fixed(given(st.composite(files)(format))(self.try_one)))()
 
     def try_one(self, inputs: list[File]) -> None:

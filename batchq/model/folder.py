@@ -1,21 +1,15 @@
-"""A model's folder: its config.json, weight files, tokenizer and digest, and whether it can be served."""
+"""A model's folder: its config.json, weight files and digest, and whether it can be served."""
 
 from __future__ import annotations
 
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchq.errors import ModelError
 from batchq.machine.digests import digest_of, file_digest
-from batchq.machine.words import last_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 # All that decides a model's answers; other files in a folder (cards, logs, pickles, code) are neither read nor hashed.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -86,28 +80,6 @@ def quantization_of(config: dict[str, Any]) -> str | None:
             kind = "int" if weights.get("type", "int") == "int" else "fp"
             return f"{method} {kind}{weights.get('num_bits', 8)}"
     return method
-
-
-def open_tokenizer(path: str | Path, trusted: bool = False) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer; its own code runs only if it is `trusted`.
-
-    Raises ModelError when there is none that transformers can read, or it isn't a fast one, of the tokenizers library.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=trusted
-        )
-    except Exception as error:  # tokenizers raises a bare one for a tokenizer.json that is newer than it is
-        versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "tokenizers"))
-        why = last_line(str(error)) or type(error).__name__
-        raise ModelError(f"{path}: no tokenizer that can be read by {versions} ({why})") from error
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ModelError(
-            f"{path}: its tokenizer, a {type(tokenizer).__name__}, has no fast form; batchq needs a tokenizer.json"
-        )
-    return tokenizer
 
 
 def content_digest(folder: str | Path) -> str:

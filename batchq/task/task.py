@@ -15,7 +15,7 @@ from typing import Any
 
 from batchq.config import Config, TaskConfig
 from batchq.engine.protocol import Completion, Prompt
-from batchq.model import folder
+from batchq.model import tokenizer
 from batchq.records import Answer, Plan
 from batchq.task import answers, labels
 from batchq.task.frame import Frame
@@ -34,8 +34,8 @@ def ingredients(config: TaskConfig) -> dict[str, str]:
 
 def open_task(config: Config, path: str, plan: Plan) -> Task:
     """The job's task as it is planned, bound to the tokenizer in a model's folder. Raises ModelError, ConfigError."""
-    tokenizer = folder.open_tokenizer(path, config.model.trust_remote_code)
-    return Task(config.task, tokenizer, plan.columns, config.model.chat_template, plan.date)
+    opened = tokenizer.open_tokenizer(path, config.model.trust_remote_code)
+    return Task(config.task, opened, plan.columns, config.model.chat_template, plan.date)
 
 
 class Task:

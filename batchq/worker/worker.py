@@ -22,7 +22,7 @@ from batchq.account.usage import PhaseClock, timed
 from batchq.engine.protocol import Engine
 from batchq.errors import BatchqError, EngineError, EngineOutOfMemory, Stopped
 from batchq.machine.hardware import EnergyMeter
-from batchq.model import folder
+from batchq.model import tokenizer
 from batchq.output import spills
 from batchq.records import Answer, Failure, Receipt, Shard
 from batchq.task.task import Task
@@ -66,8 +66,8 @@ class Worker:
         """Open the tokenizer and the engine. Raises EngineError or ConfigError."""
         self.clock.enter("load")
         spec, plan = self.spec, self.spec.plan
-        tokenizer = await self._thread(folder.open_tokenizer, spec.engine.model, spec.engine.trust_remote_code)
-        self.task = self.flight.task = Task(spec.task, tokenizer, plan.columns, spec.chat_template, plan.date)
+        opened = await self._thread(tokenizer.open_tokenizer, spec.engine.model, spec.engine.trust_remote_code)
+        self.task = self.flight.task = Task(spec.task, opened, plan.columns, spec.chat_template, plan.date)
         index = asyncio.ensure_future(self._thread(Reuse, plan.reuse, spec.task)) if plan.reuse else None
         phases = await self.engine.start()
         reuse = await index if index else None
