@@ -21,7 +21,7 @@ BATCH_BYTES = 8 * 1024 * 1024  # of a table, made Python values at a time, unles
 BATCH_ROWS = 1024
 DECODED_ROWS = 16  # of Parquet at a time: a row group's footer tells the mean length of a row, not the longest, nor how
 # often a value that it stores once is repeated
-
+GATHERED_BYTES = 1024 * 1024  # of what is decoded, made one batch: a batch costs as much as some rows do
 
 # Spark's old timestamps have microseconds. pyarrow makes nanoseconds of them, and of the year 9999 that of 1816.
 INT96_UNIT = "us"
@@ -157,13 +157,43 @@ def _parquet_batches(
                 at_a_time = BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)
                 size = min(max(1, at_a_time), DECODED_ROWS)
                 at = begin
-                for batch in parquet.iter_batches(size, row_groups=[index], columns=read, use_threads=False):
+                decoded = parquet.iter_batches(size, row_groups=[index], columns=read, use_threads=False)
+                for batch in _gathered(decoded):
                     failpoint.reach("read.parquet.batch")
                     if at >= wanted.stop:
                         return
                     yield at, batch
                     at += batch.num_rows
             begin += group.num_rows
+
+
+def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of some GATHERED_BYTES, or of BATCH_ROWS. What was decoded before an error comes before
+    it."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    error: Exception | None = None
+    ended = False
+    while not ended:
+        try:
+            batch = next(batches, None)
+        except Exception as raised:
+            error, batch = raised, None
+        if batch is not None:
+            held.append(batch)
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+        ended = batch is None
+        del batch  # it may be large, and so may the next one
+        if held and (ended or rows >= BATCH_ROWS or size >= GATHERED_BYTES):
+            whole = held[0] if len(held) == 1 else pa.concat_batches(held)
+            held.clear()
+            rows = size = 0
+            yield whole
+            del whole
+    if error:
+        raise error
 
 
 def _arrow_batches(obj: InputObject) -> Iterator[tuple[int, pa.RecordBatch]]:
