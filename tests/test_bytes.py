@@ -205,6 +205,16 @@ def test_a_row_has_the_same_size_in_whichever_batch_it_comes() -> None:
     assert table_sizes(texts)[1] - table_sizes(texts)[0] == 1000
 
 
+def test_short_rows_come_many_at_a_time_and_long_ones_alone(tmp_path: Path) -> None:
+    texts = ["x" * 100] * 5000 + ["y" * 3_000_000] * 3
+    pq.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet", use_dictionary=False)
+    obj, format = inputs.one(tmp_path / "rows.parquet")
+    batches = [batch for _, batch in tables.table_batches(obj, format, Range("rows"), None)]
+    assert pa.Table.from_batches(batches)["text"].to_pylist() == texts
+    assert len(batches) < 20, "a batch of sixteen costs as much as its rows"
+    assert max(batch.nbytes for batch in batches) < tables.BATCH_BYTES
+
+
 def test_few_long_rows_among_many_short_ones_are_decoded_few_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
