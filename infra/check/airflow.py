@@ -166,11 +166,11 @@ class Nights:
         found = obstore.list(self.store, f"out/ds={date}/data/").collect()
         return {each["path"]: (each["last_modified"], each["e_tag"]) for each in found}
 
-    def start(self, date: str) -> subprocess.Popen[str]:
-        return dags_test("batchq_daily", date, self.env)
+    def start(self, date: str, **variables: str) -> subprocess.Popen[str]:
+        return dags_test("batchq_daily", date, {**self.env, **variables})
 
-    def run(self, date: str) -> str:
-        return ended(self.start(date))
+    def run(self, date: str, **variables: str) -> str:
+        return ended(self.start(date, **variables))
 
     def require_once(self, date: str) -> None:
         dates.require_once(date, f"corpus/out/ds={date}", self.reader)
@@ -238,7 +238,9 @@ def three_dates(work: Path) -> str:
         assert "batchq ended in exit code 3: a signal stopped it; another try goes on" in out
         run.require_once(stopped)
 
-        assert "labelling 15 of 15 shards" in run.run(plain)
+        obstore.put(run.store, f"in/ds={plain}/_SUCCESS", b"")
+        ready = "s3://corpus/in/ds=%Y-%m-%d/_SUCCESS"
+        assert "labelling 15 of 15 shards" in run.run(plain, AIRFLOW_VAR_BATCHQ_DAILY_READY=ready)
         run.require_once(plain)
         out = run.run(killed)
         assert "all is committed; nothing to do" in out and "labelling" not in out
