@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,12 +97,19 @@ dags = {
     }
     for dag in bag.dags.values()
 }
-print("\\n" + json.dumps({"errors": bag.import_errors, "dags": dags}))
+import batchq_command
+def verdict(code):
+    try:
+        batchq_command.judge(code)
+    except Exception as error:
+        return type(error).__name__
+verdicts = {code: verdict(code) for code in (*range(8), 99, 137)}
+print("\\n" + json.dumps({"errors": bag.import_errors, "dags": dags, "verdicts": verdicts}))
 """
 
 
 def read_by_airflow(work: Path) -> str:
-    """Airflow imports every DAG; each tries again, publishes its asset, and has one run at a time."""
+    """Airflow imports every DAG; each tries again, publishes its asset, and labels one date at a time."""
     env = home(work)
     said([airflow(), "db", "migrate"], env=env)
     printed = said([airflow("python"), "-c", READ.replace("FOLDER", repr(str(DAGS)))], env=env)
@@ -112,7 +120,15 @@ def read_by_airflow(work: Path) -> str:
         assert dag["timetable"] == "CronDataIntervalTimetable", f"{name} would label a day that isn't over"
         assert dag["tasks"] == {"find_input": [3, None, []], "label": [3, 1, [name]]}, (name, dag["tasks"])
     assert sorted(found["dags"]) == ["batchq_daily", "batchq_pod", "batchq_rayjob"]
-    return ", ".join(sorted(found["dags"]))
+    again, failed = "AirflowException", "AirflowFailException"
+    verdicts = {"0": None, "1": again, "2": failed, "3": again, "4": failed, "5": failed, "6": failed, "7": again}
+    assert found["verdicts"] == {**verdicts, "99": "AirflowSkipException", "137": again}, found["verdicts"]
+
+    said([airflow(), "dags", "reserialize"], env=env)
+    backfill = "backfill create --dry-run --dag-id batchq_daily --from-date 2026-11-21 --to-date 2026-11-23T02:00"
+    printed = said([airflow(), *backfill.split()], env=env)
+    assert re.findall(r"\| (2026-11-\d\d) 02:00", printed) == ["2026-11-21", "2026-11-22", "2026-11-23"], printed
+    return f"{', '.join(sorted(found['dags']))}; a backfill of three dates"
 
 
 # ---- three dates ----
@@ -254,6 +270,6 @@ def three_dates(work: Path) -> str:
 
 CHECKS = [
     Check("airflow", "DAGs compile and name every exit code", How.SCHEMA, names_every_exit_code, quick=True),
-    Check("airflow", "imports, retries, outlets, one run at a time", How.RAN, read_by_airflow),
+    Check("airflow", "imports, retries, outlets, verdicts, backfill", How.RAN, read_by_airflow),
     Check("airflow", "three dates on S3: killed, stopped, run again, without input", How.RAN, three_dates),
 ]
