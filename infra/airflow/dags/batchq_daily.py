@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -64,7 +65,7 @@ with DAG(
         judge(run(COMMAND.look(logical_date)))
 
     @task(outlets=[LABELLED], max_active_tis_per_dag=1, execution_timeout=timedelta(hours=12))
-    def label(logical_date: datetime | None):
+    def label(logical_date: datetime | None) -> Iterator[Metadata]:
         judge(run(COMMAND.label(logical_date)))
         yield Metadata(LABELLED, {"output": COMMAND.place("output", logical_date)})
 
