@@ -324,7 +324,7 @@ MEANT = {
     "a list in round brackets": (["job=mine", "task.labels=(a,b)"], "task.labels: a list is written with brackets: 'task.labels=[a,b]'"),
     "a text for a list": (["job=mine", "input.columns=text"], "a list is input.columns=[text]"),
     "a group without choices": (["job=mine", "task=sentiment"], "task has no choices, its fields are set one by one, as task.FIELD=VALUE"),
-    "= in a value": (["job=mine", "task.prompt=a=b"], "task.prompt: can't be read as Hydra's key=value; quote its value twice, for the shell too: 'task.prompt=\"...\"'"),
+    "= and braces in a value": (["job=mine", "task.prompt=a={b}"], "task.prompt: can't be read as Hydra's key=value; quote its value twice, for the shell too: 'task.prompt=\"...\"'"),
     "a semicolon": (["job=mine", "input.csv.delimiter=;"], "input.csv.delimiter: say a word for the character: comma, semicolon, tab"),
     "a comma for a delimiter": (["job=mine", "input.csv.delimiter=,"], "input.csv.delimiter: say a word for the character: comma"),
     "a format, nearly": (["job=mine", "input.format=json"], "expected one of [auto, jsonl, csv, parquet, text, dataset]; did you mean jsonl?"),

@@ -53,7 +53,7 @@ def _clean_cache(days: float) -> str:
             if all(time.time() - stat.st_mtime > days * DAY for stat in [*files, folder.stat()]):
                 count, size = count + 1, size + sum(stat.st_size for stat in files)
                 shutil.rmtree(folder)
-    for kind in (*local_cache.KINDS, *local_cache.OLD_KINDS):
+    for kind in (*local_cache.KINDS, *local_cache.OLD_KINDS, "tokenizers"):
         for path in (cache_dir() / kind).glob("*.json"):
             if time.time() - path.stat().st_mtime > days * DAY:
                 count, size = count + 1, size + path.stat().st_size
