@@ -41,11 +41,11 @@ def test_a_promise_holds(trial: Callable[[Path, float], Trial], share: float, tm
     assert done.faults > 0
 
 
-def test_the_death_of_a_node_and_of_rays_head_is_survived() -> None:
-    """In a process of its own, where Ray wasn't imported with other settings."""
-    command = [sys.executable, "-m", "chaos", "--share", "0.2", "lost_nodes", "lost_heads"]
+def test_the_death_of_rays_head_is_survived() -> None:
+    """In a process of its own, where Ray wasn't imported with other settings. A node's death is in test_elastic.py."""
+    command = [sys.executable, "-m", "chaos", "--share", "0.2", "lost_heads"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.count(" holds ") == 2, done.stdout + done.stderr[-3000:]
+    assert done.returncode == 0 and done.stdout.count(" holds ") == 1, done.stdout + done.stderr[-3000:]
 
 
 def test_a_broken_promise_is_told() -> None:
