@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -291,3 +292,19 @@ def test_every_exit_code_has_words_in_the_usage(capsys: pytest.CaptureFixture[st
 def test_doctor_needs_no_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "ray 2." in capsys.readouterr().out
+
+
+def test_the_fake_engine_needs_no_weights(
+    compose: Callable[..., Config], project: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project / "tokenizer"
+    folder.mkdir()
+    for file in [*tiny.glob("*.json"), *tiny.glob("*.jinja")]:
+        if "index" not in file.name:
+            shutil.copy(file, folder)
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    asked = ["job=mine", f"model.path={folder}"]
+    assert main(["plan", *asked, "engine=fake"]) == 0 and "0.00 GB of weights" in capsys.readouterr().out
+    assert main([*asked, "engine=fake"]) == 0 and "5 = 5 answers" in capsys.readouterr().out
+    assert main(["plan", *asked, "engine=vllm"]) == 2
+    assert "no *.safetensors there; batchq loads safetensors only" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from batchq.config import Config
 from batchq.errors import BatchqError, ConfigError
 from batchq.machine.cache import cache_dir, is_writable
 from batchq.machine.hardware import Hardware, detect
-from batchq.model.source import resolve
+from batchq.model.source import resolve_for
 from batchq.output import layout
 from batchq.sizing.fit import Fit
 
@@ -112,7 +112,7 @@ def _job(config: Config, hardware: Hardware) -> list[tuple[str, str]]:
             lines.append(("FAIL", f"{what}: {error}"))
 
     def model() -> str:
-        resolved = resolve(config.model)
+        resolved = resolve_for(config)
         choice = Fit(resolved, hardware, config).choose()
         return f"{resolved.name} · {weights_words(resolved)} · {choice.scheme.value}: {choice.why}"
 

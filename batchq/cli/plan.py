@@ -8,7 +8,7 @@ from batchq.job.run import find_resume
 from batchq.job.scheme import choose_scheme
 from batchq.job.session import open_session
 from batchq.machine.hardware import Hardware
-from batchq.model.source import Model, resolve
+from batchq.model.source import Model, resolve_for
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample, warnings
 from batchq.plan.committed import source_plan
@@ -25,7 +25,7 @@ from batchq.sizing.settings import Weights, resolve_settings
 def describe(config: Config) -> str:
     """`batchq plan`: inputs, shards, scheme, limits and an estimate of tokens; starts no engine, writes nothing."""
     with open_session(config, "plan") as session:
-        model = resolve(config.model)
+        model = resolve_for(config)
         resume = find_resume(session, model)
         if not resume:
             source_plan(config)

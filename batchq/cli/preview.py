@@ -14,7 +14,7 @@ from batchq.job.scheme import choose_scheme
 from batchq.job.served import serve
 from batchq.job.session import Session, open_session
 from batchq.model.scheme import SCHEMES
-from batchq.model.source import resolve
+from batchq.model.source import resolve_for
 from batchq.plan.draft import make_plan
 from batchq.pool import SampleListener, SampleRequest
 from batchq.records import Failure, Row
@@ -40,7 +40,7 @@ def preview(config: Config) -> str:
     first = dataclasses.replace(config.input, limit=config.input.limit or ROWS)
     config = dataclasses.replace(config, input=first)
     with open_session(config, "preview") as session:
-        model = resolve(config.model)
+        model = resolve_for(config)
         scheme = choose_scheme(session, model).scheme
         # A look at the prompt isn't worth minutes of calibration.
         shown_scheme = Scheme.none if SCHEMES[scheme].calibrated else scheme

@@ -18,7 +18,7 @@ from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served, serve
 from batchq.job.session import Session, open_session
 from batchq.model.scheme import fallback_after
-from batchq.model.source import Model, resolve
+from batchq.model.source import Model, resolve_for
 from batchq.output.lease import Lease
 from batchq.plan import draft, warnings
 from batchq.plan.committed import Committed, read_committed, source_plan
@@ -193,7 +193,7 @@ def resolve_model(session: Session) -> Model:
 
     def fetch() -> None:
         try:
-            fetched.set_result(resolve(session.config.model))
+            fetched.set_result(resolve_for(session.config))
         except BaseException as error:  # it is raised where the model is awaited
             fetched.set_exception(error)
 

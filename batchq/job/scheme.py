@@ -11,7 +11,7 @@ from batchq.job.served import Served, ensure_checkpoint, serve
 from batchq.job.session import Session, open_session
 from batchq.machine.words import gib
 from batchq.model.scheme import SCHEMES
-from batchq.model.source import Model, resolve
+from batchq.model.source import Model, resolve_for
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan.draft import make_plan, with_scheme
 from batchq.quantize.card import read_card
@@ -81,7 +81,7 @@ def _refused(verdict: Verdict) -> str:
 def quantize_only(config: Config, stop: threading.Event | None = None) -> str:
     """`batchq quantize`: make the checkpoint or find it; returns lines that say where it is."""
     with open_session(config, "quantize", stop) as session:
-        model = resolve(config.model)
+        model = resolve_for(config)
         choice = choose_scheme(session, model)
         drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
         made = ensure_checkpoint(session, drafted, model, choice.scheme)

@@ -18,7 +18,7 @@ from batchq.job.scheme import choose_scheme
 from batchq.job.served import ensure_checkpoint
 from batchq.job.session import Session, open_session
 from batchq.machine.hardware import Hardware
-from batchq.model.source import resolve
+from batchq.model.source import resolve_for
 from batchq.plan import sample
 from batchq.plan.draft import make_plan
 from batchq.plan.inputs import obeyed
@@ -42,7 +42,7 @@ def tune_job(config: Config, stop: threading.Event) -> str:
     cluster = dataclasses.replace(config.cluster, max_attempts=1)  # settings whose engine dies are out
     with open_session(dataclasses.replace(config, cluster=cluster), "tune", stop) as session:
         existing = load_plan(session.output)
-        model = resolve(config.model)
+        model = resolve_for(config)
         if existing:
             drafted = obeyed(existing, config)
         else:

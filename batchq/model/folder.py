@@ -93,9 +93,10 @@ def _excluded(path: Path) -> bool:
     return path.name.startswith(".") or any(path.match(pattern) for pattern in NOT_FILES)
 
 
-def require_servable(folder: Path, where: str) -> None:
+def require_servable(folder: Path, where: str, weights: bool = True) -> None:
     """Raise ModelError if vLLM can't generate text with the model; `where` is what a person called it."""
-    require_weights(folder, where)
+    if weights:
+        require_weights(folder, where)
     config = read_config(folder)
     kinds = config.get("architectures") or []
     if config.get("is_encoder_decoder") or not any(str(kind).endswith(GENERATES) for kind in kinds):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchq import storage
-from batchq.config import ModelConfig
+from batchq.config import Config, EngineKind, ModelConfig, Scheme
 from batchq.errors import ModelError
 from batchq.machine.cache import build_once, cache_dir
 from batchq.machine.digests import digest_of, file_digest
@@ -45,8 +45,14 @@ class Model:
     trusted: bool = False  # its own code may run
 
 
-def resolve(config: ModelConfig) -> Model:
-    """Bring the model here, once, and look at it.
+def resolve_for(config: Config) -> Model:
+    """A job's model, as `resolve`. Of a folder that is named for the fake engine alone the weights may be missing."""
+    made_up = config.engine.kind is EngineKind.fake and config.quantization.scheme in (Scheme.auto, Scheme.none)
+    return resolve(config.model, weights=not made_up)
+
+
+def resolve(config: ModelConfig, weights: bool = True) -> Model:
+    """Bring the model here, once, and look at it. Without `weights` a folder need not have any.
 
     Raises ModelError for a model that is absent, not pinned, incomplete, pickled, or no causal language model, or that
     is trusted and takes its code from somewhere else.
@@ -63,7 +69,7 @@ def resolve(config: ModelConfig) -> Model:
         folder, name = _from_store(where)
     else:
         folder, name = _from_folder(where)
-    require_servable(folder, where)
+    require_servable(folder, where, weights)
     digest = digest or content_digest(folder)
     if trusted:
         require_own_code(folder)
