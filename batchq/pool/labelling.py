@@ -57,7 +57,6 @@ class ShardScheduler:
 
     def label(self, shards: Sequence[Shard], slots: Sequence[Slot], warm: WarmReplica | None = None) -> PoolSnapshot:
         """Label all shards with a replica at each slot; `warm` is the first, if there is one."""
-
         self.pending.extend(shards)
         try:
             for slot in slots:
@@ -100,11 +99,10 @@ class ShardScheduler:
         shards = len(self.pending) + sum(len(r.shards) for r in self.replicas)
         most = min(len(self.pending), shards - len(self.replicas))
         for slot in self.growth.slots([r.slot for r in self.replicas], most):
-            replica = self._open(slot)
-            replica.joined = True
+            replica = self._open(slot, joined=True)
             self.notify(f"replica {replica.number} starts on a node that has room for it", replica=replica.number)
 
-    def _open(self, slot: Slot, warm: WarmReplica | None = None) -> ReplicaHandle:
+    def _open(self, slot: Slot, warm: WarmReplica | None = None, joined: bool = False) -> ReplicaHandle:
         number = len(self.replicas) + len(self.former)
         path = str(self.setting.logs / f"replica-{number}.log")
         log = cluster.log_of(slot, path, self.cluster)
@@ -117,7 +115,7 @@ class ShardScheduler:
             shown = self.cluster.address is not None
             file = LogFile(path, dataclasses.replace(self.setting.log_setting, replica=number), shown)
             actor = cluster.start(slot, spec.engine, self.setting.hardware, file)
-        replica = ReplicaHandle(number, slot, actor, log, time.monotonic())
+        replica = ReplicaHandle(number, slot, actor, log, time.monotonic(), joined=joined)
         self.replicas.append(replica)
         self.futures[actor.start.remote(spec)] = ("start", replica, None)
         return replica
@@ -127,7 +125,6 @@ class ShardScheduler:
 
         Raises EngineError when a shard has cost too many engines.
         """
-
         if replica not in self.replicas:
             return
         self._drop(replica)
@@ -141,10 +138,8 @@ class ShardScheduler:
             if self.stopped_at is None:
                 self.pending.appendleft(shard)
         replica.shards.clear()
-        if self.stopped_at is not None:
-            return
-        if cluster.alive(replica.slot):
-            self._open(replica.slot).joined = replica.joined
+        if self.stopped_at is None and cluster.alive(replica.slot):
+            self._open(replica.slot, joined=replica.joined)
 
     def _drop(self, replica: ReplicaHandle) -> None:
         import ray
