@@ -95,3 +95,21 @@ def test_a_run_outlives_its_standard_error_and_no_record_holds_a_row(
     assert bool(records) == (not streams) and all(r["message"] for r in records)
     logs = "".join(p.read_text() for p in (tmp_path / "own/logs").rglob("*.log"))
     assert "canary-of-a-row" not in done.stderr + logs
+
+
+def test_on_a_cluster_a_replicas_output_is_in_its_file_and_where_ray_keeps_it(tmp_path: Path) -> None:
+    """Its children's too, to the last line, though it is killed right after."""
+    code = """
+import os, signal, subprocess, sys
+from batchq.machine.log import AS_SHIPPED, LogFile
+from batchq.pool.replica import _log_to
+_log_to(LogFile(sys.argv[1], AS_SHIPPED, shown=sys.argv[2] == "shown"))
+print("of the replica", flush=True)
+subprocess.run(["sh", "-c", "echo of its child >&2"])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for how in ("shown", "alone"):
+        file = tmp_path / f"{how}/replica-0.log"
+        done = subprocess.run([sys.executable, "-c", code, str(file), how], capture_output=True, text=True)
+        assert file.read_text().splitlines() == ["of the replica", "of its child"]
+        assert done.stderr == ("of the replica\nof its child\n" if how == "shown" else "") and not done.stdout
