@@ -9,7 +9,7 @@ import pytest
 
 from batchq import pool
 from batchq.config import ClusterConfig, Config, Scheme
-from batchq.errors import ConfigError
+from batchq.errors import ConfigError, EngineError
 from batchq.machine.hardware import Hardware, Node
 from batchq.model import kv_cache
 from batchq.model.tensors import Shape
@@ -122,6 +122,13 @@ def test_on_a_cluster_a_run_begins_with_what_is_there() -> None:
     assert len(replicas.require(asked, cluster_of(H100, 8)).slots) == 1
     with pytest.raises(ConfigError, match="replicas=4: there are slots for 0"):
         replicas.require(asked, cluster_of(H100, 4))
+
+
+def test_a_cluster_whose_nodes_went_is_no_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1: a scheduler tries again."""
+    monkeypatch.setattr(pool.cluster, "nodes", list)
+    with pytest.raises(EngineError, match=r"every node of head:6379 with room for a replica is gone"):
+        pool.cluster.slots(ClusterConfig(address="head:6379"), cores(16))
 
 
 # ---- what they share ----

@@ -32,7 +32,7 @@ class Session:
     @property
     def hardware(self) -> Hardware:
         """The hardware that will run the engines: this machine's, or the cluster's, after connecting to it."""
-        return self.pool.hardware(self.stop)
+        return self.pool.hardware(self.stop, self.progress.update)
 
 
 @contextmanager

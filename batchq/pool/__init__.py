@@ -115,15 +115,15 @@ class Pool:
             self._connected = True
             connection.watch_head(self.cluster.address, self._over)
 
-    def hardware(self, stop: threading.Event) -> Hardware:
+    def hardware(self, stop: threading.Event, tell: Callable[[str], None]) -> Hardware:
         """The hardware that replicas will run on: this machine's, or that of the best equipped of the cluster's nodes,
-        seen once, after one with room for a replica was waited for.
+        seen once, after one with room for a replica was waited for; `tell` hears for how long.
 
         Raises EngineError when none joins within `cluster.wait_s`, Stopped after `stop` was set.
         """
         if self._hardware is None and self.cluster.address is not None:
             self.connect()
-            growth.await_room(self.cluster, self.engine, stop)
+            growth.await_room(self.cluster, self.engine, stop, tell)
             self._hardware = cluster.detect()
         return self._hardware or hardware.detect()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchq.config import ClusterConfig
 from batchq.engine.protocol import EngineSpec
+from batchq.errors import EngineError
 from batchq.machine import hardware
 from batchq.machine.hardware import Hardware, Node
 from batchq.machine.log import LogFile
@@ -68,8 +69,12 @@ def has_room(record: dict[str, Any], wanted: dict[str, int]) -> bool:
 
 def slots(cluster: ClusterConfig, hardware: Hardware) -> list[Slot]:
     """The replicas' slots on the nodes that are alive now. Raises ConfigError if this machine has fewer than are asked
-    for, or a cluster none at all."""
-    return list(replicas.require(cluster, _with_nodes(hardware, nodes())).slots)
+    for, EngineError if a cluster has none any more."""
+    if cluster.address is None:
+        return list(replicas.require(cluster, _with_nodes(hardware, nodes())).slots)
+    if found := free_slots(cluster, hardware, []):
+        return found
+    raise EngineError(f"every node of {cluster.address} with room for a replica is gone; the same command goes on")
 
 
 def free_slots(cluster: ClusterConfig, hardware: Hardware, used: Sequence[Slot]) -> list[Slot]:

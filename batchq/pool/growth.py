@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -16,8 +15,6 @@ from batchq.machine.hardware import Hardware
 from batchq.pool import cluster
 from batchq.sizing import replicas
 from batchq.sizing.replicas import Slot
-
-logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between looks at the cluster's nodes
 
@@ -32,10 +29,6 @@ class Demand:
     def __init__(self, bundle: dict[str, int]) -> None:
         self._bundle = bundle
         self._groups: list[Any] = []
-
-    @property
-    def waits(self) -> bool:
-        return bool(self._groups)
 
     def ask(self, count: int) -> None:
         """Want places for so many replicas beside those that have one; for fewer than before, or none, too."""
@@ -54,9 +47,9 @@ class Demand:
             remove_placement_group(group)
 
 
-def await_room(asked: ClusterConfig, engine: EngineConfig, stop: Event) -> None:
-    """Wait until a node has a place for one replica. Raises EngineError when none has within `cluster.wait_s`, Stopped
-    after `stop` was set."""
+def await_room(asked: ClusterConfig, engine: EngineConfig, stop: Event, tell: Callable[[str], None]) -> None:
+    """Wait until a node has a place for one replica; `tell` hears for how long. Raises EngineError when none has within
+    `cluster.wait_s`, Stopped after `stop` was set."""
     wanted = replicas.least(asked, needs_gpus(engine))
     words = " and ".join(f"{count} {name}s" if count > 1 else f"{count} {name}" for name, count in wanted.items())
     demand, began = Demand(wanted), time.monotonic()
@@ -67,8 +60,8 @@ def await_room(asked: ClusterConfig, engine: EngineConfig, stop: Event) -> None:
                     f"cluster.wait_s={asked.wait_s:g}: no node with {words} joined the cluster at {asked.address} in "
                     "that time; the same command tries again"
                 )
-            if not demand.waits:
-                logger.info("no node has %s yet; waiting up to cluster.wait_s=%g for one", words, asked.wait_s)
+            waited = time.monotonic() - began
+            tell(f"no node has {words} yet; waiting for one, {waited:.0f} s of cluster.wait_s={asked.wait_s:g}")
             demand.ask(asked.replicas or 1)
             if stop.wait(LOOK_SECONDS):
                 raise Stopped("stopped while a node was waited for; nothing was labelled yet")
