@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from batchq.machine.cache import cache_dir, lend_home
 from batchq.pool import connection
 
 SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What a test connects, it gives up: Ray stays hushed in this process else, whatever test comes next."""
+    yield
+    connection.close()
 
 
 class Ray:
