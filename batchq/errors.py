@@ -141,6 +141,27 @@ class OtherDriver(Stopped):
     exit_code = ExitCode.OTHER_DRIVER
 
 
+def words_of(error: BaseException) -> str:
+    """The line that a person reads of an error which ends a command. Of a defect only the kind: its message may quote
+    a row."""
+    if isinstance(error, OSError):  # the machine's: a folder or a disk that takes nothing, too few files
+        said = ": ".join(str(each) for each in (error.filename, error.strerror or error) if each is not None)
+    elif isinstance(error, BatchqError):
+        said = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        said = "interrupted"
+    else:
+        said = f"{type(error).__name__}: a defect of batchq's; standard error has where"
+    return " ".join(said.split())
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a command ends in that this error ends."""
+    if isinstance(error, BatchqError):
+        return error.exit_code
+    return ExitCode.STOPPED if isinstance(error, KeyboardInterrupt) else ExitCode.FAILED
+
+
 class RowError(Exception):
     """One row can't be answered. `code` is a stable word, `message` says why without the text."""
 

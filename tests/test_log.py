@@ -73,6 +73,7 @@ def test_what_ends_a_run_is_said_in_the_logs_format(
     record = json.loads(line)
     assert record["level"] == "error" and "absent.jsonl" in record["message"]
     assert record["run"], "the invocation that it ended"
+    assert (record["code"], record["exit_code"]) == ("InputError", 2)
 
 
 @pytest.mark.parametrize(("format", "begins"), [("text", "batchq: stopping"), ("json", '{"time": ')])

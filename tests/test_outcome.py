@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from batchq.account import ledger
+from batchq.cli.status import status
 from batchq.config import Config
-from batchq.errors import ExitCode
+from batchq.errors import BatchqError, EngineError, ExitCode, LimitReached, OtherDriver, OutputTaken, UserError
+from batchq.job.session import open_session
 from batchq.report.outcome import compose_report
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import labelled, planned
@@ -49,3 +52,55 @@ def test_an_exit_code_has_its_reason_and_is_of_a_complete_output(
     assert result.exit_code == code
     said = [line for line in result.text.splitlines() if line.startswith("  note ")]
     assert len(said) == len(notes) and all(line.endswith(note) for line, note in zip(said, notes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (EngineError("an engine was not ready;\n  log: a.log"), 1, "an engine was not ready; log: a.log"),
+        (OSError(28, "No space left on device", "/out/meta"), 1, "/out/meta: No space left on device"),
+        (
+            UserError("rows.jsonl: it isn't the file that was planned"),
+            2,
+            "rows.jsonl: it isn't the file that was planned",
+        ),
+        (LimitReached("pricing.budget=6: 6.1 USD are spent"), 6, "pricing.budget=6: 6.1 USD are spent"),
+        (TypeError("of a row"), 1, "TypeError: a defect of batchq's; standard error has where"),
+    ],
+)
+def test_the_reason_of_an_end_is_on_record_and_shown(
+    error: Exception, code: int, reason: str, project: Path, compose: Callable[..., Config]
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    config = compose()
+    planned(config)
+    with pytest.raises(type(error)), open_session(config, "run"):
+        raise error
+    (record,) = ledger.read_runs(str(project / "out"))
+    assert (record.exit_code, record.reason) == (code, reason)
+    for text in (status(config), compose_report(config).text, (project / "out/meta/report.html").read_text()):
+        assert f"exit code {code}: {reason}".replace("'", "&#39;") in text.replace("'", "&#39;")
+
+
+@pytest.mark.parametrize("error", [OutputTaken("another model"), OtherDriver("node-7 has the lease")])
+def test_a_run_that_is_none_of_an_outputs_leaves_no_record_there(
+    error: BatchqError, project: Path, compose: Callable[..., Config]
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    config = compose()
+    planned(config)
+    with pytest.raises(type(error)), open_session(config, "run"):
+        raise error
+    assert ledger.read_runs(str(project / "out")) == []
+    assert "exit code" not in status(config)
+
+
+def test_a_report_that_can_not_be_written_is_the_end_of_a_run_on_record(
+    project: Path, compose: Callable[..., Config]
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    with pytest.raises(OSError), open_session(compose(), "run") as session:
+        session.invocation.write("complete")
+        raise OSError(28, "No space left on device", "out/meta/report.json")
+    (record,) = ledger.read_runs(str(project / "out"))
+    assert (record.state, record.exit_code) == ("failed", 1) and "No space left" in record.reason

@@ -50,6 +50,7 @@ def test_a_refused_gate_is_billed(project: Path, capsys: pytest.CaptureFixture[s
     assert main(["report", *refused]) == 1
     told = capsys.readouterr().err
     assert "no run has been planned there yet; what was tried held" in told and "1 x run (refused)" in told
+    assert record.exit_code == 5 and f"ended in exit code 5: {record.reason}" in told
 
     assert main(["report", str(project), "pricing.per_hour.cpu_core=3600"]) == 0
     said = capsys.readouterr().out

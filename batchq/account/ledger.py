@@ -22,7 +22,7 @@ from batchq import storage
 from batchq.account.summary import summarise
 from batchq.account.usage import ReplicaAccount, RunAccount, account_from_json
 from batchq.config import PricingConfig
-from batchq.errors import NotFound, StorageError
+from batchq.errors import NotFound, OtherDriver, OutputTaken, StorageError, exit_code_of, words_of
 from batchq.machine.cache import cache_dir
 from batchq.machine.digests import digest_of
 from batchq.output import layout
@@ -56,6 +56,8 @@ class Invocation:
         self._lost = 0
         self._reached = {"python": _age()}
         self._state = ""
+        self._exit_code: int | None = None
+        self._reason = ""
 
     def reached(self, what: str, at: float | None = None) -> None:
         """Note when the start-up first reached this step: `at`, on time.monotonic()'s clock, or now."""
@@ -75,6 +77,22 @@ class Invocation:
         """Write how it ended, unless that is done or there is nothing to put on record: no device was held."""
         if self._state == "running" or (not self._state and self._extra):
             self.write(state)
+
+    def fail(self, state: str, error: BaseException) -> None:
+        """`end`, with the error that ended it, also where all was labelled and the report couldn't be written. A run
+        that had held no device yet is put on record too where it was to go on with a plan, unless that is another
+        run's or another driver's."""
+        self._exit_code, self._reason = exit_code_of(error), words_of(error)
+        if self._state == "complete":
+            self.write(state)
+        self.end(state)
+        if self._state or self.verb != "run" or isinstance(error, (OutputTaken, OtherDriver)):
+            return
+        try:
+            if storage.exists(layout.plan(self.output)):
+                self.write(state)
+        except StorageError as unwritten:
+            logger.warning("how this run ended isn't on record: %s", unwritten)
 
     def write(self, state: str) -> None:
         """The record as it is now; the state "running" is no end."""
@@ -101,6 +119,8 @@ class Invocation:
             verb=self.verb,
             job=self.job,
             output=self.output,
+            exit_code=self._exit_code,
+            reason=self._reason,
             **dataclasses.asdict(self.work),
         )
 

@@ -144,6 +144,8 @@ def _invocation(run: RunAccount, pricing: PricingConfig) -> dict[str, Any]:
     return {
         "id": run.id,
         "state": run.state,
+        "exit_code": run.exit_code,
+        "reason": run.reason,
         "started": run.started,
         "wall_seconds": run.wall_seconds,
         "devices": {r.accelerator: max(x.devices for x in run.replicas) for r in run.replicas},

@@ -119,6 +119,8 @@ class RunAccount:
     verb: str = "run"
     job: str = ""
     output: str = ""
+    exit_code: int | None = None  # None while it works, after a kill, and in records of before there was this field
+    reason: str = ""  # the line that was printed of the error that ended it
 
 
 def computed_tokens(prompt: int, cached: int, output: int) -> int:

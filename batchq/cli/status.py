@@ -5,6 +5,7 @@ from __future__ import annotations
 from batchq import storage
 from batchq.account import ledger
 from batchq.config import Config
+from batchq.machine.progress import visible
 from batchq.report import facts
 from batchq.report.outcome import load, summarise
 
@@ -26,4 +27,6 @@ def status(config: Config) -> str:
         f"  cost       {facts.cost(summary)}",
         f"  output     {output}",
     ]
+    if summary["runs"] and summary["runs"][-1]["reason"]:
+        lines.insert(1, visible(f"  ended      {facts.ended(summary['runs'][-1])}"))
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from batchq.errors import BatchqError
+from batchq.errors import BatchqError, exit_code_of, words_of
 from batchq.machine import log
 from batchq.machine.progress import visible
 
@@ -78,13 +78,9 @@ def _let_go(number: int) -> None:
 
 def complain(error: BatchqError | OSError) -> int:
     """One line on standard error, if that can be written, in the log's format once that is known; the exit code."""
-    if isinstance(error, OSError):  # the machine's: a folder or a disk that takes nothing, too few files
-        said = (str(each) for each in (error.filename, error.strerror or error) if each is not None)
-        error = BatchqError(": ".join(said))
-    words = " ".join(str(error).split())
-    if not log.last_word(words, error.run):
-        warn(f"batchq: {visible(words)}")
-    return error.exit_code
+    if not log.last_word(error):
+        warn(f"batchq: {visible(words_of(error))}")
+    return exit_code_of(error)
 
 
 def warn(line: str) -> None:

@@ -12,7 +12,8 @@ class LogConfig:
     """What driver and replicas say of their work: the driver on standard error, each replica in a file of its own.
 
     level: what is less than this isn't said: debug, info, warning or error.
-    format: text for people, or json: one object a line, with time, level, run, replica, shard and message.
+    format: text for people, or json: one object a line, with time, level, run, replica, shard, code, exit_code and
+        message.
     """
 
     level: LogLevel = LogLevel.info

@@ -51,7 +51,7 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
             yield Session(config, output, pool, invocation, stop or threading.Event(), progress)
         except BaseException as error:
             progress.clear()
-            invocation.end(_state_after(error))
+            invocation.fail(_state_after(error), error)
             if isinstance(error, BatchqError):
                 error.run = invocation.id
             raise

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from batchq.config import LogConfig
+from batchq.errors import BatchqError, exit_code_of, words_of
 from batchq.machine.progress import Progress, duration, visible
 
 ROOT = logging.getLogger("batchq")
@@ -61,6 +62,8 @@ class JsonFormatter(logging.Formatter):
             "run": getattr(record, "run", "") or self.asked.run or None,
             "replica": self.asked.replica if replica is None else replica,
             "shard": getattr(record, "shard", None),
+            "code": getattr(record, "code", None),
+            "exit_code": getattr(record, "exit_code", None),
             "message": record.getMessage(),
         }
         return json.dumps(entry, allow_nan=False)
@@ -98,11 +101,13 @@ def configure(asked: LogSetting) -> Progress:
     return progress
 
 
-def last_word(text: str, run: str = "") -> bool:
+def last_word(error: BatchqError | OSError) -> bool:
     """Log the error that ends a command, if logging is configured; otherwise its words are somebody else's to print."""
     if _handler() is None:
         return False
-    ROOT.error("%s", text, extra={"run": run})
+    run = error.run if isinstance(error, BatchqError) else ""
+    about = {"run": run, "code": type(error).__name__, "exit_code": exit_code_of(error)}
+    ROOT.error("%s", words_of(error), extra=about)
     return True
 
 

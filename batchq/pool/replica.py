@@ -116,7 +116,8 @@ class Replica:
             raise
         except Exception as error:  # a defect: where it happened goes to the log, its message may quote a row
             where = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("%s\n%s", type(error).__name__, where, extra={"shard": shard.index})
+            about = {"shard": shard.index, "code": type(error).__name__}
+            logger.error("%s\n%s", type(error).__name__, where, extra=about)
             raise
 
     async def snapshot(self) -> Snapshot | None:

@@ -57,6 +57,13 @@ def efficiency(s: Summary) -> str:
     return " · ".join(words)
 
 
+def ended(run: Summary) -> str:
+    """How an invocation ended, and why, where an error ended it."""
+    if not run["reason"]:
+        return str(run["state"])
+    return f"{run['state']}, exit code {run['exit_code']}: {run['reason']}"
+
+
 # ---- how figures are written ----
 
 
@@ -147,6 +154,8 @@ def _history(s: Summary) -> list[Line]:
     if s["invocations"] > 1 or s["lost_replicas"] or s["reused_rows"]:
         lost = f"{s['invocations']} invocations, {s['lost_replicas']} replicas lost"
         lines.append(("resumed", f"{lost}, {s['reused_rows']:,} answers taken over from earlier attempts"))
+    if s["runs"] and s["runs"][-1]["reason"]:
+        lines.append(("last run", ended(s["runs"][-1])))
     if s["reuse"]:
         lines.append(("reused", f"{s['copied_rows']:,} answers of {s['reuse']}: copied, not asked, not billed"))
     if s["beside"]:

@@ -150,7 +150,8 @@ def load(config: Config) -> tuple[Plan, Committed]:
         money = "" if cost is None else f" = {cost:.4f} {config.pricing.currency}"
         tried = Counter(f"{run.verb} ({run.state})" for run in runs)
         verbs = ", ".join(f"{count} x {which}" for which, count in tried.items())
-        spent = f"; what was tried held {seconds:,.1f} device-seconds{money}: {verbs}"
+        last = f"; the last one ended in exit code {runs[-1].exit_code}: {runs[-1].reason}" if runs[-1].reason else ""
+        spent = f"; what was tried held {seconds:,.1f} device-seconds{money}: {verbs}{last}"
     raise BatchqError(f"{output}: no run has been planned there yet{spent}")
 
 

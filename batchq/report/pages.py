@@ -93,7 +93,7 @@ def _render(template: str, **values: Any) -> str:
 def _invocation(run: Summary) -> Row:
     seconds = sum(run["device_seconds"].values())
     return [
-        *(run["started"], run["state"], facts.devices(run), facts.efficiency(run)),
+        *(run["started"], facts.ended(run), facts.devices(run), facts.efficiency(run)),
         *(run["wall_seconds"], seconds, run["tokens_answered"], number(run["cost"], 4)),
     ]
 

@@ -29,7 +29,19 @@ ANSWERED = (
 )
 USED = ("mfu", "mbu", "joules", "joules_per_thousand_tokens")
 COLUMNS = (
-    *("record", "job", "output", "model", "quantization", "invocation", "state", "started", "devices"),
+    *(
+        "record",
+        "job",
+        "output",
+        "model",
+        "quantization",
+        "invocation",
+        "state",
+        "exit_code",
+        "reason",
+        "started",
+        "devices",
+    ),
     *("wall_seconds", *SECONDS, "lost_replicas", "rows", "answers", "failures"),
     *ANSWERED,
     *(*USED, *PRICED),
