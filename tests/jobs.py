@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from batchq import storage
+from batchq.account.usage import Counters, ReplicaAccount
 from batchq.config import Config, Scheme
 from batchq.engine.protocol import EngineSpec
+from batchq.errors import Stopped
+from batchq.machine.hardware import Hardware
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import store_plan
-from batchq.records import Plan, Receipt
+from batchq.pool import Pool, PoolSnapshot
+from batchq.pool.handles import Notify
+from batchq.records import Plan, Receipt, Shard
 from batchq.report.outcome import Result, finish
 from batchq.worker.spec import WorkerSpec
 from batchq.worker.worker import Worker
@@ -51,6 +58,45 @@ async def labelled(config: Config, fixed: Plan, **options: Any) -> list[Receipt]
     finally:
         await made.close()
     return [receipt for each in receipts for receipt in each]
+
+
+class OneWorker(Pool):
+    """A pool without Ray: one worker in this process labels shard by shard, and the driver is told after each."""
+
+    def connect(self) -> None:
+        pass
+
+    def label(
+        self,
+        spec: WorkerSpec,
+        shards: Sequence[Shard],
+        hardware: Hardware,
+        stop: threading.Event,
+        on_progress: Callable[[PoolSnapshot], None],
+        notify: Notify,
+    ) -> PoolSnapshot:
+        state = PoolSnapshot(0, 0, Counters(), ["infer"], (), (), {})
+
+        async def all_shards() -> None:
+            made = Worker(spec)
+            await made.start()
+            try:
+                for shard in shards:
+                    if stop.is_set():
+                        break
+                    state.committed_rows += sum(receipt.usage.rows for receipt in await made.label(shard))
+                    state.committed_shards += 1
+                    seen = made.snapshot()
+                    state.counters = seen.counters
+                    state.accounts = (ReplicaAccount("cpu_core", 1, seen.phases, seen.cpu, seen.counters),)
+                    on_progress(state)
+            finally:
+                await made.close()
+
+        asyncio.run(all_shards())
+        if state.committed_shards < len(shards):
+            raise Stopped("stopped before the end; the same command goes on from here")
+        return state
 
 
 def rows(config: Config) -> list[dict[str, Any]]:

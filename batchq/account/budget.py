@@ -34,8 +34,12 @@ class Budget:
         """What all invocations cost, `now` being this one's account so far; nothing counts that has no price."""
         return self._before + ((now and cost_of(now.replicas, self._pricing)) or 0.0)
 
+    def share(self, now: RunAccount | None = None) -> float | None:
+        """How much of the budget is spent, 1 for all; None where there is none."""
+        return None if self._pricing.budget is None else self.total(now) / self._pricing.budget
+
     def is_spent(self, now: RunAccount) -> bool:
-        return self._pricing.budget is not None and self.total(now) >= self._pricing.budget
+        return (self.share(now) or 0.0) >= 1
 
     def so_far(self, now: RunAccount) -> str:
         """For the live line: what this invocation cost, or what all did of the budget; nothing without prices."""

@@ -7,6 +7,7 @@ importer, and the only place that sees a DictConfig).
 from batchq.config.check import MAX_LABELS, TRUST, check, check_pricing
 from batchq.config.csv import CsvConfig, character
 from batchq.config.enums import EngineKind, InputFormat, KvCache, LogFormat, LogLevel, Scheme, TaskKind, Unreadable
+from batchq.config.events import WEBHOOK, EventsConfig, webhook_of
 from batchq.config.fields import MISSING
 from batchq.config.folders import choices, conf_dir, user_conf_dir
 from batchq.config.log import LogConfig
@@ -32,12 +33,14 @@ __all__ = [
     "MAX_LABELS",
     "MISSING",
     "TRUST",
+    "WEBHOOK",
     "CleanConfig",
     "ClusterConfig",
     "Config",
     "CsvConfig",
     "EngineConfig",
     "EngineKind",
+    "EventsConfig",
     "GateConfig",
     "InputConfig",
     "InputFormat",
@@ -61,4 +64,5 @@ __all__ = [
     "choices",
     "conf_dir",
     "user_conf_dir",
+    "webhook_of",
 ]

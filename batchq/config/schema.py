@@ -12,6 +12,7 @@ from typing import Any
 
 from batchq.config.csv import CsvConfig
 from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
+from batchq.config.events import EventsConfig
 from batchq.config.fields import MISSING, NOT_NEGATIVE, OPEN_SHARE, POSITIVE, PRICE, SHARE
 from batchq.config.log import LogConfig
 
@@ -316,3 +317,4 @@ class Config:
     tune: TuneConfig = field(default_factory=TuneConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchq import __version__
+from batchq.account.events import Kind
 from batchq.config import Config, EngineKind, KvCache, ModelConfig, Scheme
 from batchq.engine.protocol import Completion, EngineSpec, Origin
 from batchq.errors import ConfigError, GateRefused
@@ -94,9 +95,14 @@ def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) 
     rows = len(request.prompts)
     session.progress.step(f"gate: asking {name} for {rows:,} rows")
     words = f"gate: {name} has answered {{:,}} of {rows:,} rows"
+
+    def lost(why: str) -> None:
+        session.progress.warn(why)
+        session.events.emit(Kind.engine_lost, reason=why)
+
     listener = SampleListener(
         lambda count: session.progress.update(words.format(count), count / rows),
-        session.progress.warn,
+        lost,
         session.invocation.add,
     )
     answers, _ = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)

@@ -6,7 +6,9 @@ import dataclasses
 import time
 
 from batchq.account.budget import Budget
+from batchq.account.events import Kind
 from batchq.account.ledger import Work
+from batchq.account.usage import RunAccount
 from batchq.config import Config, EngineKind, Unreadable
 from batchq.errors import BatchqError, LimitReached, Stopped
 from batchq.job.served import Served
@@ -43,6 +45,7 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
     invocation.reached("ray")
     invocation.work = work_of(config, session.hardware, served)
     watch = Watch(session, plan, before, budget)
+    session.events.emit(Kind.started, shards=len(before.remaining), rows_before=before.rows)
     try:
         session.pool.label(
             worker_spec(session, plan, served),
@@ -66,8 +69,13 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
     return committed
 
 
+EVENT_SECONDS = 60.0  # between events of the kind progress
+BUDGET_SHARES = (0.5, 0.8, 1.0)  # of which an event tells, each once
+
+
 class Watch:
-    """Told by the pool about once a second: updates the record and the live line, and checks the budget."""
+    """Told by the pool about once a second: updates the record and the live line, tells of events, and checks the
+    budget."""
 
     def __init__(self, session: Session, plan: Plan, before: Committed, budget: Budget) -> None:
         self.rows = 0  # answered by this invocation
@@ -83,11 +91,17 @@ class Watch:
             limited=limit is not None,
         )
         self._first = 0.0  # when the first row was answered
+        self._told = time.monotonic()  # when the last event of the kind progress was told
+        self._losses = 0  # that were told
+        self._budget_shares = [share for share in BUDGET_SHARES if share > (budget.share() or 0.0)]
 
     def on_progress(self, state: PoolSnapshot) -> None:
         session, invocation = self._session, self._session.invocation
         self.rows = state.counters.rows
-        invocation.update(state.accounts, state.lost_replicas)
+        invocation.update(state.accounts, len(state.losses))
+        for loss in state.losses[self._losses :]:
+            session.events.emit(Kind.engine_lost, reason=loss)
+        self._losses = len(state.losses)
         for what, at in state.reached.items():
             invocation.reached(what, at)
         now = time.monotonic()
@@ -101,6 +115,7 @@ class Watch:
             session.progress.step("the budget is spent; rows in flight are finished and saved")
             self.budget_spent = True
             session.stop.set()
+        self._tell_of_budget(account)
         line = progress.LabellingLine(
             rows=self._before.rows + state.counters.rows,
             failures=self._before.failures + state.counters.failures,
@@ -112,6 +127,24 @@ class Watch:
             cost=self._budget.so_far(account),
         )
         session.progress.update(line.words(), share)
+        if now - self._told >= EVENT_SECONDS:
+            self._told = now
+            session.events.emit(
+                Kind.progress,
+                rows=line.rows,
+                failures=line.failures,
+                share=share,
+                seconds_left=line.seconds_left,
+                tokens_per_second=line.tokens_per_second,
+                replicas=len(line.phases),
+            )
+
+    def _tell_of_budget(self, account: RunAccount) -> None:
+        spent = self._budget.share(account) or 0.0
+        while self._budget_shares and spent >= self._budget_shares[0]:
+            self._session.events.emit(
+                Kind.budget, percent=round(100 * self._budget_shares.pop(0)), spent=self._budget.total(account)
+            )
 
 
 def worker_spec(session: Session, plan: Plan, served: Served) -> WorkerSpec:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from batchq import input
 from batchq.account.budget import Budget
+from batchq.account.events import Kind
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, OtherDriver, Stopped
 from batchq.job.label import label
@@ -19,6 +20,7 @@ from batchq.job.served import Served, serve
 from batchq.job.session import Session, open_session
 from batchq.model.scheme import fallback_after
 from batchq.model.source import Model, resolve_for
+from batchq.output import layout
 from batchq.output.lease import Lease
 from batchq.plan import draft, warnings
 from batchq.plan.committed import Committed, read_committed, source_plan
@@ -54,10 +56,18 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
                 return nothing_to_do(session, model, resume)
             plan, served = go_on(session, model, resume) if resume else start_new(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
+            session.events.emit(
+                Kind.planned,
+                inputs=len(plan.objects),
+                shards=len(plan.shards),
+                shards_left=len(before.remaining),
+                scheme=plan.quantization,
+                resumed=resume is not None,
+            )
             committed = label(session, plan, served, before, budget)
             session.progress.clear()
             session.invocation.write("complete")
-            return finish(config, plan, committed, model.name, resume.new_inputs if resume else [])
+            return completed(session, plan, committed, model, resume.new_inputs if resume else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,16 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
 
 def nothing_to_do(session: Session, model: Model, resume: Resume) -> Result:
     session.progress.step("all is committed; nothing to do")
-    return finish(session.config, resume.plan, resume.committed, model.name, resume.new_inputs)
+    return completed(session, resume.plan, resume.committed, model, resume.new_inputs)
+
+
+def completed(session: Session, plan: Plan, committed: Committed, model: Model, new_inputs: list[str]) -> Result:
+    """Account for it, and tell."""
+    result = finish(session.config, plan, committed, model.name, new_inputs)
+    counts = {name: result.summary[name] for name in ("rows", "answers", "failures", "cost", "currency")}
+    report = layout.report(session.output, "html")
+    session.events.emit(Kind.completed, exit_code=int(result.exit_code), **counts, report=report)
+    return result
 
 
 def plan_new(session: Session, model: Model, source: Plan | None) -> New:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from batchq.account.events import Kind
 from batchq.config import Config, EngineKind, KvCache, Scheme
 from batchq.errors import ConfigError, GateRefused
 from batchq.job.gate import evaluate_gate
@@ -59,6 +60,14 @@ def choose_checkpoint(
             return drafted, served, verdicts
         verdicts.append(verdict)
         session.progress.step(f"gate: {verdict.words()}")
+        session.events.emit(
+            Kind.gated,
+            scheme=verdict.scheme,
+            verdict=verdict.verdict,
+            measure=verdict.measure,
+            recovery=verdict.recovery,
+            accepted=verdict.accepts(session.config.gate.strict),
+        )
         if verdict.accepts(session.config.gate.strict):
             return drafted, served, verdicts
         session.pool.release()  # the engine that answered for it

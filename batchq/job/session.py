@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from batchq import storage
+from batchq.account.events import Events, Kind
 from batchq.account.ledger import Invocation
 from batchq.config import Config, check
-from batchq.errors import BatchqError, GateRefused, Stopped
+from batchq.errors import BatchqError, GateRefused, Stopped, exit_code_of, words_of
 from batchq.machine import log
 from batchq.machine.cache import log_dir
 from batchq.machine.hardware import Hardware
@@ -28,6 +29,7 @@ class Session:
     invocation: Invocation
     stop: threading.Event
     progress: Progress
+    events: Events
 
     @property
     def hardware(self) -> Hardware:
@@ -37,7 +39,8 @@ class Session:
 
 @contextmanager
 def open_session(config: Config, verb: str, stop: threading.Event | None = None) -> Iterator[Session]:
-    """A session for one command. However it ends, what it held of devices is on record afterwards.
+    """A session for one command. However it ends, what it held of devices is on record afterwards, and a run that
+    didn't complete has told so; only runs have events.
 
     Raises ConfigError for a configuration that can't be.
     """
@@ -47,16 +50,23 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     log_setting = log.setting(config.log, invocation.id)
     logs = log_dir(config.job.name, invocation.id)
     with log.configured(log_setting) as progress, Pool(config.cluster, config.engine, logs, log_setting) as pool:
+        events = Events(config.events if verb == "run" else None, invocation.id, config.job.name, output, progress)
         try:
-            yield Session(config, output, pool, invocation, stop or threading.Event(), progress)
+            yield Session(config, output, pool, invocation, stop or threading.Event(), progress, events)
         except BaseException as error:
             progress.clear()
             invocation.fail(_state_after(error), error)
             if isinstance(error, BatchqError):
                 error.run = invocation.id
+            if verb == "run":
+                kind = Kind.stopped if isinstance(error, (Stopped, KeyboardInterrupt)) else Kind.failed
+                events.emit(kind, exit_code=int(exit_code_of(error)), reason=words_of(error))
             raise
-        progress.clear()
-        invocation.end("complete")
+        else:
+            progress.clear()
+            invocation.end("complete")
+        finally:
+            events.close()
 
 
 def _state_after(error: BaseException) -> str:

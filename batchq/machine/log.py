@@ -66,6 +66,8 @@ class JsonFormatter(logging.Formatter):
             "exit_code": getattr(record, "exit_code", None),
             "message": record.getMessage(),
         }
+        if (event := getattr(record, "event", None)) is not None:  # account/events.py
+            entry["event"] = event
         return json.dumps(entry, allow_nan=False)
 
 
@@ -87,6 +89,8 @@ class Handler(logging.Handler):
         super().__init__()
         self.progress = progress
         self.setFormatter(JsonFormatter(asked) if asked.format == "json" else TextFormatter())
+        if asked.format != "json":  # a person reads the steps, which say the same
+            self.addFilter(lambda record: not hasattr(record, "event"))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.progress.line(self.format(record))

@@ -93,5 +93,5 @@ class PoolSnapshot:
     counters: Counters  # of all replicas of this invocation, lost ones too; committed or not
     phases: list[str]
     accounts: tuple[ReplicaAccount, ...]
-    lost_replicas: int
+    losses: tuple[str, ...]  # replicas that were lost: which, and why
     reached: dict[str, float]  # what of the start-up, and when, on the driver's time.monotonic()

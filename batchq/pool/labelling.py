@@ -50,7 +50,7 @@ class ShardScheduler:
         self.false_starts = 0  # processes in a row that were lost before they were ready
         self.committed_shards = self.committed_rows = 0
         self.stopped_at: float | None = None
-        self.lost = 0
+        self.losses: list[str] = []
         self.told_at = 0.0
         self.reached: dict[str, float] = {}
         self.growth = Growth(setting.cluster, setting.hardware, notify)
@@ -128,8 +128,8 @@ class ShardScheduler:
         if replica not in self.replicas:
             return
         self._drop(replica)
-        self.lost += 1
-        self.notify(f"replica {replica.number} lost: {why}; log: {replica.log}", replica=replica.number)
+        self.losses.append(f"replica {replica.number} lost: {why}; log: {replica.log}")
+        self.notify(self.losses[-1], replica=replica.number)
         for shard, attempt in reversed(replica.shards.values()):
             if self.stopped_at is None:  # a signal to all processes may have ended it
                 how = f"({why}); log: {replica.log}"
@@ -290,7 +290,7 @@ class ShardScheduler:
             counters=sum((r.snapshot.counters for r in everyone if r.snapshot), Counters()),
             phases=[r.snapshot.phase if r.snapshot else "start" for r in self.replicas],
             accounts=tuple(a for r in everyone if (a := r.account(name, devices))),
-            lost_replicas=self.lost,
+            losses=tuple(self.losses),
             reached=self.reached,
         )
 
