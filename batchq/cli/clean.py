@@ -13,6 +13,7 @@ from batchq.machine.cache import cache_dir
 from batchq.output import layout
 from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
+from batchq.worker import index
 
 DAY = 86_400.0  # seconds
 
@@ -38,6 +39,8 @@ def clean(config: Config) -> str:
         if layout.is_probe(output, stat.uri):
             storage.delete(stat.uri)
             count += 1
+    if plan.reuse:
+        size += index.remove_unused(0, plan.reuse)
     lines = [f"{output}: removed {count:,} objects, {size / 1e6:,.1f} MB, that the finished run no longer needs"]
     if config.clean.cache_days is not None:
         lines.append(_clean_cache(config.clean.cache_days))
@@ -46,7 +49,7 @@ def clean(config: Config) -> str:
 
 def _clean_cache(days: float) -> str:
     """Remove models, checkpoints, logs and cached results made more than so many days ago; they can be made again."""
-    count = size = 0
+    count, size = 0, index.remove_unused(days * DAY)
     for kind in ("models", "checkpoints", "logs/*"):
         for folder in cache_dir().glob(f"{kind}/*/"):
             files = [p.stat() for p in folder.rglob("*") if p.is_file()]

@@ -8,4 +8,5 @@ attempt.py    one attempt at one shard: its parts, and what of it is in the stor
 batch.py      a shard's rows -> batches: columns under the frozen schema, prompts tokenised, answers known already
 poison.py     which row kills engines, by bisection; pure
 reuse.py      answers of a finished run, looked up by batchq_key
+index.py      where they lie: an index on disk
 """
