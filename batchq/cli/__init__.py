@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
 from batchq import __version__
 from batchq.cli import report, streams
 from batchq.config import Config, choices, suggest
-from batchq.config.compose import SWEEP, compose, compose_each
+from batchq.config.compose import SWEEP, compose, compose_dates, compose_each
 from batchq.errors import BatchqError, ConfigError, ExitCode
 from batchq.machine import log
 
@@ -180,7 +180,7 @@ def _dispatch(arguments: list[str]) -> int:
         asked = dataclasses.replace(asked, act=functools.partial(_verify, full=True))
     _refuse_stray(arguments)
     if not any(a.startswith("-") for a in arguments):
-        return _act(asked, [compose(arguments)])
+        return _act(asked, compose_dates(arguments))
     with streams.to_stdout():  # where Hydra prints what its flags ask for
         configs = compose_each(arguments)
     return _act(asked, configs)
@@ -223,16 +223,22 @@ def _refuse_stray(arguments: list[str]) -> None:
         )
 
 
-def _act(verb: Verb, configs: Iterable[Config | ConfigError]) -> int:
-    """Each job of a sweep, one after the other, or a single one; the highest exit code counts, and a signal ends it."""
+def _act(verb: Verb, configs: Sequence[Config | ConfigError]) -> int:
+    """Each job of a sweep or date of a range, one after the other, or a single one; the highest exit code counts, and a
+    signal ends it."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
     codes = [0]
-    for config in configs:
+    _signalled.clear()
+    for number, config in enumerate(configs, 1):
+        if _signalled.is_set():  # by a signal that came while nothing was at work
+            return ExitCode.STOPPED
         if isinstance(config, ConfigError):
             codes.append(streams.complain(config))
             continue
-        with log.configured(log.setting(config.log)):
+        with log.configured(log.setting(config.log)) as progress:
+            if config.input.date and len(configs) > 1:
+                progress.step(f"{config.input.date}, {number} of {len(configs)}")
             try:
                 code = _end(verb, *verb.act(config))
             except (BatchqError, OSError) as error:
@@ -249,6 +255,9 @@ def _end(verb: Verb, code: int, text: str) -> int:
     return code if said or not verb.prints else max(code, ExitCode.FAILED)
 
 
+_signalled = threading.Event()  # by the first signal, which also ends a sweep between two of its jobs
+
+
 def _stop_on_signals(grace: float) -> threading.Event:
     """The first SIGINT or SIGTERM stops intake; the second, or the end of the grace period, leaves at once."""
     stop = threading.Event()
@@ -258,8 +267,9 @@ def _stop_on_signals(grace: float) -> threading.Event:
         os._exit(ExitCode.STOPPED)
 
     def handle(number: int, _: FrameType | None) -> None:
-        if stop.is_set():
+        if _signalled.is_set():
             os._exit(128 + number)
+        _signalled.set()
         stop.set()
         timer = threading.Timer(grace, leave)
         timer.daemon = True

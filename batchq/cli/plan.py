@@ -45,7 +45,7 @@ def describe(config: Config) -> str:
     left = remaining / max(1, len(drafted.shards))
     left_out = left_out_words(drafted)
     lines = [
-        f"batchq · plan of {config.job.name}",
+        f"batchq · plan of {config.job.name}" + (f" · {config.input.date}" if config.input.date else ""),
         f"  hardware   {hardware_words(hardware)}",
         f"  model      {model.name} · {weights_words(model)}",
         f"  scheme     {scheme.value}: {why}",

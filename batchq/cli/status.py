@@ -19,8 +19,9 @@ def status(config: Config) -> str:
     summary = summarise(config, plan, committed, config.model.path, [])
     words = {"running": "running, or killed since"}.get(state, state)
     cut = f" · {summary['truncated']:,} cut off" if summary["truncated"] else ""
+    date = f" · {config.input.date}" if config.input.date else ""
     lines = [
-        f"batchq · {plan.job} · {summary['shards_done']} of {summary['shards']} shards committed"
+        f"batchq · {plan.job}{date} · {summary['shards_done']} of {summary['shards']} shards committed"
         f" · last invocation: {words}",
         f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {summary['failures']:,} failures{cut}",

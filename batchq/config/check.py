@@ -6,6 +6,7 @@ import os
 import re
 
 from batchq.config.csv import check_csv
+from batchq.config.dates import check_filled
 from batchq.config.enums import TaskKind
 from batchq.config.events import check_events
 from batchq.config.fields import MISSING, Range, leaves
@@ -26,6 +27,7 @@ def check(config: Config) -> Config:
     for name, field, value in leaves(config):
         if field.default == MISSING and value in (MISSING, "", None):
             raise missing(name)
+    check_filled(config)
     _check_labels(config.task)
     check_csv(config.input.csv)
     check_events(config.events)

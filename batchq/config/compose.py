@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchq.config import interpolation, suggest
 from batchq.config.check import check, check_pricing, missing
+from batchq.config.dates import each_date
 from batchq.config.folders import choices, conf_dir, user_conf_dir
 from batchq.config.schema import Config, PricingConfig
 from batchq.errors import BatchqError, ConfigError
@@ -28,24 +29,32 @@ if TYPE_CHECKING:
 SWEEP = ("-m", "--multirun")
 SHOW = re.compile(r"-[ci]|--(cfg|info)\b.*|--hydra-help")  # flags that print something of Hydra's and run no job
 _OVERRIDE = re.compile(r"[~+]|\w[\w./@]*=")
-# A value that holds an = and nothing that Hydra's grammar gives a meaning to: /calls/ds=2026-11-30.
-_PLAIN_EQUALS = re.compile(r"""([+~]*[\w./@]+=)([^\[\]{}()'"\\$]*=[^\[\]{}()'"\\$]*)""")
+# A value that holds an = or {date}, and nothing else that Hydra's grammar gives a meaning to: /calls/ds={date}.
+_PLAIN = re.compile(r"""([+~]*[\w./@]+=)((?:[^\[\]{}()'"\\$]|\{date\})*(?:=|\{date\})(?:[^\[\]{}()'"\\$]|\{date\})*)""")
 
 
 def compose(overrides: Sequence[str]) -> Config:
     """The checked configuration that these Hydra overrides make, as `python -m batchq` would.
 
-    Raises ConfigError naming the field, group or choice.
+    Raises ConfigError naming the field, group or choice, also for a range of dates.
     """
+    config, *others = compose_dates(overrides)
+    if others:
+        raise ConfigError(f"input.date: {1 + len(others)} dates are as many runs; compose one date at a time")
+    return config
+
+
+def compose_dates(overrides: Sequence[str]) -> list[Config]:
+    """The same; of a range of dates one for each, in order. Raises ConfigError naming the field, group or choice."""
     overrides = [_readable(o) for o in overrides]
     with _in_one_line(overrides):
         return typed(_composed(overrides))
 
 
 def _readable(override: str) -> str:
-    """The same for Hydra, to which an = within a value is a mistake; in the name of a partition it is none."""
-    plain = _PLAIN_EQUALS.fullmatch(override)
-    return plain[1] + plain[2].replace("=", "\\=") if plain else override
+    """The same for Hydra, to which an = within a value is a mistake, and {date} too: in a path neither is."""
+    plain = _PLAIN.fullmatch(override)
+    return plain[1] + re.sub("[={}]", r"\\\g<0>", plain[2]) if plain else override
 
 
 def compose_pricing(overrides: Sequence[str]) -> PricingConfig:
@@ -73,7 +82,7 @@ def compose_each(arguments: Sequence[str]) -> list[Config | ConfigError]:
     def job(composed: DictConfig) -> None:
         try:
             with _in_one_line(arguments):
-                jobs.append(typed(composed))
+                jobs.extend(typed(composed))
         except ConfigError as error:
             jobs.append(error)
 
@@ -99,8 +108,8 @@ def _sweep_folder(arguments: Sequence[str]) -> Iterator[list[str]]:
         yield [f'hydra.sweep.dir="{folder}"']
 
 
-def typed(composed: DictConfig) -> Config:
-    """A composed DictConfig as checked dataclasses; an unknown key or a wrong type raises."""
+def typed(composed: DictConfig) -> list[Config]:
+    """A composed DictConfig as checked dataclasses, one for each date; an unknown key or a wrong type raises."""
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(composed, resolve=True)
@@ -110,7 +119,7 @@ def typed(composed: DictConfig) -> Config:
     merged = OmegaConf.merge(OmegaConf.structured(Config), interpolation.as_text(plain))
     for key in OmegaConf.missing_keys(merged):
         raise missing(key)
-    return check(OmegaConf.to_object(merged))  # type: ignore[arg-type]
+    return [check(config) for config in each_date(OmegaConf.to_object(merged))]  # type: ignore[arg-type]
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -317,4 +326,6 @@ def _of_yaml(error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a configuration file"
     problem = getattr(error, "problem", None) or type(error).__name__
-    return f"{where}: {problem}; text with a colon or {{{{ }}}} wants quotes or a | block, and tabs can't indent"
+    return (
+        f"{where}: {problem}; text with a colon, {{{{ }}}} or {{date}} wants quotes or a | block, and tabs can't indent"
+    )

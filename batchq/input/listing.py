@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,9 +70,10 @@ def list_input(config: InputConfig, never: Mapping[str, str] | None = None) -> I
 def find_input(config: InputConfig, never: Mapping[str, str]) -> Inputs:
     """What input.path means, not looked into: a file, a folder, a pattern, or several separated by commas.
 
-    Names are relative to what was asked for. Of a dataset on disk only its current data files count. Hidden files are
-    left out, and what is below a prefix of `never` (by what it is called), or in an output of batchq, unless an entry
-    points into its data/. Raises InputError if nothing is left of an entry, or for files of a table with its own log.
+    Names are relative to what was asked for, with input.date to what is above its folder. Of a dataset on disk only
+    its current data files count. Hidden files are left out, and what is below a prefix of `never` (by what it is
+    called), or in an output of batchq, unless an entry points into its data/. Raises InputError if nothing is left of
+    an entry, or for files of a table with its own log.
     """
     excluded, by_uri, roots = Never(never), dict[str, storage.Stat](), []
     left_out: dict[str, set[str]] = defaultdict(set)
@@ -86,7 +88,7 @@ def find_input(config: InputConfig, never: Mapping[str, str]) -> Inputs:
         matched = _data_files(_own(entry, listing, excluded, left_out), config.format)
         if not matched:
             raise InputError(f"input.path={entry}: nothing there matches{_but(left_out)}")
-        roots.append(listing.root)
+        roots.append(_above_dates(listing.root) if config.date else listing.root)
         by_uri.update((each.uri, each) for each in matched)
     root = _common_root(roots)
     found = sorted(by_uri.values(), key=lambda each: each.uri)
@@ -168,6 +170,13 @@ def _data_files(matched: list[storage.Stat], format: InputFormat) -> list[storag
         return format is InputFormat.auto and name not in DATASET_FILES
 
     return [each for each in matched if is_data(each)]
+
+
+def _above_dates(root: str) -> str:
+    """What is above the first folder that is called as ds=2026-11-21 is; the root itself where none is."""
+    folders = root.split("/")
+    dated = (place for place, name in enumerate(folders) if re.fullmatch(r"[^=]+=\d{4}-\d\d-\d\d", name, re.ASCII))
+    return "/".join(folders[: next(dated, len(folders))])
 
 
 def _common_root(roots: list[str]) -> str:

@@ -22,7 +22,7 @@ def terminal_text(summary: Summary) -> str:
 
 def title(s: Summary) -> str:
     """The job and what has come of it."""
-    return f"batchq · {s['job']} · {s['state']}"
+    return " · ".join(["batchq", s["job"], *([s["date"]] if s.get("date") else []), s["state"]])
 
 
 def summary_lines(s: Summary) -> list[Line]:

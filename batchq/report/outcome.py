@@ -92,6 +92,7 @@ def summarise(
     left = len(committed.remaining)
     return {
         "job": plan.job,
+        "date": config.input.date,
         "state": f"{left} of {shards} shards to go" if left else "complete",
         "output": output,
         "model": model,
