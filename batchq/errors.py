@@ -21,7 +21,7 @@
     ├── QuantizeError           exit 1   llm-compressor failed; its log is named
     ├── GateRefused             exit 5   no scheme that fits was accepted
     └── Stopped                 exit 3   stopped early on purpose; the same command resumes
-        ├── LimitReached        exit 6   a budget is spent; the same command resumes once it is raised
+        ├── LimitReached        exit 6   a budget is spent or a deadline has come; with another one it resumes
         └── OtherDriver         exit 7   another driver is at work on the output; wait for it
 
 `RowError` is apart: it concerns one row, becomes a failure in the output, and never ends a run.
@@ -130,7 +130,8 @@ class Stopped(BatchqError):
 
 
 class LimitReached(Stopped):
-    """What the configuration allows is used up; given again as it is, the command would end at once."""
+    """What the configuration allows is used up: the budget, or the time until the deadline. Given again as it is, the
+    command would end at once, but for a deadline by the clock or of some hours, which then is another one."""
 
     exit_code = ExitCode.LIMIT_REACHED
 

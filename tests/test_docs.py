@@ -50,7 +50,7 @@ def test_every_field_that_is_named_exists(name: str) -> None:
 def test_every_choice_and_verb_that_is_named_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     for group in GROUPS:
-        for choice in re.findall(rf"(?<![\w.]){group}=([a-z]\w*)\b", text):
+        for choice in re.findall(rf"(?<![\w.-]){group}=([a-z]\w*)\b", text):
             known = set(choices(group)) | {"mine", "tickets"} if group == "job" else set(choices(group))
             assert choice in known, f"{name} names {group}={choice}"
     for words in re.findall(r"python -m batchq (\w[^\n`]*)", text):

@@ -185,7 +185,7 @@ def test_a_run_tells_from_plan_to_completion_and_holds_no_text_of_a_row(
     monkeypatch.setattr(label, "BUDGET_SHARES", (1e-9, 1e-8))
     with receiver() as server:
         monkeypatch.setenv("BATCHQ_WEBHOOK", server.url)
-        assert main(["job=mine", "engine=fake", "pricing.budget=1e3"]) == 0
+        assert main(["job=mine", "engine=fake", "pricing.budget=1e3", "pricing.per_hour.cpu_core=3600"]) == 0
         assert "60 = 60 answers" in capsys.readouterr().out
         kinds = [event["kind"] for event in server.got]
         seldom = [kind for kind in kinds if kind != "progress"]  # which the last ones overtake

@@ -16,11 +16,16 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def test_a_terminal_has_a_bar_that_grows_and_leaves() -> None:
     screen = Terminal()
     show = Progress(screen)
     show.update("1 rows", 0.25)
-    assert "\r" in screen.getvalue() and "#####..............." in screen.getvalue()
+    assert "\r" in screen.getvalue() and "##........ " in screen.getvalue()
     show.step("next")
     assert screen.getvalue().endswith("\r\x1b[K[0:00] next\n"), "the bar is wiped before another line"
 
@@ -67,9 +72,26 @@ def line(**more: Any) -> str:
 
 
 def test_the_line_of_a_run_says_how_far_and_how_long() -> None:
-    assert line() == ("1,200 rows (25%) · 5,000 tokens/s · replicas: 1 infer, 1 load · 0.01 USD so far · ETA 0:37")
-    assert line(seconds_left=None).endswith(" · ETA -")
+    assert line() == ("1,200 rows (25%) · ETA 0:37 · 5,000 tokens/s · replicas: 1 infer, 1 load · 0.01 USD so far")
+    assert "(25%) · ETA - · 5,000" in line(seconds_left=None)
     assert "- tokens/s" in line(tokens_per_second=None) and "replicas: starting" in line(phases=())
+
+
+def test_80_columns_show_how_far_and_whether_the_deadline_is_met() -> None:
+    for to_spare, words in ((3600.0, "ETA 9:12:33, in time"), (-36_061.0, "ETA 9:12:33, late by 10:01:01")):
+        screen = Terminal()
+        show = Progress(screen)
+        show._began -= 36_000
+        show.update(line(rows=12_345_678, share=0.25, seconds_left=33_153.0, to_spare=to_spare), 0.25)
+        shown = screen.getvalue().rpartition("\x1b[K")[2]
+        assert len(shown) < 80 and f"12,345,678 rows (25%) · {words}" in shown
+
+
+def test_a_wide_terminal_has_a_longer_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Terminal()
+    Progress(screen).update("1 rows", 0.25)
+    assert "#####............... [0:00]" in screen.getvalue()
 
 
 def test_rows_that_cannot_be_counted_have_no_share_and_no_eta() -> None:

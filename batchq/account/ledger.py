@@ -20,7 +20,7 @@ from typing import Any
 
 from batchq import storage
 from batchq.account.summary import summarise
-from batchq.account.usage import ReplicaAccount, RunAccount, account_from_json
+from batchq.account.usage import ReplicaAccount, RunAccount, Standing, account_from_json
 from batchq.config import PricingConfig
 from batchq.errors import NotFound, OtherDriver, OutputTaken, StorageError, exit_code_of, words_of
 from batchq.machine.cache import cache_dir
@@ -48,12 +48,14 @@ class Invocation:
         self.output, self.job, self.verb = output, job, verb
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self.work = Work()  # filled in once it is known what is served
+        self.deadline: datetime | None = None  # that of the run
         self._began = time.monotonic()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._written = float("-inf")
         self._replicas: tuple[ReplicaAccount, ...] = ()
         self._extra: tuple[ReplicaAccount, ...] = ()
         self._lost = 0
+        self._standing: Standing | None = None
         self._reached = {"python": _age()}
         self._state = ""
         self._exit_code: int | None = None
@@ -68,8 +70,8 @@ class Invocation:
         """What was held by something that is no replica, such as quantization."""
         self._extra += (account,)
 
-    def update(self, replicas: tuple[ReplicaAccount, ...], lost: int) -> None:
-        self._replicas, self._lost = replicas, lost
+    def update(self, replicas: tuple[ReplicaAccount, ...], lost: int, standing: Standing) -> None:
+        self._replicas, self._lost, self._standing = replicas, lost, standing
         if time.monotonic() - self._written > REWRITE_SECONDS:
             self.write("running")
 
@@ -121,6 +123,8 @@ class Invocation:
             output=self.output,
             exit_code=self._exit_code,
             reason=self._reason,
+            standing=self._standing,
+            deadline=self.deadline.isoformat(timespec="seconds") if self.deadline else None,
             **dataclasses.asdict(self.work),
         )
 

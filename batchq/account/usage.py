@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Counters:
     output_tokens: int = 0
     kv_tokens_read: int = 0  # tokens whose keys and values were read for the output: see `kv_tokens_read`
     truncated: int = 0  # answers that were cut off
+    failures_by_code: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(
@@ -76,6 +78,7 @@ class Counters:
             output_tokens=self.output_tokens + other.output_tokens,
             kv_tokens_read=self.kv_tokens_read + other.kv_tokens_read,
             truncated=self.truncated + other.truncated,
+            failures_by_code=dict(Counter(self.failures_by_code) + Counter(other.failures_by_code)),
         )
 
 
@@ -94,6 +97,20 @@ class ReplicaAccount:
     def device_seconds(self) -> float:
         """What is paid for: every device, for as long as it was held."""
         return self.devices * sum(self.phases.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a run is, as its record says while it works: when the record's `wall_seconds` were over."""
+
+    rows: int  # answers and failures, those of earlier invocations too, committed or not
+    failures: int
+    truncated: int
+    share: float | None  # of the corpus, 0 to 1; None where it can't be told
+    seconds_left: float | None  # of labelling
+    tokens_per_second: float | None
+    rows_per_second: float | None
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,10 @@ class RunAccount:
     job: str = ""
     output: str = ""
     exit_code: int | None = None  # None while it works, after a kill, and in records of before there was this field
+    standing: Standing | None = (
+        None  # None before the first row is asked, and in records of before there was this field
+    )
+    deadline: str | None = None  # the moment that run.deadline meant, UTC, ISO 8601
     reason: str = ""  # the line that was printed of the error that ended it
 
 

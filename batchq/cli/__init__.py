@@ -32,7 +32,7 @@ EXIT_CODES = {
     ExitCode.STOPPED: "stopped by a signal; the same command resumes",
     ExitCode.TOO_MANY_FAILURES: "complete with too many failures or answers cut off, or with unreadable files",
     ExitCode.GATE_REFUSED: "the gate refused every scheme that fits",
-    ExitCode.LIMIT_REACHED: "the budget is spent; every answer is saved, and a raised one resumes",
+    ExitCode.LIMIT_REACHED: "the budget is spent or the deadline has come; every answer is saved, another one resumes",
     ExitCode.OTHER_DRIVER: "another driver is at work on this output; nothing was done here",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from batchq import input
 from batchq.config import Config, Scheme
 from batchq.job.run import find_resume
@@ -57,6 +59,9 @@ def describe(config: Config) -> str:
         f"  output     {state(drafted, remaining, output) if resume else new_output(drafted, output)}",
         f"  estimate   {estimate.words(config, drafted, fit, scheme, lengths, left)}",
     ]
+    if config.run.deadline is not None:
+        expected = estimate.labelling(config, drafted, fit, scheme, lengths, left)
+        lines.append(f"  deadline   {estimate.deadline_words(config, expected, datetime.now(UTC))}")
     if whole := sum(shard.range.unit == "stream" and not shard.more for shard in drafted.shards):
         lines.append(
             f"  note       {whole} of the shards are whole files, since a CSV or a compressed file can't be split: "

@@ -6,11 +6,13 @@ importer, and the only place that sees a DictConfig).
 
 from batchq.config.check import MAX_LABELS, TRUST, check, check_pricing
 from batchq.config.csv import CsvConfig, character
+from batchq.config.deadline import deadline_after, is_clock
 from batchq.config.enums import EngineKind, InputFormat, KvCache, LogFormat, LogLevel, Scheme, TaskKind, Unreadable
 from batchq.config.events import WEBHOOK, EventsConfig, webhook_of
 from batchq.config.fields import MISSING
 from batchq.config.folders import choices, conf_dir, user_conf_dir
 from batchq.config.log import LogConfig
+from batchq.config.run import RunConfig
 from batchq.config.schema import (
     IGNORE,
     CleanConfig,
@@ -53,6 +55,7 @@ __all__ = [
     "OutputConfig",
     "PricingConfig",
     "QuantizationConfig",
+    "RunConfig",
     "Scheme",
     "TaskConfig",
     "TaskKind",
@@ -63,6 +66,8 @@ __all__ = [
     "check_pricing",
     "choices",
     "conf_dir",
+    "deadline_after",
+    "is_clock",
     "user_conf_dir",
     "webhook_of",
 ]

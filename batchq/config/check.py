@@ -7,6 +7,7 @@ import re
 
 from batchq.config.csv import check_csv
 from batchq.config.dates import check_filled
+from batchq.config.deadline import check_run
 from batchq.config.enums import TaskKind
 from batchq.config.events import check_events
 from batchq.config.fields import MISSING, Range, leaves
@@ -31,6 +32,7 @@ def check(config: Config) -> Config:
     _check_labels(config.task)
     check_csv(config.input.csv)
     check_events(config.events)
+    check_run(config.run)
     _check_name(config.task.name)
     if "" in config.task.stop:
         raise ConfigError("task.stop: an empty text would end every answer before it begins; leave it out")

@@ -8,12 +8,13 @@ import time
 from batchq.account.budget import Budget
 from batchq.account.events import Kind
 from batchq.account.ledger import Work
-from batchq.account.usage import RunAccount
+from batchq.account.usage import RunAccount, Standing
 from batchq.config import Config, EngineKind, Unreadable
 from batchq.errors import BatchqError, LimitReached, Stopped
+from batchq.job.deadline import Deadline, Risk
 from batchq.job.served import Served
 from batchq.job.session import Session
-from batchq.job.share import Share
+from batchq.job.share import Pace, Share
 from batchq.machine import progress
 from batchq.machine.hardware import Hardware
 from batchq.model import kv_cache
@@ -30,10 +31,12 @@ from batchq.task import answers
 from batchq.worker.spec import WorkerSpec
 
 
-def label(session: Session, plan: Plan, served: Served, before: Committed, budget: Budget) -> Committed:
+def label(
+    session: Session, plan: Plan, served: Served, before: Committed, budget: Budget, deadline: Deadline
+) -> Committed:
     """Label what `before` leaves to do; returns what is committed then.
 
-    Raises Stopped early if `session.stop` is set, LimitReached if the budget is spent.
+    Raises Stopped early if `session.stop` is set, LimitReached if the budget is spent or the deadline has come.
     """
     config, invocation = session.config, session.invocation
     session.progress.step(
@@ -44,7 +47,7 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
     session.pool.connect()
     invocation.reached("ray")
     invocation.work = work_of(config, session.hardware, served)
-    watch = Watch(session, plan, before, budget)
+    watch = Watch(session, plan, before, budget, deadline)
     session.events.emit(Kind.started, shards=len(before.remaining), rows_before=before.rows)
     try:
         session.pool.label(
@@ -58,7 +61,10 @@ def label(session: Session, plan: Plan, served: Served, before: Committed, budge
     except Stopped:
         if watch.budget_spent:
             raise LimitReached(budget.words(invocation.account("stopped"))) from None
-        raise
+        if not deadline.reached:
+            raise
+        if watch.shards_left:
+            raise LimitReached(deadline.words(watch.standing_words())) from None
     estimate.remember(config, plan, session.hardware, invocation.account("complete").replicas, watch.rows)
     committed = read_committed(plan, session.output, before)
     if missing := len(committed.remaining):
@@ -75,12 +81,15 @@ BUDGET_SHARES = (0.5, 0.8, 1.0)  # of which an event tells, each once
 
 class Watch:
     """Told by the pool about once a second: updates the record and the live line, tells of events, and checks the
-    budget."""
+    budget and the deadline."""
 
-    def __init__(self, session: Session, plan: Plan, before: Committed, budget: Budget) -> None:
+    def __init__(self, session: Session, plan: Plan, before: Committed, budget: Budget, deadline: Deadline) -> None:
         self.rows = 0  # answered by this invocation
+        self.shards_left = len(before.remaining)
+        self.standing: Standing | None = None
         self.budget_spent = False
-        self._session, self._before, self._budget = session, before, budget
+        self._session, self._before, self._budget, self._deadline = session, before, budget, deadline
+        self._risk = Risk()
         limit = session.config.input.limit
         self._share = Share(
             shards=len(plan.shards),
@@ -90,6 +99,7 @@ class Watch:
             streams=any(range.unit == "stream" for shard in plan.shards for _, range in shard.pieces),
             limited=limit is not None,
         )
+        self._pace = Pace(self._share.at_start())
         self._first = 0.0  # when the first row was answered
         self._told = time.monotonic()  # when the last event of the kind progress was told
         self._losses = 0  # that were told
@@ -98,46 +108,79 @@ class Watch:
     def on_progress(self, state: PoolSnapshot) -> None:
         session, invocation = self._session, self._session.invocation
         self.rows = state.counters.rows
-        invocation.update(state.accounts, len(state.losses))
+        self.shards_left = len(self._before.remaining) - state.committed_shards
+        standing = self.standing = self._standing(state)
+        invocation.update(state.accounts, len(state.losses), standing)
         for loss in state.losses[self._losses :]:
             session.events.emit(Kind.engine_lost, reason=loss)
         self._losses = len(state.losses)
         for what, at in state.reached.items():
             invocation.reached(what, at)
-        now = time.monotonic()
-        if state.counters.rows and not self._first:
-            self._first = now
-        elapsed = now - self._first if self._first else 0.0
-        share = self._share.now(state.counters.rows, state.committed_rows, state.committed_shards)
         account = invocation.account("running")
-        left = state.committed_shards < len(self._before.remaining)
-        if left and not session.stop.is_set() and self._budget.is_spent(account):
+        self._tell_of_budget(account)
+        if self.shards_left and not session.stop.is_set() and self._budget.is_spent(account):
             session.progress.step("the budget is spent; rows in flight are finished and saved")
             self.budget_spent = True
             session.stop.set()
-        self._tell_of_budget(account)
         line = progress.LabellingLine(
-            rows=self._before.rows + state.counters.rows,
-            failures=self._before.failures + state.counters.failures,
-            truncated=self._before.truncated + state.counters.truncated,
-            share=share,
-            seconds_left=self._share.seconds_left(share, elapsed),
-            tokens_per_second=state.counters.tokens / elapsed if elapsed > 1 else None,
+            rows=standing.rows,
+            failures=standing.failures,
+            truncated=standing.truncated,
+            share=standing.share,
+            seconds_left=standing.seconds_left,
+            tokens_per_second=standing.tokens_per_second,
             phases=tuple(state.phases),
             cost=self._budget.so_far(account),
+            to_spare=self._look_at_deadline(standing),
         )
-        session.progress.update(line.words(), share)
-        if now - self._told >= EVENT_SECONDS:
-            self._told = now
+        session.progress.update(line.words(), standing.share)
+        if time.monotonic() - self._told >= EVENT_SECONDS:
+            self._told = time.monotonic()
+            session.events.emit(Kind.progress, **dataclasses.asdict(standing))
+
+    def standing_words(self) -> str:
+        """How far it is, for the line that ends a run early."""
+        if self.standing is None:
+            return "no row was asked by this invocation"
+        share, left = self.standing.share, self.standing.seconds_left
+        of = "" if share is None else f" ({share:.0%})"
+        then = "" if left is None else f", about {progress.duration(left)} of labelling is left"
+        return f"{self.standing.rows:,} rows{of} are committed or saved{then}"
+
+    def _standing(self, state: PoolSnapshot) -> Standing:
+        now, counters, before = time.monotonic(), state.counters, self._before
+        if counters.rows and not self._first:
+            self._first = now
+        elapsed = now - self._first if self._first else 0.0
+        share = self._share.now(counters.rows, state.committed_rows, state.committed_shards)
+        self._pace.note(elapsed, share)
+        return Standing(
+            rows=before.rows + counters.rows,
+            failures=before.failures + counters.failures,
+            truncated=before.truncated + counters.truncated,
+            share=share,
+            seconds_left=self._pace.seconds_left(),
+            tokens_per_second=counters.tokens / elapsed if elapsed > 1 else None,
+            rows_per_second=counters.rows / elapsed if elapsed > 1 else None,
+            replicas=len(state.phases),
+        )
+
+    def _look_at_deadline(self, standing: Standing) -> float | None:
+        """Seconds between the end of labelling by the forecast and the end of intake, negative where that comes first;
+        None where either isn't known. Tells if that has put the run at risk, or no longer does."""
+        session, left, needed = self._session, self._deadline.seconds_left(), standing.seconds_left
+        if left is None or needed is None:
+            return None
+        if self.shards_left and not session.stop.is_set() and self._risk.look(time.monotonic(), needed, left):
+            about, gap = f"run.deadline={self._deadline.asked}", progress.duration(abs(left - needed))
+            if self._risk.at_risk:
+                session.progress.warn(f"{about} is at risk: at this pace {gap} more is needed than there is")
+            else:
+                session.progress.step(f"{about} is no longer at risk: at this pace {gap} is to spare")
             session.events.emit(
-                Kind.progress,
-                rows=line.rows,
-                failures=line.failures,
-                share=share,
-                seconds_left=line.seconds_left,
-                tokens_per_second=line.tokens_per_second,
-                replicas=len(line.phases),
+                Kind.deadline_at_risk, at_risk=self._risk.at_risk, seconds_needed=needed, seconds_there_are=left
             )
+        return left - needed
 
     def _tell_of_budget(self, account: RunAccount) -> None:
         spent = self._budget.share(account) or 0.0

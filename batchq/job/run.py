@@ -14,6 +14,7 @@ from batchq.account.budget import Budget
 from batchq.account.events import Kind
 from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, OtherDriver, Stopped
+from batchq.job.deadline import deadline_of
 from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served, serve
@@ -39,12 +40,13 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
 
     Raises BatchqError (see errors.py) with one line for a person; nothing committed is lost by it.
     """
-    with open_session(config, "run", stop) as session:
+    with open_session(config, "run", stop) as session, deadline_of(session) as deadline:
         model = resolve_model(session)
         resume = find_resume(session, model)
         if resume and resume.complete:
             return nothing_to_do(session, model, resume)
         budget = Budget(config.pricing, session.output, session.hardware)
+        deadline.require()
         source = source_plan(config)
         # What can be refused is refused before anything is written.
         new = None if resume else plan_new(session, model, source)
@@ -64,7 +66,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
                 scheme=plan.quantization,
                 resumed=resume is not None,
             )
-            committed = label(session, plan, served, before, budget)
+            committed = label(session, plan, served, before, budget, deadline)
             session.progress.clear()
             session.invocation.write("complete")
             return completed(session, plan, committed, model, resume.new_inputs if resume else [])
@@ -221,6 +223,9 @@ def resolve_model(session: Session) -> Model:
     if not fetched.done():
         session.progress.step(f"model {session.config.model.path}: fetched or converted, unless it is cached")
         session.pool.connect()
+    while not wait([fetched], CACHED_WITHIN_SECONDS).done:
+        if session.stop.is_set():
+            raise Stopped("stopped while the model was fetched; nothing was labelled yet")
     model = fetched.result()
     session.invocation.reached("model")
     return model

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 LEAST_SECONDS = 2.0  # of answers, before a rate says anything
+LEAST_WINDOW = 60.0  # seconds
+WINDOW = 1 / 3  # of the time since the first answer
+SAMPLES = 300  # of all that time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,34 @@ class Share:
             rows_per_shard = (self.rows_before + committed_rows) / shards_done or rows_per_shard
         return min(1.0, self.at_start() + live_rows / max(1.0, rows_per_shard) / max(1, self.shards))
 
-    def seconds_left(self, share_now: float | None, elapsed: float) -> float | None:
-        """Time to go at the speed so far; None where nothing is known yet. `elapsed`: seconds since the first answer of
-        this invocation."""
-        if share_now is None:
+
+class Pace:
+    """How fast a share grows, from the last third of the time so far, LEAST_WINDOW at least.
+
+    Replicas that start one after the other, join or are lost, and rows that were copied at once, are soon forgotten:
+    where half of 8 replicas came after the first 30 minutes of a run, the mean over all of it is 23% of the run off at
+    its half, this exact. A third is the shortest that steady noise of +-50% moves by less than 3% at a tenth.
+    """
+
+    def __init__(self, share: float) -> None:
+        """`share` when the first answer came."""
+        self._last = (0.0, share)  # seconds, share
+        self._seen = deque([self._last])  # in the window; some hundred at most
+
+    def note(self, elapsed: float, share: float | None) -> None:
+        """`elapsed`: seconds since the first answer; `share`: of the corpus, None where it can't be told."""
+        if share is None:
+            return
+        self._last = (elapsed, share)
+        if elapsed - self._seen[-1][0] >= elapsed / SAMPLES:
+            self._seen.append(self._last)
+        begin = elapsed - max(LEAST_WINDOW, elapsed * WINDOW)
+        while len(self._seen) > 1 and self._seen[1][0] <= begin:
+            self._seen.popleft()
+
+    def seconds_left(self) -> float | None:
+        """Time to go at the pace so far; None where nothing is known yet."""
+        (began, before), (elapsed, share) = self._seen[0], self._last
+        if elapsed < LEAST_SECONDS or share <= before:
             return None
-        gained = share_now - self.at_start()
-        if gained <= 0 or elapsed < LEAST_SECONDS:
-            return None
-        return (1 - share_now) / gained * elapsed
+        return (1 - share) / (share - before) * (elapsed - began)

@@ -12,7 +12,8 @@ from typing import TextIO
 
 LOG_SECONDS = 30.0  # between lines where there is no terminal
 LIVE_SECONDS = 0.5
-BAR = 20  # characters
+BAR = 20  # characters, half of them on a terminal that is narrower than WIDE
+WIDE = 100
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories of characters that aren't shown as they are
 JOINERS = "\u200c\u200d"  # of these, but words and emoji are spelled with them
 
@@ -46,9 +47,11 @@ class Progress:
         self._last = now
         if self.live:
             line = f"[{duration(now - self._began)}] {visible(text)}"
+            columns = shutil.get_terminal_size().columns
             if share is not None:
-                line = f"{'#' * round(share * BAR):.<{BAR}} {line}"
-            self._write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
+                bar = BAR if columns >= WIDE else BAR // 2
+                line = f"{'#' * round(share * bar):.<{bar}} {line}"
+            self._write("\r\x1b[K" + line[: columns - 1])
             self._open = True
         else:
             self._say(text, now - self._began)
@@ -98,7 +101,8 @@ def _spelled(character: str) -> str:
 @dataclass(frozen=True, slots=True)
 class LabellingLine:
     """What the live line of a run that labels says. `share`: of the corpus, 0 to 1, None where rows can't be counted;
-    `phases`: one per replica; `cost`: in words, to be added."""
+    `phases`: one per replica; `cost`: in words, to be added; `to_spare`: seconds before the deadline, negative if it is
+    missed, None without one. What is needed most stands first: a narrow terminal shows no more."""
 
     rows: int
     failures: int
@@ -108,6 +112,7 @@ class LabellingLine:
     tokens_per_second: float | None
     phases: tuple[str, ...]
     cost: str
+    to_spare: float | None = None
 
     def words(self) -> str:
         phases = self.phases
@@ -118,7 +123,9 @@ class LabellingLine:
         cut = f" · {self.truncated:,} cut off" if self.truncated else ""
         eta = "-" if self.seconds_left is None else duration(self.seconds_left)
         left = "" if self.share is None else f" · ETA {eta}"
-        return f"{self.rows:,} rows{done}{failed}{cut} · {rate} · replicas: {busy}{self.cost}{left}"
+        if self.to_spare is not None:
+            left += ", in time" if self.to_spare >= 0 else f", late by {duration(-self.to_spare)}"
+        return f"{self.rows:,} rows{done}{left}{failed}{cut} · {rate} · replicas: {busy}{self.cost}"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from batchq.account.cost import cost, price
 from batchq.account.usage import ReplicaAccount
-from batchq.config import Config, Scheme
+from batchq.config import Config, Scheme, deadline_after
 from batchq.errors import ConfigError
 from batchq.machine import local_cache
 from batchq.machine.hardware import Hardware
@@ -45,11 +45,41 @@ class Speed:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """How long labelling will take: seconds on so many devices at so many tokens/s of all of them; `rows`: of the whole
+    corpus, None where nobody can count them, and then the seconds are those of a thousand."""
+
+    seconds: float
+    rate: float
+    devices: int
+    rows: int | None
+    source: str
+
+
 def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths, left: float) -> str:
     """Time and money for the share of the shards that is `left`, or why they aren't known.
 
     Start-up, quantizing and the gate come on top; the report counts them too.
     """
+    expected = labelling(config, draft, fit, scheme, lengths, left)
+    if isinstance(expected, str):
+        return expected
+    seconds, devices, rows = expected.seconds, expected.devices, expected.rows
+    an_hour = price(fit.hardware.accelerator, config.pricing)
+    money = ""
+    if an_hour is not None:
+        dated = f"prices of {config.pricing.as_of}" if config.pricing.as_of else "prices without a date"
+        spent = cost(seconds * devices, an_hour)
+        money = f" and {spent:,.{2 if spent >= 1 else 4}f} {config.pricing.currency} ({dated})"
+    what = "a thousand rows" if rows is None else "what is left" if left < 1 else "the whole"
+    on = f"{devices} x {fit.hardware.accelerator}" if fit.hardware.gpus else f"{devices} cores"
+    rate, source = expected.rate, expected.source
+    return f"about {duration(seconds)} of labelling{money} for {what}: {rate:,.0f} tokens/s on {on}, {source}"
+
+
+def labelling(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths, left: float) -> Labelling | str:
+    """How long the share of the shards that is `left` will take, or in words why that isn't known."""
     best = speed(config, draft, fit, scheme, lengths)
     if best is None:
         return "how fast isn't known here yet: `tune` or a first run tells"
@@ -59,19 +89,29 @@ def words(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Length
         placed = replicas.require(config.cluster, fit.hardware)
     except ConfigError as error:  # a run would end with it; the rest of the plan is worth reading all the same
         return str(error)
-    rate, devices = best.rate * len(placed.slots), placed.devices
-    rows = sample.expected_rows(draft, config.input.limit)
+    rate, rows = best.rate * len(placed.slots), sample.expected_rows(draft, config.input.limit)
     counted = 1000 if rows is None else math.ceil(rows * left)
     seconds = counted * (lengths.mean + best.answer) / rate
-    an_hour = price(fit.hardware.accelerator, config.pricing)
-    money = ""
-    if an_hour is not None:
-        dated = f"prices of {config.pricing.as_of}" if config.pricing.as_of else "prices without a date"
-        spent = cost(seconds * devices, an_hour)
-        money = f" and {spent:,.{2 if spent >= 1 else 4}f} {config.pricing.currency} ({dated})"
-    what = "a thousand rows" if rows is None else "what is left" if left < 1 else "the whole"
-    on = f"{devices} x {fit.hardware.accelerator}" if fit.hardware.gpus else f"{devices} cores"
-    return f"about {duration(seconds)} of labelling{money} for {what}: {rate:,.0f} tokens/s on {on}, {best.source}"
+    return Labelling(seconds, rate, placed.devices, rows, best.source)
+
+
+def deadline_words(config: Config, expected: Labelling | str, start: datetime) -> str:
+    """Whether `run.deadline` would be met by a run that started at `start`, with the margin; honest where nobody knows.
+
+    A run has until `cluster.grace_seconds` before it; start-up, quantizing and the gate aren't in the forecast.
+    """
+    asked = config.run.deadline or ""
+    there = (deadline_after(asked, start) - start).total_seconds() - config.cluster.grace_seconds
+    about = f"{asked}, so {duration(max(0.0, there))} until nothing new is asked"
+    if there <= 0:
+        return f"{asked} has passed, or is less than cluster.grace_seconds away: a run would end at once"
+    if isinstance(expected, str) or expected.rows is None:
+        why = expected if isinstance(expected, str) else "only reading tells how many rows there are"
+        return f"{about}; whether it is met can't be told: {why}"
+    if expected.seconds > there:
+        return f"{about}; missed by about {duration(expected.seconds - there)} by that estimate; a resume goes on"
+    spare = duration(there - expected.seconds)
+    return f"{about}; met with about {spare} to spare, from which start-up, quantizing and the gate take theirs"
 
 
 def speed(config: Config, draft: Plan, fit: Fit, scheme: Scheme, lengths: Lengths) -> Speed | None:

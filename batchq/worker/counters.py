@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from batchq.account.usage import Counters, computed_tokens, kv_tokens_read
 from batchq.records import Answer, Failure
@@ -27,7 +28,7 @@ class Tally:
     """Counters in the making: adding up frozen ones for each row would take five times as long as this does."""
 
     rows: int = 0
-    failures: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # by code
     tokens: int = 0
     computed_tokens: int = 0
     output_tokens: int = 0
@@ -49,16 +50,18 @@ class Tally:
     def not_asked(self, outcome: Answer | Failure | None, truncated: bool = False) -> None:
         """Count a row that needs no engine: it failed before, or another attempt or run has answered it."""
         self.rows += 1
-        self.failures += isinstance(outcome, Failure)
+        if isinstance(outcome, Failure):
+            self.failures[outcome.code] += 1
         self.truncated += truncated
 
     def counters(self) -> Counters:
         return Counters(
             rows=self.rows,
-            failures=self.failures,
+            failures=self.failures.total(),
             tokens=self.tokens,
             computed_tokens=self.computed_tokens,
             output_tokens=self.output_tokens,
             kv_tokens_read=self.kv_tokens_read,
             truncated=self.truncated,
+            failures_by_code=dict(self.failures),
         )

@@ -102,7 +102,7 @@ class InFlight:
             self.tally.answered(answer, self.task.space.truncated(answer))
         except RowError as error:
             batch.outcomes[i] = Failure(error.code, error.message)
-            self.tally.failures += 1
+            self.tally.failures[error.code] += 1
         except EngineError as error:
             self.end(error)
             part.error = part.error or self.ended
