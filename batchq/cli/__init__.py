@@ -10,11 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import FrameType
 
 from batchq import __version__
 from batchq.cli import report, streams
-from batchq.config import Config, choices, suggest
+from batchq.config import Config, choices, deadline_after, suggest
 from batchq.config.compose import SWEEP, compose, compose_dates, compose_each
 from batchq.errors import BatchqError, ConfigError, ExitCode
 from batchq.machine import log
@@ -228,7 +229,7 @@ def _act(verb: Verb, configs: Sequence[Config | ConfigError]) -> int:
     signal ends it."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # `python -m` has it, an installed script doesn't
-    codes = [0]
+    codes, started = [0], datetime.now(UTC)
     _signalled.clear()
     for number, config in enumerate(configs, 1):
         if _signalled.is_set():  # by a signal that came while nothing was at work
@@ -236,6 +237,8 @@ def _act(verb: Verb, configs: Sequence[Config | ConfigError]) -> int:
         if isinstance(config, ConfigError):
             codes.append(streams.complain(config))
             continue
+        if len(configs) > 1 and config.run.deadline:  # one for all of them
+            config.run.deadline = deadline_after(config.run.deadline, started).isoformat(timespec="seconds")
         with log.configured(log.setting(config.log)) as progress:
             if config.input.date and len(configs) > 1:
                 progress.step(f"{config.input.date}, {number} of {len(configs)}")
