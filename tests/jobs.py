@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class OneWorker(Pool):
         async def all_shards() -> None:
             made = Worker(spec)
             await made.start()
+            state.reached["engine"] = time.monotonic()
             try:
                 for shard in shards:
                     if stop.is_set():

@@ -58,7 +58,7 @@ def test_what_is_imported_is_declared(folder: str) -> None:
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 def test_locks_hold_what_is_declared(extra: str) -> None:
     versions = {canonicalize_name(name): version for name, version in locked(f"{extra}.txt").items()}
-    for line in [*PROJECT["dependencies"], *EXTRAS[extra], *EXTRAS["cluster"]]:
+    for line in [*PROJECT["dependencies"], *EXTRAS[extra], *EXTRAS["cluster"], *EXTRAS["lineage"], *EXTRAS["traces"]]:
         wanted = Requirement(line)
         there = versions.get(canonicalize_name(wanted.name))
         assert there and wanted.specifier.contains(there, prereleases=True), f"{extra}.txt has {there} for {line}"

@@ -15,12 +15,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = [
-    *("__main__", "cli", "job", "report", "pool", "worker", "sizing", "account", "quantize", "plan"),
+    *("__main__", "cli", "job", "report", "pool", "worker", "sizing", "telemetry", "account", "quantize", "plan"),
     *("output", "input", "task", "engine", "model", "machine", "storage", "config", "records", "errors"),
 ]
 HEAVY = {"torch", "ray", "vllm", "transformers", "llmcompressor", "datasets", "hydra", "omegaconf"}
 ONLY_IN = {  # modules of batchq, by pattern; each pattern has to have an importer
-    "ray": {"pool/__init__", "pool/cluster", "pool/connection", "pool/growth", "pool/handles", "pool/labelling"},
+    "ray": {
+        "pool/__init__",
+        "pool/cluster",
+        "pool/connection",
+        "pool/exporter",
+        "pool/growth",
+        "pool/handles",
+        "pool/labelling",
+    },
     "vllm": {"engine/vllm*"},
     "obstore": {"storage/*"},
     "llmcompressor": {"quantize/compress"},

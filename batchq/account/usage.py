@@ -67,6 +67,7 @@ class Counters:
     output_tokens: int = 0
     kv_tokens_read: int = 0  # tokens whose keys and values were read for the output: see `kv_tokens_read`
     truncated: int = 0  # answers that were cut off
+    cached_tokens: int = 0  # of prompts, that an engine's prefix cache held
     failures_by_code: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counters) -> Counters:
@@ -79,6 +80,7 @@ class Counters:
             kv_tokens_read=self.kv_tokens_read + other.kv_tokens_read,
             truncated=self.truncated + other.truncated,
             failures_by_code=dict(Counter(self.failures_by_code) + Counter(other.failures_by_code)),
+            cached_tokens=self.cached_tokens + other.cached_tokens,
         )
 
 

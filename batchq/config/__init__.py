@@ -12,6 +12,7 @@ from batchq.config.events import WEBHOOK, EventsConfig, webhook_of
 from batchq.config.fields import MISSING
 from batchq.config.folders import choices, conf_dir, user_conf_dir
 from batchq.config.log import LogConfig
+from batchq.config.metrics import PUSHGATEWAY, MetricsConfig, pushgateway_of
 from batchq.config.run import RunConfig
 from batchq.config.schema import (
     IGNORE,
@@ -34,6 +35,7 @@ __all__ = [
     "IGNORE",
     "MAX_LABELS",
     "MISSING",
+    "PUSHGATEWAY",
     "TRUST",
     "WEBHOOK",
     "CleanConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "LogConfig",
     "LogFormat",
     "LogLevel",
+    "MetricsConfig",
     "ModelConfig",
     "OutputConfig",
     "PricingConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "conf_dir",
     "deadline_after",
     "is_clock",
+    "pushgateway_of",
     "user_conf_dir",
     "webhook_of",
 ]

@@ -11,6 +11,7 @@ from batchq.config.deadline import check_run
 from batchq.config.enums import TaskKind
 from batchq.config.events import check_events
 from batchq.config.fields import MISSING, Range, leaves
+from batchq.config.metrics import check_metrics
 from batchq.config.schema import Config, PricingConfig, TaskConfig
 from batchq.errors import ConfigError
 
@@ -33,6 +34,11 @@ def check(config: Config) -> Config:
     check_csv(config.input.csv)
     check_events(config.events)
     check_run(config.run)
+    check_metrics(config.metrics)
+    if config.metrics.port is not None and config.cluster.address is not None:
+        raise ConfigError(
+            "metrics.port: the cluster's nodes have ports of their own; leave it out with cluster.address"
+        )
     _check_name(config.task.name)
     if "" in config.task.stop:
         raise ConfigError("task.stop: an empty text would end every answer before it begins; leave it out")

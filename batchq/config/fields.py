@@ -25,6 +25,7 @@ POSITIVE = {"range": Range(lambda n: n > 0, "must be above 0")}
 NOT_NEGATIVE = {"range": Range(lambda n: n >= 0, "can't be negative")}
 SHARE = {"range": Range(lambda n: 0 <= n <= 1, "between 0 and 1")}
 OPEN_SHARE = {"range": Range(lambda n: 0 < n < 1, "between 0 and 1, exclusive")}
+PORT = {"range": Range(lambda n: 0 < n < 65536, "between 1 and 65535")}
 PRICE = {"range": Range(lambda n: n >= 0, "a price can't be negative")}
 
 

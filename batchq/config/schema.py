@@ -15,6 +15,7 @@ from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKi
 from batchq.config.events import EventsConfig
 from batchq.config.fields import MISSING, NOT_NEGATIVE, OPEN_SHARE, POSITIVE, PRICE, SHARE
 from batchq.config.log import LogConfig
+from batchq.config.metrics import MetricsConfig
 from batchq.config.run import RunConfig
 
 
@@ -321,5 +322,6 @@ class Config:
     tune: TuneConfig = field(default_factory=TuneConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -12,6 +12,7 @@ from batchq.account.usage import RunAccount, Standing
 from batchq.config import Config, EngineKind, Unreadable
 from batchq.errors import BatchqError, LimitReached, Stopped
 from batchq.job.deadline import Deadline, Risk
+from batchq.job.metrics import known, of_pool
 from batchq.job.served import Served
 from batchq.job.session import Session
 from batchq.job.share import Pace, Share
@@ -28,6 +29,7 @@ from batchq.sizing import estimate
 from batchq.sizing.fit import Fit
 from batchq.sizing.peaks import bandwidth, peak
 from batchq.task import answers
+from batchq.telemetry import metrics
 from batchq.worker.spec import WorkerSpec
 
 
@@ -50,14 +52,15 @@ def label(
     watch = Watch(session, plan, before, budget, deadline)
     session.events.emit(Kind.started, shards=len(before.remaining), rows_before=before.rows)
     try:
-        session.pool.label(
-            worker_spec(session, plan, served),
-            before.remaining,
-            session.hardware,
-            session.stop,
-            watch.on_progress,
-            session.progress.warn,
-        )
+        with session.traces.phase("label"):
+            session.pool.label(
+                worker_spec(session, plan, served),
+                before.remaining,
+                session.hardware,
+                session.stop,
+                watch.on_progress,
+                session.progress.warn,
+            )
     except Stopped:
         if watch.budget_spent:
             raise LimitReached(budget.words(invocation.account("stopped"))) from None
@@ -100,6 +103,7 @@ class Watch:
             limited=limit is not None,
         )
         self._pace = Pace(self._share.at_start())
+        self._began, self._starting = time.monotonic(), True  # engines
         self._first = 0.0  # when the first row was answered
         self._told = time.monotonic()  # when the last event of the kind progress was told
         self._losses = 0  # that were told
@@ -116,6 +120,9 @@ class Watch:
         self._losses = len(state.losses)
         for what, at in state.reached.items():
             invocation.reached(what, at)
+        if self._starting and "engine" in state.reached:
+            self._starting = False
+            session.traces.past("engines start", self._began, state.reached["engine"])
         account = invocation.account("running")
         self._tell_of_budget(account)
         if self.shards_left and not session.stop.is_set() and self._budget.is_spent(account):
@@ -134,6 +141,15 @@ class Watch:
             to_spare=self._look_at_deadline(standing),
         )
         session.progress.update(line.words(), standing.share)
+        far = {
+            metrics.SHARDS: self._share.shards,
+            metrics.COMMITTED: self._share.shards_before + state.committed_shards,
+            metrics.PROGRESS: standing.share,
+            metrics.ETA: standing.seconds_left,
+            metrics.SLACK: line.to_spare,
+            metrics.BUDGET: self._budget.share(account),
+        }
+        session.pool.export(session.config.job.name, [*of_pool(state, session.config.pricing), *known(far)])
         if time.monotonic() - self._told >= EVENT_SECONDS:
             self._told = time.monotonic()
             session.events.emit(Kind.progress, **dataclasses.asdict(standing))

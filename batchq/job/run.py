@@ -41,7 +41,8 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
     Raises BatchqError (see errors.py) with one line for a person; nothing committed is lost by it.
     """
     with open_session(config, "run", stop) as session, deadline_of(session) as deadline:
-        model = resolve_model(session)
+        with session.traces.phase("model"):
+            model = resolve_model(session)
         resume = find_resume(session, model)
         if resume and resume.complete:
             return nothing_to_do(session, model, resume)
@@ -49,7 +50,8 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         deadline.require()
         source = source_plan(config)
         # What can be refused is refused before anything is written.
-        new = None if resume else plan_new(session, model, source)
+        with session.traces.phase("plan"):
+            new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
         with only_driver(session):
             if new:
@@ -115,7 +117,8 @@ def nothing_to_do(session: Session, model: Model, resume: Resume) -> Result:
 
 def completed(session: Session, plan: Plan, committed: Committed, model: Model, new_inputs: list[str]) -> Result:
     """Account for it, and tell."""
-    result = finish(session.config, plan, committed, model.name, new_inputs)
+    with session.traces.phase("report"):
+        result = finish(session.config, plan, committed, model.name, new_inputs)
     counts = {name: result.summary[name] for name in ("rows", "answers", "failures", "cost", "currency")}
     report = layout.report(session.output, "html")
     session.events.emit(Kind.completed, exit_code=int(result.exit_code), **counts, report=report)

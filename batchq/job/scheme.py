@@ -55,7 +55,8 @@ def choose_checkpoint(
         objects, shards = len(drafted.objects), len(drafted.shards)
         session.progress.step(f"{objects} input objects in {shards} shards · {scheme.value}: {why}")
         served = serve(session, drafted, model, scheme)
-        verdict = evaluate_gate(session, drafted, served)
+        with session.traces.phase("gate"):
+            verdict = evaluate_gate(session, drafted, served)
         if verdict is None:
             return drafted, served, verdicts
         verdicts.append(verdict)

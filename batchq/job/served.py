@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from batchq.account.usage import ReplicaAccount
@@ -68,7 +69,8 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
     ):
         return former  # not calibrated again on rows that may be others by now
     try:
-        return make_checkpoint(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
+        with session.traces.phase("quantize") if scheme is not Scheme.none else nullcontext():
+            return make_checkpoint(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
     finally:
         if began:
             driver = detect()

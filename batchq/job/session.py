@@ -12,11 +12,14 @@ from batchq.account.events import Events, Kind
 from batchq.account.ledger import Invocation
 from batchq.config import Config, check
 from batchq.errors import BatchqError, GateRefused, Stopped, exit_code_of, words_of
+from batchq.job.metrics import LastMetrics
 from batchq.machine import log
 from batchq.machine.cache import log_dir
 from batchq.machine.hardware import Hardware
 from batchq.machine.progress import Progress
 from batchq.pool import Pool
+from batchq.telemetry.lineage import open_lineage
+from batchq.telemetry.traces import Traces, open_traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Session:
     stop: threading.Event
     progress: Progress
     events: Events
+    traces: Traces
 
     @property
     def hardware(self) -> Hardware:
@@ -49,10 +53,18 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     invocation = Invocation(output, config.job.name, verb)
     log_setting = log.setting(config.log, invocation.id)
     logs = log_dir(config.job.name, invocation.id)
-    with log.configured(log_setting) as progress, Pool(config.cluster, config.engine, logs, log_setting) as pool:
+    with (
+        log.configured(log_setting) as progress,
+        Pool(config.cluster, config.engine, logs, log_setting, config.metrics.port) as pool,
+    ):
         events = Events(config.events if verb == "run" else None, invocation.id, config.job.name, output, progress)
+        lineage, traces = None, Traces()
+        if verb == "run":
+            lineage, traces = open_lineage(config, output, progress.warn), open_traces(progress.warn)
+            events.listeners += [LastMetrics(config, invocation, progress), *([lineage] if lineage else [])]
         try:
-            yield Session(config, output, pool, invocation, stop or threading.Event(), progress, events)
+            with traces.run(job_name=config.job.name, run=invocation.id, output=output):
+                yield Session(config, output, pool, invocation, stop or threading.Event(), progress, events, traces)
         except BaseException as error:
             progress.clear()
             invocation.fail(_state_after(error), error)
@@ -67,6 +79,8 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
             invocation.end("complete")
         finally:
             events.close()
+            if lineage:
+                lineage.close()
 
 
 def _state_after(error: BaseException) -> str:

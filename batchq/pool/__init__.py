@@ -5,6 +5,7 @@ The only package that imports ray; tests/test_packages.py says which of its modu
 The driver hands each replica two shards, the one it labels and the next, so that no replica waits
 for the driver; nothing but shards, receipts and snapshots travels through Ray.
 
+    exporter.py   a run's metrics, by Ray
     connection.py Ray is started on this machine or joined
     cluster.py    Ray's nodes, and the slots on them that replicas take
     growth.py     nodes that aren't there yet
@@ -20,7 +21,7 @@ import dataclasses
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +35,12 @@ from batchq.machine import hardware
 from batchq.machine.hardware import Hardware
 from batchq.machine.log import AS_SHIPPED, LogFile, LogSetting
 from batchq.pool import cluster, connection, growth
+from batchq.pool.exporter import Exporter
 from batchq.pool.handles import Notify, PoolSnapshot, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
 from batchq.pool.replica import SampleRequest
 from batchq.records import Failure, Shard
+from batchq.telemetry.metrics import Sample
 from batchq.worker.spec import WorkerSpec
 
 __all__ = ["Pool", "PoolSnapshot", "SampleListener", "SampleRequest"]
@@ -86,16 +89,24 @@ class Pool:
     """A connection to Ray, local or an existing cluster, for one run; opened when it is first needed."""
 
     def __init__(
-        self, cluster: ClusterConfig, engine: EngineConfig, logs: Path, log_setting: LogSetting = AS_SHIPPED
+        self,
+        cluster: ClusterConfig,
+        engine: EngineConfig,
+        logs: Path,
+        log_setting: LogSetting = AS_SHIPPED,
+        metrics_port: int | None = None,
     ) -> None:
-        """`engine` says how long an engine may take to start, and to answer nothing."""
+        """`engine` says how long an engine may take to start, and to answer nothing; `metrics_port`, where a Ray that
+        is started here serves its metrics."""
         self.cluster, self.engine = cluster, engine
         self.logs = logs
         self.log_setting = log_setting
+        self.metrics_port = metrics_port
         self._connected = False
         self._over = threading.Event()
         self._hardware: Hardware | None = None
         self._warm: WarmReplica | None = None
+        self._exporter: Exporter | None = None
 
     def __enter__(self) -> Pool:
         return self
@@ -111,9 +122,15 @@ class Pool:
         Raises ConfigError if no cluster answers there.
         """
         if not self._connected:
-            connection.connect(self.cluster.address)
+            connection.connect(self.cluster.address, self.metrics_port)
             self._connected = True
             connection.watch_head(self.cluster.address, self._over)
+
+    def export(self, job: str, samples: Iterable[Sample]) -> None:
+        """Have Ray serve these metrics of the job, once it is connected."""
+        if self._connected:
+            self._exporter = self._exporter or Exporter(job)
+            self._exporter.export(samples)
 
     def hardware(self, stop: threading.Event, tell: Callable[[str], None]) -> Hardware:
         """The hardware that replicas will run on: this machine's, or that of the best equipped of the cluster's nodes,

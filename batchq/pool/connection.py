@@ -24,8 +24,9 @@ LOOKS = 9  # at the head in that time
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a driver that runs as a Ray job
 
 
-def connect(address: str | None) -> None:
-    """Start Ray on this machine, on loopback only, or join the cluster at `address`.
+def connect(address: str | None, metrics_port: int | None = None) -> None:
+    """Start Ray on this machine, on loopback only, or join the cluster at `address`. `metrics_port`: where a Ray that
+    is started serves its metrics; None leaves it to Ray.
 
     Raises ConfigError if no cluster answers there, EngineError if Ray doesn't start here. The handlers of SIGTERM and
     SIGINT stay as they are.
@@ -49,6 +50,7 @@ def connect(address: str | None) -> None:
             "address": "local",
             "_node_ip_address": "127.0.0.1",
             "include_dashboard": False,
+            "_metrics_export_port": metrics_port,
             "num_cpus": len(machine.cores),
             "num_gpus": len(machine.gpus),
             "object_store_memory": 100 * 1024 * 1024,  # no row travels through it

@@ -95,3 +95,4 @@ class PoolSnapshot:
     accounts: tuple[ReplicaAccount, ...]
     losses: tuple[str, ...]  # replicas that were lost: which, and why
     reached: dict[str, float]  # what of the start-up, and when, on the driver's time.monotonic()
+    in_flight: int = 0  # rows that engines have at the moment

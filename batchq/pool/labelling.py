@@ -288,6 +288,7 @@ class ShardScheduler:
             committed_shards=self.committed_shards,
             committed_rows=self.committed_rows,
             counters=sum((r.snapshot.counters for r in everyone if r.snapshot), Counters()),
+            in_flight=sum(r.snapshot.in_flight for r in self.replicas if r.snapshot),
             phases=[r.snapshot.phase if r.snapshot else "start" for r in self.replicas],
             accounts=tuple(a for r in everyone if (a := r.account(name, devices))),
             losses=tuple(self.losses),

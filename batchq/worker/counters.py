@@ -21,6 +21,7 @@ class Snapshot:
     lowered: int = 0  # rows that may be in flight since memory ran short; 0: as many as were asked for
     first: float | None = None  # seconds since the first answer
     joules: float | None = None  # that its GPUs took since the engine was ready, where that is counted
+    in_flight: int = 0  # rows that the engine has at the moment
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class Tally:
     rows: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # by code
     tokens: int = 0
+    cached_tokens: int = 0
     computed_tokens: int = 0
     output_tokens: int = 0
     kv_tokens_read: int = 0
@@ -43,6 +45,7 @@ class Tally:
             self.first = time.monotonic()
         self.truncated += truncated
         self.tokens += prompt + output
+        self.cached_tokens += cached
         self.computed_tokens += computed_tokens(prompt, cached, output)
         self.output_tokens += output
         self.kv_tokens_read += kv_tokens_read(prompt, cached, output)
@@ -63,5 +66,6 @@ class Tally:
             output_tokens=self.output_tokens,
             kv_tokens_read=self.kv_tokens_read,
             truncated=self.truncated,
+            cached_tokens=self.cached_tokens,
             failures_by_code=dict(self.failures),
         )

@@ -99,6 +99,7 @@ class Worker:
             lowered=self.lowered,
             first=None if first is None else time.monotonic() - first,
             joules=self._energy.joules() if self._energy else None,
+            in_flight=self.flight.count,
         )
 
     async def _thread(self, function: Any, *arguments: Any) -> Any:
