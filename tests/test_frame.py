@@ -20,8 +20,8 @@ from batchq.job.session import open_session
 from batchq.model import export
 from batchq.model.source import resolve
 from batchq.model.tokenizer import open_tokenizer
-from batchq.plan.committed import source_plan
 from batchq.plan.draft import make_plan
+from batchq.plan.source import named_source
 from batchq.plan.stored import load_plan, store_plan
 from batchq.records import sealed, unsealed
 from batchq.task.frame import Frame
@@ -189,7 +189,7 @@ def test_a_run_that_reuses_answers_of_another_day_asks_as_on_that_day(
     finished(first, store_plan(dataclasses.replace(drafted, date="2026-01-02T03:04:05"), str(project / "out")))
     config = compose(f"model.path={dated}", "output.path=again", "output.reuse=out")
     with open_session(config, "plan") as session:
-        assert plan_new(session, model, source_plan(config)).draft.date == "2026-01-02T03:04:05"
+        assert plan_new(session, model, named_source(config)).draft.date == "2026-01-02T03:04:05"
 
 
 def test_plan_tells_of_rows_that_can_write_a_turn_s_end_and_of_a_template_that_trims(

@@ -56,7 +56,7 @@ def test_every_key_is_found_where_it_first_stands(
     """Also if the keys are dealt out several times, and if there are more rows than four bytes count."""
     monkeypatch.setattr(index, "GROUP", group)
     monkeypatch.setattr(index, "NARROW", narrow)
-    expected = {}
+    expected: dict[str, tuple[int, int]] = {}
     for part in range(7):
         keys: list[str | None] = [key(100 * part + i) for i in range(100)]
         keys[part] = None  # a failure

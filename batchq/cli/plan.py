@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 
 from batchq import input
 from batchq.config import Config, Scheme
-from batchq.job.run import find_resume
+from batchq.job.run import find_resume, find_source
 from batchq.job.scheme import choose_scheme
 from batchq.job.session import open_session
 from batchq.machine.hardware import Hardware
 from batchq.model.source import Model, resolve_for
 from batchq.model.tensors import read_tensors, stored_bytes
 from batchq.plan import sample, warnings
-from batchq.plan.committed import source_plan
 from batchq.plan.draft import make_plan
 from batchq.plan.inputs import left_out_words
 from batchq.plan.sample import Lengths
+from batchq.plan.source import Source
 from batchq.records import Plan
 from batchq.sizing import estimate, forecast
 from batchq.sizing.fit import Fit
@@ -29,8 +29,10 @@ def describe(config: Config) -> str:
     with open_session(config, "plan") as session:
         model = resolve_for(config)
         resume = find_resume(session, model)
+        source = None
         if not resume:
-            source_plan(config)
+            session, source = find_source(session, model, resume)
+            config = session.config
         hardware, output = session.hardware, session.output
         if resume:
             scheme, why = Scheme(resume.plan.quantization), "as this run was planned"
@@ -56,7 +58,7 @@ def describe(config: Config) -> str:
         *([f"  left out   {left_out}"] if left_out else []),
         f"  shards     {len(drafted.shards)}, about {drafted.rows_per_part:,} rows each",
         f"  prompt     {tokens(drafted, lengths, config.input.limit)}",
-        f"  output     {state(drafted, remaining, output) if resume else new_output(drafted, output)}",
+        f"  output     {state(drafted, remaining, output) if resume else new_output(output, config, source)}",
         f"  estimate   {estimate.words(config, drafted, fit, scheme, lengths, left)}",
     ]
     if config.run.deadline is not None:
@@ -117,8 +119,10 @@ def tokens(draft: Plan, lengths: Lengths, limit: int | None) -> str:
     )
 
 
-def new_output(draft: Plan, output: str) -> str:
-    return f"{output} · new" + (f", with what can be reused of {draft.reuse}" if draft.reuse else "")
+def new_output(output: str, config: Config, source: Source | None) -> str:
+    if source:
+        return f"{output} · new, with what can be reused of {source.output}, {source.answers:,} answers"
+    return f"{output} · new" + (", with nothing to take over" if config.output.incremental else "")
 
 
 def state(plan: Plan, remaining: int, output: str) -> str:

@@ -44,6 +44,10 @@ def check(config: Config) -> Config:
         raise ConfigError("task.stop: an empty text would end every answer before it begins; leave it out")
     if os.path.isfile(os.path.expanduser(config.output.path)):
         raise ConfigError(f"output.path={config.output.path}: is a file; name a folder or an object-store prefix")
+    if config.output.incremental and config.output.reuse:
+        raise ConfigError(
+            f"output.reuse={config.output.reuse}: output.incremental=true chooses what is reused; leave one of them out"
+        )
     _check_ranges(config)
     _check_trust(config)
     return config

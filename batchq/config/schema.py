@@ -243,6 +243,8 @@ class OutputConfig:
     reuse: the output.path of a run that is complete: its answers to rows that are asked the same here (equal
         batchq_key) are copied, its failures and rows that it didn't have are asked. To retry failures, or to label what
         is new: the same command with output.path=NEW output.reuse=OLD.
+    incremental: a new output reuses the last complete one of this job beside it, as output.reuse would; without any it
+        asks all. A resume reuses the same one.
     columns: input columns that come along; null for all.
     rows_per_shard: about how many rows one committed object holds; of long ones fewer, some 32 MiB of them.
     max_error_rate: above this share of failures the run ends in exit code 4.
@@ -252,6 +254,7 @@ class OutputConfig:
 
     path: str = MISSING
     reuse: str | None = None
+    incremental: bool = False
     columns: list[str] | None = None
     rows_per_shard: int = field(default=4096, metadata=POSITIVE)
     max_error_rate: float = field(default=0.05, metadata=SHARE)

@@ -218,6 +218,7 @@ def worker_spec(session: Session, plan: Plan, served: Served) -> WorkerSpec:
         in_flight=served.settings.in_flight,
         spill_seconds=config.cluster.spill_seconds,
         stall_seconds=config.engine.stall_timeout_s,
+        incremental=config.output.incremental,
         quarantine=config.input.unreadable is Unreadable.quarantine,
     )
 

@@ -13,7 +13,7 @@ from batchq import input
 from batchq.account.budget import Budget
 from batchq.account.events import Kind
 from batchq.config import Config, Scheme
-from batchq.errors import ConfigError, OtherDriver, Stopped
+from batchq.errors import ConfigError, OtherDriver, Stopped, StorageError
 from batchq.job.deadline import deadline_of
 from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
@@ -24,9 +24,10 @@ from batchq.model.source import Model, resolve_for
 from batchq.output import layout
 from batchq.output.lease import Lease
 from batchq.plan import draft, warnings
-from batchq.plan.committed import Committed, read_committed, source_plan
+from batchq.plan.committed import Committed, read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.inputs import check_inputs, left_out_words, obeyed
+from batchq.plan.source import Source, last_source, named_source, where, with_reuse
 from batchq.plan.stored import KEYED, differing, load_plan, refuse_drift, refuse_other, store_plan
 from batchq.records import Plan
 from batchq.report.outcome import Result, finish
@@ -48,7 +49,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             return nothing_to_do(session, model, resume)
         budget = Budget(config.pricing, session.output, session.hardware)
         deadline.require()
-        source = source_plan(config)
+        session, source = find_source(session, model, resume)
         # What can be refused is refused before anything is written.
         with session.traces.phase("plan"):
             new = None if resume else plan_new(session, model, source)
@@ -106,6 +107,8 @@ def find_resume(session: Session, model: Model) -> Resume | None:
 
 def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[str]:
     """Names of input files that appeared since the plan. Raises OutputTaken or Changed if this isn't the stored run."""
+    if config.output.incremental:  # what it reuses was chosen when it was planned
+        config = with_reuse(config, plan.reuse)
     refuse_drift(plan, ingredients_after(config, model, plan), output)
     return check_inputs(plan, config)
 
@@ -125,12 +128,40 @@ def completed(session: Session, plan: Plan, committed: Committed, model: Model, 
     return result
 
 
-def plan_new(session: Session, model: Model, source: Plan | None) -> New:
-    """A draft of a new run. If it can reuse the answers of another run, it serves the same checkpoint as that one."""
-    config, reuse = session.config, session.config.output.reuse
-    if source and (others := differing(source, ingredients_after(config, model, source), KEYED)):
-        session.progress.warn(f"output.reuse: nothing can be reused of {reuse}, which has another {others}")
+def find_source(session: Session, model: Model, resume: Resume | None) -> tuple[Session, Source | None]:
+    """The run whose answers can be reused, if any; what output.incremental chose is output.reuse from then on.
+
+    Raises ConfigError for an output.reuse that names no finished run; what output.incremental chose when a stored run
+    was planned may be gone by now, which a warning says.
+    """
+    config, warn = session.config, session.progress.warn
+    if not config.output.incremental:
+        source = named_source(config)
+    elif resume:
+        config = with_reuse(config, resume.plan.reuse)
+        try:
+            source = named_source(config)
+        except (ConfigError, StorageError) as error:
+            warn(f"{error}. This run began with its answers; what is left of it is asked")
+            source = None
+        return dataclasses.replace(session, config=config), source
+    else:
+        source = last_source(config, warn)
+        if source is None:
+            none = f"no finished run of job {config.job.name} is in {where(config)}"
+            session.progress.step(f"output.incremental: nothing to take over, {none}; all rows are asked")
+    field = "incremental" if config.output.incremental else "reuse"
+    if source and (others := differing(source.plan, ingredients_after(config, model, source.plan), KEYED)):
+        warn(f"output.{field}: nothing can be reused of {source.output}, which has another {others}")
         source = None
+    if config.output.incremental:
+        session = dataclasses.replace(session, config=with_reuse(config, source.output if source else ""))
+    return session, source
+
+
+def plan_new(session: Session, model: Model, source: Source | None) -> New:
+    """A draft of a new run. If it can reuse the answers of another run, it serves the same checkpoint as that one."""
+    config = session.config
     if source is None:
         choice = choose_scheme(session, model)
         drafted = make_plan(config, model.digest, choice.scheme, checkpoint="")
@@ -139,12 +170,14 @@ def plan_new(session: Session, model: Model, source: Plan | None) -> New:
         for warning in warnings.of_words(config, drafted):
             session.progress.warn(warning)
         return New(drafted, choice)
-    same = dataclasses.replace(config.quantization, scheme=Scheme(source.quantization))
+    former = source.plan
+    same = dataclasses.replace(config.quantization, scheme=Scheme(former.quantization))
     asked = dataclasses.replace(session, config=dataclasses.replace(config, quantization=same))
     choice = choose_scheme(asked, model)
-    choice = dataclasses.replace(choice, why="as in the run whose answers are reused", fallback=())
-    drafted = make_plan(config, model.digest, choice.scheme, source.checkpoint)
-    return New(dataclasses.replace(drafted, date=source.date or drafted.date), choice)
+    fallback = choice.fallback if config.output.incremental else ()
+    choice = dataclasses.replace(choice, why="as in the run whose answers are reused", fallback=fallback)
+    drafted = make_plan(config, model.digest, choice.scheme, former.checkpoint)
+    return New(dataclasses.replace(drafted, date=former.date or drafted.date), choice)
 
 
 def start_new(session: Session, model: Model, new: New | None) -> tuple[Plan, Served]:
@@ -159,11 +192,19 @@ def start_new(session: Session, model: Model, new: New | None) -> tuple[Plan, Se
     drafted, served, verdicts = choose_checkpoint(session, new.draft, model, new.choice)
     key = served.checkpoint.key
     if new.draft.checkpoint not in ("", key):
-        raise ConfigError(
-            f"output.reuse={session.config.output.reuse}: its checkpoint {new.draft.checkpoint[:12]} isn't in "
-            f"quantization.cache any more, and the one made now, {key[:12]}, answers otherwise; "
-            "bring it back, or leave output.reuse out"
+        config = session.config
+        gone = f"its checkpoint {new.draft.checkpoint[:12]} isn't served any more"
+        if drafted.quantization == new.draft.quantization:
+            gone = f"its checkpoint {new.draft.checkpoint[:12]} isn't in quantization.cache any more"
+        if not config.output.incremental:
+            raise ConfigError(
+                f"output.reuse={config.output.reuse}: {gone}, and the one made now, {key[:12]}, answers otherwise; "
+                "bring it back, or leave output.reuse out"
+            )
+        session.progress.warn(
+            f"output.incremental: nothing can be reused of {config.output.reuse}: {gone}; all rows are asked"
         )
+        drafted = draft.without_reuse(drafted)
     judged = tuple(dataclasses.asdict(verdict) for verdict in verdicts)
     plan = store_plan(dataclasses.replace(drafted, checkpoint=key, verdicts=judged), session.output)
     refuse_other(plan, drafted, key, session.output)

@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from batchq import storage
-from batchq.config import Config
-from batchq.errors import ConfigError, StorageError
+from batchq.errors import StorageError
 from batchq.output import receipts
-from batchq.plan.stored import load_plan
 from batchq.records import Plan, Receipt, Shard
 
 
@@ -52,25 +49,3 @@ def read_committed(plan: Plan, output: str, known: Committed | None = None) -> C
     parts = Counter(r.shard for r in by_uri.values())
     done = {r.shard for r in by_uri.values() if r.last and parts[r.shard] == r.part + 1}
     return Committed(by_uri, tuple(s for s in plan.shards if s.index not in done))
-
-
-def source_plan(config: Config) -> Plan | None:
-    """The plan of the run that output.reuse names, None if it names none.
-
-    Raises ConfigError unless it is another output than this run's, and complete.
-    """
-    if not config.output.reuse:
-        return None
-    reuse = storage.normalize(config.output.reuse)
-    if reuse == storage.normalize(config.output.path):
-        raise ConfigError(f"output.reuse={reuse}: is output.path itself; what is reused goes to a new output.path")
-    plan = load_plan(reuse)
-    if plan is None:
-        raise ConfigError(
-            f"output.reuse={reuse}: no run has been planned there; name the output.path of a finished one"
-        )
-    if left := len(read_committed(plan, reuse).remaining):
-        raise ConfigError(
-            f"output.reuse={reuse}: {left} of its {len(plan.shards)} shards are to go; finish that run first"
-        )
-    return plan

@@ -166,6 +166,12 @@ def with_scheme(draft: Plan, config: Config, scheme: Scheme) -> Plan:
     )
 
 
+def without_reuse(draft: Plan) -> Plan:
+    """The same run, which asks all."""
+    parts = {name: value for name, value in draft.ingredients.items() if name != "reuse"}
+    return dataclasses.replace(draft, ingredients=parts, fingerprint=fingerprint(parts, draft.objects), reuse="")
+
+
 def _subset(schema: Any, names: list[str]) -> Any:
     import pyarrow as pa
 

@@ -25,7 +25,7 @@ FIELDS = {
     "length": "engine.max_model_len",
     "columns": "input.columns, output.columns, input.format, input.csv or task.gold",
     "inputs": "input.path or input.limit",
-    "reuse": "output.reuse",
+    "reuse": "output.reuse or output.incremental",
 }
 KEYED = ("model", "engine", "quantization", "prompt", "labels", "sampling")  # with another, no batchq_key is the same
 

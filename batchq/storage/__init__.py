@@ -45,6 +45,7 @@ __all__ = [
     "exists",
     "fetch_tree",
     "folder_of",
+    "folders",
     "glob",
     "identities",
     "is_remote",
@@ -63,6 +64,7 @@ __all__ = [
     "stat",
     "sync",
     "timed",
+    "written_at",
 ]
 
 CHECKED_READS = 3  # of an object that doesn't pass its own check
@@ -113,6 +115,12 @@ def _remote_glob(uri: str, is_folder: bool, marks: re.Pattern[str] | None) -> Li
     return listing
 
 
+def folders(prefix_uri: str) -> list[str]:
+    """Names of the folders directly below a prefix or folder, sorted; one that isn't there has none."""
+    prefix = normalize(prefix_uri)
+    return sorted(remote_listing.folders(prefix) if is_remote(prefix) else local.folders(prefix))
+
+
 def peek(folder: str) -> list[str]:
     """Names of some objects in a folder, or below it; one that isn't there, or mustn't be listed, has none."""
     return remote_listing.peek(folder) if is_remote(folder) else local.peek(folder)
@@ -121,6 +129,11 @@ def peek(folder: str) -> list[str]:
 def stat(uri: str) -> Stat:
     """Size and etag of one object. Raises NotFound."""
     return remote.stat(uri) if is_remote(uri) else local.stat(uri)
+
+
+def written_at(uri: str) -> float:
+    """When an object was written, in seconds since 1970 by the store's own clock. Raises NotFound."""
+    return remote.written_at(uri) if is_remote(uri) else local.written_at(uri)
 
 
 def exists(uri: str) -> bool:

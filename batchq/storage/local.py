@@ -121,6 +121,18 @@ def sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
+def written_at(path: str) -> float:
+    with translated(path):
+        return os.stat(path).st_mtime
+
+
+def folders(path: str) -> list[str]:
+    """Names of the folders directly below one, which need not be there."""
+    with translated(path), suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir()]
+    return []
+
+
 def listed(folder: str) -> Iterator[Stat]:
     """Every file below a folder, at any depth. Raises StorageError for one that can't be looked at."""
     with translated(folder):

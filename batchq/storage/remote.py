@@ -41,6 +41,13 @@ def stat(uri: str) -> Stat:
         return Stat(uri, meta["size"], quoted(meta["e_tag"]))
 
 
+def written_at(uri: str) -> float:
+    with translated(uri):
+        import obstore
+
+        return obstore.head(*client(uri))["last_modified"].timestamp()
+
+
 def read(uri: str, start: int | None, length: int | None, suffix: int | None, etag: str | None) -> bytes:
     """One request; see `storage.read`."""
     if length == 0 or suffix == 0:

@@ -75,6 +75,16 @@ def search(pattern: Pattern, marks: re.Pattern[str] | None) -> Listing:
     return Listing(pattern.root, meant, hidden, markers, marked)
 
 
+def folders(prefix: str) -> list[str]:
+    """Names of the folders directly below a prefix."""
+    import obstore
+
+    store, key = client(prefix)
+    with translated(prefix):
+        found = obstore.list_with_delimiter(store, key or None)["common_prefixes"]
+    return [name.rstrip("/").rpartition("/")[2] for name in found]
+
+
 def peek(folder: str) -> list[str]:
     """Names of the first objects below a folder. One that mustn't be listed has none."""
     try:

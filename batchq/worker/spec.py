@@ -25,6 +25,7 @@ class WorkerSpec:
     in_flight: int
     spill_seconds: float
     stall_seconds: float
+    incremental: bool = False  # answers of the former run that can't be read are asked for again
     quarantine: bool = False  # a shard whose input can't be read on ends there, and its receipt says why
 
 

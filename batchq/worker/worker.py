@@ -31,7 +31,7 @@ from batchq.worker.attempt import Attempt, Part, room
 from batchq.worker.batch import Batches
 from batchq.worker.counters import Snapshot
 from batchq.worker.in_flight import LEFT, InFlight
-from batchq.worker.reuse import Reuse
+from batchq.worker.reuse import open_reuse
 from batchq.worker.spec import WorkerSpec, open_engine
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ class Worker:
         spec, plan = self.spec, self.spec.plan
         opened = await self._thread(tokenizer.open_tokenizer, spec.engine.model, spec.engine.trust_remote_code)
         self.task = self.flight.task = Task(spec.task, opened, plan.columns, spec.chat_template, plan.date)
-        index = asyncio.ensure_future(self._thread(Reuse, plan.reuse, spec.task)) if plan.reuse else None
+        opening = asyncio.ensure_future(self._thread(open_reuse, plan.reuse, spec.task, spec.incremental))
         phases = await self.engine.start()
-        reuse = await index if index else None
+        reuse = await opening
         self.batches = Batches(plan, self.task, spec.engine.max_model_len, reuse, spec.quarantine, self.cpu)
         if spec.engine.device == "cuda":
             self._energy = await self._thread(EnergyMeter)
