@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from batchq.cli import main
 from batchq.config import Config
@@ -280,3 +282,24 @@ def test_on_a_store(compose: Callable[..., Config], project: Path, s3: S3, monke
 def test_what_is_reused_is_named_or_chosen_not_both(compose: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"output\.reuse=old: output\.incremental=true chooses"):
         compose("output.incremental=true", "output.reuse=old")
+
+
+# ---- docs/increments.md ----
+
+
+def test_the_page_s_commands(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs/increments.md").read_text()
+    (groups,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    job = yaml.safe_load((project / "conf/job/mine.yaml").read_text())
+    for name, fields in yaml.safe_load(groups.replace("s3://", f"{project}/")).items():
+        job[name] |= fields
+    job |= {"job": {"name": "tickets"}, "engine": {"kind": "fake", "max_model_len": 256}, "gate": {"enabled": False}}
+    (project / "conf/job/tickets.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(job)}")
+    for day in range(1, 6):
+        write_jsonl(project / f"corpus/tickets/ds=2026-11-0{day}/rows.jsonl", rows_of(10))
+    commands = re.findall(r"^python -m batchq ([^#\n]*)", page, re.M)
+    assert len(commands) == 6
+    for command in commands:
+        assert main(command.split()) == 0, command
+    told = re.findall(r"(\d+) answers of .*/2026-11-(\d+): copied", capsys.readouterr().out)
+    assert told == [("10", "01"), ("10", "01"), ("10", "02"), ("10", "03"), ("10", "04")], "the second is told twice"

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 
 def names(found: Iterable[storage.Stat], root: str) -> list[str]:
     return [each.uri[len(storage.normalize(root)) + 1 :] for each in found]
+
+
+# ---- folders and times ----
+
+
+def test_folders_directly_below_and_when_an_object_was_written(root: str) -> None:
+    before = time.time()
+    for name in ("b/x", "a/y/z", "a=1/w", "file"):
+        storage.put(f"{root}/{name}", b"1")
+    assert storage.folders(root) == ["a", "a=1", "b"]
+    assert storage.folders(f"{root}/a") == ["y"]
+    assert storage.folders(f"{root}/nothing") == storage.folders(f"{root}/b") == []
+    assert before - 2 < storage.written_at(f"{root}/file") < time.time() + 2, "a store's times are whole seconds"
+    with pytest.raises(NotFound):
+        storage.written_at(f"{root}/a")
 
 
 # ---- names ----

@@ -122,6 +122,7 @@ def sync(path: str | Path) -> None:
 
 
 def written_at(path: str) -> float:
+    stat(path)  # a folder is none
     with translated(path):
         return os.stat(path).st_mtime
 
@@ -129,7 +130,7 @@ def written_at(path: str) -> float:
 def folders(path: str) -> list[str]:
     """Names of the folders directly below one, which need not be there."""
     with translated(path), suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
-        return [entry.name for entry in entries if entry.is_dir()]
+        return [entry.name for entry in entries if entry.name != STAGING and entry.is_dir()]
     return []
 
 
