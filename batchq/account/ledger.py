@@ -80,6 +80,11 @@ class Invocation:
         if self._state == "running" or (not self._state and self._extra):
             self.write(state)
 
+    def complete(self, exit_code: int) -> None:
+        """Write that all is labelled, and what that ends in; the report is made of this too."""
+        self._exit_code = exit_code
+        self.write("complete")
+
     def fail(self, state: str, error: BaseException) -> None:
         """`end`, with the error that ended it, also where all was labelled and the report couldn't be written. A run
         that had held no device yet is put on record too where it was to go on with a plan, unless that is another

@@ -113,6 +113,9 @@ class Standing:
     tokens_per_second: float | None
     rows_per_second: float | None
     replicas: int
+    shards_done: int = 0
+    failures_by_code: dict[str, int] = field(default_factory=dict)
+    seconds_to_spare: float | None = None  # before the deadline, negative if it is missed; None without one
 
 
 @dataclass(frozen=True, slots=True)

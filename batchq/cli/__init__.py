@@ -24,8 +24,6 @@ __all__ = ["EXIT_CODES", "USAGE", "VERBS", "Verb", "compose", "main"]
 
 Said = tuple[int, str]  # an exit code, and what is printed
 
-FULL = "--full"  # of `verify`: compare every row; the only flag that isn't Hydra's
-
 EXIT_CODES = {
     ExitCode.COMPLETE: "complete",
     ExitCode.FAILED: "failed",
@@ -40,12 +38,14 @@ EXIT_CODES = {
 
 @dataclass(frozen=True)
 class Verb:
-    """`words` tell a person what it does. `act` does it, and imports the packages for it. `prints`: what it prints is
+    """`words` tell a person what it does. `act` does it, and imports the packages for it; each of `flags`, which aren't
+    Hydra's, is a keyword of it without its dashes, false unless it is given. `prints`: what it prints is
     what it is for, so that it has failed where nothing can be printed; the others' exit codes tell of what they did."""
 
     words: str
-    act: Callable[[Config], Said]
+    act: Callable[..., Said]
     prints: bool = False
+    flags: tuple[str, ...] = ()
 
 
 def _run(config: Config) -> Said:
@@ -79,10 +79,10 @@ def _tune(config: Config) -> Said:
     return 0, tune_job(config, _stop_on_signals(config.cluster.grace_seconds))
 
 
-def _status(config: Config) -> Said:
+def _status(config: Config, json: bool = False, watch: bool = False, wait: bool = False) -> Said:
     from batchq.cli import status
 
-    return 0, status.status(config)
+    return status.observe(config, json, watch, wait)
 
 
 def _report(config: Config) -> Said:
@@ -120,7 +120,13 @@ VERBS = {
     "preview": Verb("label the first rows and show prompt and answer side by side", _preview, True),
     "quantize": Verb("only make the quantized checkpoint, or find it in the cache", _quantize),
     "tune": Verb("try engine settings on some of the job's rows and save the fastest for later runs", _tune),
-    "status": Verb("how far the run at output.path is, from the store alone", _status, True),
+    "status": Verb(
+        "how far the run at output.path is and whether it is at work, from the store alone; --watch shows it until it "
+        "ends, --wait ends with its exit code, --json is for programs",
+        _status,
+        True,
+        ("--json", "--watch", "--wait"),
+    ),
     "report": Verb(
         "the report of what is committed at output.path, at today's prices; or of all outputs below a FOLDER",
         _report,
@@ -130,6 +136,7 @@ VERBS = {
         "count again and compare, from inputs and data objects alone: every row once, whole and unchanged, or exit "
         "code 1; above ten million rows a sample is compared, with --full all",
         _verify,
+        flags=("--full",),
     ),
     "clean": Verb("remove what a finished run no longer needs; clean.cache_days=30 old cached models too", _clean),
     "doctor": Verb("what this machine has and lacks; with job=NAME, that job's model, input and output too", _doctor),
@@ -175,16 +182,25 @@ def _dispatch(arguments: list[str]) -> int:
     verb = arguments.pop(0) if arguments[0] in VERBS else "run"
     if said := _without_job(verb, arguments):
         return _end(VERBS[verb], *said)
-    asked = VERBS[verb]
-    if verb == "verify" and FULL in arguments:
-        arguments.remove(FULL)
-        asked = dataclasses.replace(asked, act=functools.partial(_verify, full=True))
+    asked = _with_flags(verb, arguments)
     _refuse_stray(arguments)
     if not any(a.startswith("-") for a in arguments):
         return _act(asked, compose_dates(arguments))
     with streams.to_stdout():  # where Hydra prints what its flags ask for
         configs = compose_each(arguments)
     return _act(asked, configs)
+
+
+def _with_flags(verb: str, arguments: list[str]) -> Verb:
+    """The verb as its flags ask for it; they are taken out of `arguments`. Raises ConfigError for another verb's."""
+    asked = VERBS[verb]
+    for flag in [a for a in arguments if a.startswith("--")]:
+        if flag in asked.flags:
+            arguments.remove(flag)
+            asked = dataclasses.replace(asked, act=functools.partial(asked.act, **{flag[2:]: True}))
+        elif others := [name for name, other in VERBS.items() if flag in other.flags]:
+            raise ConfigError(f"{flag}: goes with {' or '.join(others)}, not with {verb}")
+    return asked
 
 
 def _without_job(verb: str, arguments: list[str]) -> Said | None:

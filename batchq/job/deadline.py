@@ -74,6 +74,16 @@ class Deadline:
         if self.reached:
             raise LimitReached(self.words("nothing was labelled by this invocation"))
 
+    @contextmanager
+    def obeyed(self) -> Iterator[None]:
+        """Inside, what was stopped because it has come raises LimitReached."""
+        try:
+            yield
+        except Stopped as error:
+            if type(error) is Stopped:
+                self.require()
+            raise
+
     def words(self, standing: str) -> str:
         """Why the run ends here, how far it is, and how it goes on."""
         how = "give a later one, or none, to go on with the same command"
@@ -100,11 +110,8 @@ def deadline_of(session: Session) -> Iterator[Deadline]:
         left = (deadline.at - datetime.now(UTC)).total_seconds()
         session.progress.step(f"deadline: {deadline.at:%Y-%m-%d %H:%M:%S} UTC, in {duration(max(0.0, left))}")
     try:
-        yield deadline
-    except Stopped as error:
-        if type(error) is Stopped:
-            deadline.require()
-        raise
+        with deadline.obeyed():
+            yield deadline
     finally:
         deadline.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 
 from batchq.account.budget import Budget
 from batchq.account.events import Kind
@@ -102,6 +103,9 @@ class Watch:
             streams=any(range.unit == "stream" for shard in plan.shards for _, range in shard.pieces),
             limited=limit is not None,
         )
+        self._failures = Counter[str]()  # by code, of earlier invocations
+        for receipt in before.receipts:
+            self._failures.update(receipt.failures)
         self._pace = Pace(self._share.at_start())
         self._began, self._starting = time.monotonic(), True  # engines
         self._first = 0.0  # when the first row was answered
@@ -125,10 +129,12 @@ class Watch:
             session.traces.past("engines start", self._began, state.reached["engine"])
         account = invocation.account("running")
         self._tell_of_budget(account)
-        if self.shards_left and not session.stop.is_set() and self._budget.is_spent(account):
-            session.progress.step("the budget is spent; rows in flight are finished and saved")
-            self.budget_spent = True
-            session.stop.set()
+        if self.shards_left and not session.stop.is_set():
+            self._look_at_deadline(standing)
+            if self._budget.is_spent(account):
+                session.progress.step("the budget is spent; rows in flight are finished and saved")
+                self.budget_spent = True
+                session.stop.set()
         line = progress.LabellingLine(
             rows=standing.rows,
             failures=standing.failures,
@@ -138,7 +144,7 @@ class Watch:
             tokens_per_second=standing.tokens_per_second,
             phases=tuple(state.phases),
             cost=self._budget.so_far(account),
-            to_spare=self._look_at_deadline(standing),
+            to_spare=standing.seconds_to_spare,
         )
         session.progress.update(line.words(), standing.share)
         far = {
@@ -170,33 +176,34 @@ class Watch:
         elapsed = now - self._first if self._first else 0.0
         share = self._share.now(counters.rows, state.committed_rows, state.committed_shards)
         self._pace.note(elapsed, share)
+        left, needed = self._deadline.seconds_left(), self._pace.seconds_left()
         return Standing(
             rows=before.rows + counters.rows,
             failures=before.failures + counters.failures,
             truncated=before.truncated + counters.truncated,
             share=share,
-            seconds_left=self._pace.seconds_left(),
+            seconds_left=needed,
             tokens_per_second=counters.tokens / elapsed if elapsed > 1 else None,
             rows_per_second=counters.rows / elapsed if elapsed > 1 else None,
             replicas=len(state.phases),
+            shards_done=self._share.shards_before + state.committed_shards,
+            failures_by_code=dict(self._failures + Counter(counters.failures_by_code)),
+            seconds_to_spare=None if left is None or needed is None else left - needed,
         )
 
-    def _look_at_deadline(self, standing: Standing) -> float | None:
-        """Seconds between the end of labelling by the forecast and the end of intake, negative where that comes first;
-        None where either isn't known. Tells if that has put the run at risk, or no longer does."""
-        session, left, needed = self._session, self._deadline.seconds_left(), standing.seconds_left
-        if left is None or needed is None:
-            return None
-        if self.shards_left and not session.stop.is_set() and self._risk.look(time.monotonic(), needed, left):
-            about, gap = f"run.deadline={self._deadline.asked}", progress.duration(abs(left - needed))
-            if self._risk.at_risk:
-                session.progress.warn(f"{about} is at risk: at this pace {gap} more is needed than there is")
-            else:
-                session.progress.step(f"{about} is no longer at risk: at this pace {gap} is to spare")
-            session.events.emit(
-                Kind.deadline_at_risk, at_risk=self._risk.at_risk, seconds_needed=needed, seconds_there_are=left
-            )
-        return left - needed
+    def _look_at_deadline(self, standing: Standing) -> None:
+        """Tell if the forecast has put the run at risk, or no longer does."""
+        session, needed, spare = self._session, standing.seconds_left, standing.seconds_to_spare
+        if spare is None or needed is None or not self._risk.look(time.monotonic(), needed, needed + spare):
+            return
+        about, gap = f"run.deadline={self._deadline.asked}", progress.duration(abs(spare))
+        if self._risk.at_risk:
+            session.progress.warn(f"{about} is at risk: at this pace {gap} more is needed than there is")
+        else:
+            session.progress.step(f"{about} is no longer at risk: at this pace {gap} is to spare")
+        session.events.emit(
+            Kind.deadline_at_risk, at_risk=self._risk.at_risk, seconds_needed=needed, seconds_there_are=needed + spare
+        )
 
     def _tell_of_budget(self, account: RunAccount) -> None:
         spent = self._budget.share(account) or 0.0

@@ -18,7 +18,7 @@ from batchq.job.deadline import deadline_of
 from batchq.job.label import label
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served, serve
-from batchq.job.session import Session, open_session
+from batchq.job.session import Session, open_session, state_after
 from batchq.model.scheme import fallback_after
 from batchq.model.source import Model, resolve_for
 from batchq.output import layout
@@ -30,7 +30,7 @@ from batchq.plan.inputs import check_inputs, left_out_words, obeyed
 from batchq.plan.source import Source, last_source, named_source, where, with_reuse
 from batchq.plan.stored import KEYED, differing, load_plan, refuse_drift, refuse_other, store_plan
 from batchq.records import Plan
-from batchq.report.outcome import Result, finish
+from batchq.report.outcome import Result, exit_code, finish
 from batchq.sizing.fit import Choice
 
 CACHED_WITHIN_SECONDS = 1.0  # seconds; a model that is cached resolves within that
@@ -54,7 +54,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         with session.traces.phase("plan"):
             new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
-        with only_driver(session):
+        with only_driver(session), deadline.obeyed():
             if new:
                 resume = find_resume(session, model)  # another driver may have planned it while this one waited
             if resume and resume.complete:
@@ -71,7 +71,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             )
             committed = label(session, plan, served, before, budget, deadline)
             session.progress.clear()
-            session.invocation.write("complete")
+            session.invocation.complete(exit_code(config, plan, committed))
             return completed(session, plan, committed, model, resume.new_inputs if resume else [])
 
 
@@ -238,16 +238,22 @@ def only_driver(session: Session) -> Iterator[None]:
 
     If no plan was stored in the end, the lease is deleted: this driver leaves only the record of what it held.
     """
-    lease = Lease(session.output, session.progress.step, session.stop, lost=session.stop)
+    invocation = session.invocation
+    lease = Lease(session.output, session.progress.step, session.stop, lost=session.stop, run=invocation.id)
     try:
         yield
     except BaseException as error:
         session.progress.clear()
-        lease.close(forget=load_plan(session.output) is None)
+        ending = error
         if isinstance(error, Stopped) and lease.taken_by:
-            raise OtherDriver(
+            ending = OtherDriver(
                 f"{session.output}: {lease.taken_by} has taken over, so this one left; nothing is lost"
-            ) from None
+            )
+        # Before the lease is over: who waits for that finds how it ended.
+        invocation.fail(state_after(ending), ending)
+        lease.close(forget=load_plan(session.output) is None)
+        if ending is not error:
+            raise ending from None
         raise
     lease.close()
 

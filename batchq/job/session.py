@@ -67,7 +67,7 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
                 yield Session(config, output, pool, invocation, stop or threading.Event(), progress, events, traces)
         except BaseException as error:
             progress.clear()
-            invocation.fail(_state_after(error), error)
+            invocation.fail(state_after(error), error)
             if isinstance(error, BatchqError):
                 error.run = invocation.id
             if verb == "run":
@@ -83,7 +83,8 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
                 lineage.close()
 
 
-def _state_after(error: BaseException) -> str:
+def state_after(error: BaseException) -> str:
+    """What the record of an invocation that this error ends says of it."""
     if isinstance(error, Stopped):
         return "stopped"
     return "refused" if isinstance(error, GateRefused) else "failed"

@@ -21,7 +21,7 @@ from batchq.output.schema import schema_from_text
 from batchq.plan.committed import Committed, read_committed
 from batchq.plan.stored import load_plan
 from batchq.quantize.verdict import Verdict, verdict_from_json
-from batchq.records import Plan
+from batchq.records import Plan, Usage
 from batchq.report import facts, files
 from batchq.storage import failpoint
 
@@ -60,12 +60,17 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
     notes = [why for _, why in excess]
     if unreadable := len(summary["quarantined"]):
         notes.append(f"{unreadable} input files can't be read, or not to their ends")
-    code, ending = ExitCode.COMPLETE, ""
-    if notes and not committed.remaining:
-        code = ExitCode.TOO_MANY_FAILURES
-        ending = f": exit code {code}"
+    code = exit_code(config, plan, committed)
+    ending = f": exit code {code}" if code else ""
     text = "\n".join([facts.terminal_text({**summary, "state": state}), *(f"  note       {n}{ending}" for n in notes)])
     return Result(code, summary, text)
+
+
+def exit_code(config: Config, plan: Plan, committed: Committed) -> ExitCode:
+    """What a run ends in that has come so far without an error."""
+    usage = sum((receipt.usage for receipt in committed.receipts), Usage())
+    notes = too_many(config, dataclasses.asdict(usage)) or quarantined(plan, committed)
+    return ExitCode.TOO_MANY_FAILURES if notes and not committed.remaining else ExitCode.COMPLETE
 
 
 def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
