@@ -198,8 +198,9 @@ def test_a_record_of_the_version_before_is_read() -> None:
 
 def test_counters_add_up_field_by_field() -> None:
     fields = [f.name for f in dataclasses.fields(Counters) if f.name != "failures_by_code"]
-    one = Counters(*range(1, len(fields) + 1), failures_by_code={"empty": 1, "too_long": 2})
-    other = Counters(*range(10, 10 * len(fields) + 1, 10), failures_by_code={"too_long": 3})
+    ones: dict[str, Any] = {name: n for n, name in enumerate(fields, 1)}
+    one = Counters(**ones, failures_by_code={"empty": 1, "too_long": 2})
+    other = Counters(**{name: 10 * n for name, n in ones.items()}, failures_by_code={"too_long": 3})
     added = {name: 11 * n for n, name in enumerate(fields, 1)}
     assert dataclasses.asdict(one + other) == {**added, "failures_by_code": {"empty": 1, "too_long": 5}}
 
