@@ -7,7 +7,7 @@ import dataclasses
 import gzip
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from batchq.errors import EngineError, Stopped
 from batchq.model.tokenizer import open_tokenizer
 from batchq.output import marks
 from batchq.output.marks import Mark, Search
+from batchq.pool import losses
 from batchq.records import Plan
 from batchq.worker import poison
 from tests.helpers import rows_of, write_jsonl
@@ -136,3 +137,25 @@ def test_the_search_goes_on_where_another_driver_left_it() -> None:
     assert poison.after_loss(again, "b") is None, "another's marks accuse nobody"
     alone = poison.ask_alone(lost.search, [77])
     assert poison.died(alone).culprits == (77,)
+
+
+def test_a_shard_that_waits_while_another_is_searched_is_not_given_up(
+    compose: Callable[..., Config], project: Path
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(40))
+    config = compose("output.rows_per_shard=20")
+    fixed = planned(config)
+    spec = worker(config, fixed).spec
+    searched, waits = fixed.shards[:2]
+    suspected = poison.died(poison.died(Search()))
+    group: Sequence[int] = range(16)
+    for engine in range(4):  # each takes both shards, and dies of a group of the first's rows
+        lost = [(searched, f"a{engine}"), (waits, f"b{engine}")]
+        marks.add(spec.output, searched, Mark(f"a{engine}", poison.ask_alone(suspected, group)), 1)
+        marks.add(spec.output, waits, Mark(f"b{engine}", poison.resumed(marks.read(spec.output, waits))), 1)
+        followed = losses.note(spec, lost, most=9, why="(its process died)")
+        assert [shard for shard, _ in followed] == [searched]
+        suspected = poison.resumed(marks.read(spec.output, searched))
+        group = group[poison.half(group) :]
+    assert suspected.lost == 6 and len(suspected.suspects or ()) == 2
+    assert poison.resumed(marks.read(spec.output, waits)) == Search(), "its rows were never asked"

@@ -130,13 +130,11 @@ class ShardScheduler:
         self._drop(replica)
         self.losses.append(f"replica {replica.number} lost: {why}; log: {replica.log}")
         self.notify(self.losses[-1], replica=replica.number)
-        for shard, attempt in reversed(replica.shards.values()):
-            if self.stopped_at is None:  # a signal to all processes may have ended it
-                how = f"({why}); log: {replica.log}"
-                if words := losses.note(self.spec, shard, attempt, self.cluster.max_attempts, how):
-                    self.notify(words, replica=replica.number, shard=shard.index)
-            if self.stopped_at is None:
-                self.pending.appendleft(shard)
+        if self.stopped_at is None:  # a signal to all processes may have ended it
+            lost = list(replica.shards.values())
+            for shard, words in losses.note(self.spec, lost, self.cluster.max_attempts, f"({why}); log: {replica.log}"):
+                self.notify(words, replica=replica.number, shard=shard.index)
+            self.pending.extendleft(shard for shard, _ in reversed(lost))
         replica.shards.clear()
         if self.stopped_at is None and cluster.alive(replica.slot):
             self._open(replica.slot, joined=replica.joined)

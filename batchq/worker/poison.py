@@ -79,9 +79,17 @@ def resumed(marks: Sequence[Mark]) -> Search:
     return dataclasses.replace(marks[-1].search, alone=()) if marks else Search()
 
 
-def after_loss(marks: Sequence[Mark], attempt: str) -> Mark | None:
-    """The mark to add when `attempt` lost its engine; None if it never asked a row, or its end is noted already."""
+def asked_alone(marks: Sequence[Mark], attempt: str) -> bool:
+    """Whether the last that is known of `attempt` is that it asked a group with nothing beside it."""
+    mine = [m for m in marks if m.attempt == attempt]
+    return bool(mine) and not mine[-1].over and bool(mine[-1].search.alone)
+
+
+def after_loss(marks: Sequence[Mark], attempt: str, innocent: bool = False) -> Mark | None:
+    """The mark to add when `attempt` lost its engine; None if it never asked a row, or its end is noted already.
+    `innocent`: another shard's rows were asked alone, so none of its own were in flight."""
     mine = [m for m in marks if m.attempt == attempt]
     if not mine or mine[-1].over:
         return None
-    return Mark(attempt, died(mine[-1].search), over=True)
+    search = mine[-1].search
+    return Mark(attempt, search if innocent else died(search), over=True)
