@@ -20,6 +20,8 @@ OBJECT = 1 << 40  # positions that each object of a shard takes: no file of a te
 
 PLAN = "meta/plan.json"  # of an output; by these two an output is known for one
 RUNS = "meta/runs"
+COMPACT = "meta/compact.json"  # says which of an output's folders COMPACTED* is read instead of data/
+COMPACTED = "compact-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,17 +33,19 @@ import pyarrow.parquet as pq
 
 from batchq import storage
 from batchq.account import ledger
+from batchq.cli.clean import clean
 from batchq.config import Config, Scheme
 from batchq.engine.protocol import EngineSpec
 from batchq.errors import BatchqError, StorageError
+from batchq.job.publish import publish
 from batchq.job.run import check_resume
 from batchq.model import tokenizer
 from batchq.model.source import Model
-from batchq.output import parts
+from batchq.output import compaction, parts
 from batchq.plan.committed import read_committed
 from batchq.plan.draft import make_plan
 from batchq.plan.stored import load_plan, store_plan
-from batchq.records import Range, Receipt, Shard, Usage
+from batchq.records import Plan, Range, Receipt, Shard, Usage
 from batchq.report.outcome import finish
 from batchq.storage import failpoint
 from batchq.worker.spec import WorkerSpec
@@ -53,6 +55,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["chaos.attempt", "chaos.preload"])
 # Starting a process polls all others; two threads that poll the same one leave it with the exit code 255.
 POLLED = threading.Lock()
+OBJECT_BYTES, ROW_GROUP_BYTES = 25_000, 3_000  # of compacted objects
 DIES_S = 60.0  # an attempt that takes longer hangs
 HUNG = 75
 SPARED = 76  # it would have been 0, but a fault that was ordered didn't strike
@@ -133,7 +136,7 @@ def work(order: Order) -> None:
     fixed = stored or store_plan(make_plan(config, model.digest, Scheme.none, model.digest), output)
     remaining = read_committed(fixed, output).remaining
     if not remaining:
-        finish(config, fixed, read_committed(fixed, output), model.name, [])
+        end(order, fixed, model)
         return
     invocation = ledger.Invocation(output)
     invocation.write("running")
@@ -155,7 +158,17 @@ def work(order: Order) -> None:
     invocation.write("complete")
     if read_committed(fixed, output).remaining:
         raise StorageError(f"{output}: shards were labelled but aren't there")
-    finish(config, fixed, read_committed(fixed, output), model.name, [])
+    end(order, fixed, model)
+
+
+def end(order: Order, fixed: Plan, model: Model) -> None:
+    """Publish, account, and remove what nobody needs, as far as the job asks for it."""
+    config = order.config
+    compaction.MIB, compaction.GROUP_BYTES = OBJECT_BYTES, ROW_GROUP_BYTES  # the corpus has some KB
+    publish(config, fixed, threading.Event(), print)
+    finish(config, fixed, read_committed(fixed, storage.normalize(config.output.path)), model.name, [])
+    if config.clean.parts:
+        clean(config)
 
 
 async def label(spec: WorkerSpec, shards: Sequence[Shard]) -> None:

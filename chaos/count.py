@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-PART = re.compile(r"part-\d{5,}(-\d{4,})?\.parquet")
+PART = re.compile(r"(part-\d{5,}(-\d{4,})?|rows-\d{5,})\.parquet")
 Answers = dict[str, tuple[Any, ...]]  # batchq_id -> key, label, probability, error
 
 
@@ -27,11 +28,12 @@ class Count:
 
 
 def count(output: str, expected: frozenset[str], env: Mapping[str, str], golden: Answers | None = None) -> Count:
-    """Read every object under data/ with checksums verified. `golden`: what a run without a fault answered."""
+    """Read every object that a reader is told to read, checksums verified. `golden`: what a run without a fault
+    answered."""
     seen: Counter[str] = Counter()
     answers: Answers = {}
     broken = 0
-    for name, data in objects(f"{output}/data", env).items():
+    for name, data in objects(f"{output}/{folder(output, env)}", env).items():
         broken += not PART.fullmatch(name)
         table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
         for row in table.to_pylist():
@@ -44,6 +46,20 @@ def count(output: str, expected: frozenset[str], env: Mapping[str, str], golden:
     if golden is not None:
         broken += sum(answers[i] != golden[i] for i in answers.keys() & golden.keys())
     return Count(len(expected - seen.keys()), sum(n - 1 for n in seen.values()), broken, answers)
+
+
+def folder(output: str, env: Mapping[str, str]) -> str:
+    """The folder that readers are told to read: data, until another one was announced."""
+    uri = f"{output}/meta/compact.json"
+    try:
+        if uri.startswith("s3://"):
+            with s3(env).open_input_file(uri.removeprefix("s3://")) as file:
+                record = file.read()
+        else:
+            record = Path(uri).read_bytes()
+    except FileNotFoundError:
+        return "data"
+    return str(json.loads(record)["folder"])
 
 
 def objects(folder: str, env: Mapping[str, str]) -> dict[str, bytes]:
@@ -84,20 +100,20 @@ def azure(env: Mapping[str, str]) -> fs.AzureFileSystem:
 
 
 def readers_that_fail(output: str, rows: int, scratch: Path, env: Mapping[str, str]) -> list[str]:
-    """Names of those of pandas, Polars, DuckDB and datasets that don't see exactly so many rows in data/."""
-    folder = scratch / "as-readers-see-it"
-    for name, data in objects(f"{output}/data", env).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
+    """Names of those of pandas, Polars, DuckDB and datasets that don't see exactly so many rows in what they read."""
+    seen_in = scratch / "as-readers-see-it"
+    for name, data in objects(f"{output}/{folder(output, env)}", env).items():
+        (seen_in / name).parent.mkdir(parents=True, exist_ok=True)
+        (seen_in / name).write_bytes(data)
     failing = []
     for name, reader in READERS.items():
         try:
-            seen = reader(folder, scratch / "cache")
+            seen = reader(seen_in, scratch / "cache")
         except Exception:
             seen = -1
         if seen != rows:
             failing.append(name)
-    shutil.rmtree(folder)
+    shutil.rmtree(seen_in)
     return failing
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from batchq.errors import ConfigError, StorageError
 from batchq.storage import failpoint
-from chaos import store
+from chaos import compaction, corpus, store
 from chaos.__main__ import TRIALS, row
 from chaos.trial import Trial
 
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
         (store.store_faults, 0.06),
         (store.lost_replies, 0.1),
         (store.lying_clocks, 0.1),
+        (compaction.killed_while_compacting, 0.05),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -66,6 +67,8 @@ def test_every_failpoint_is_struck_by_some_trial(tmp_path: Path) -> None:
         (work := tmp_path / opened.__name__).mkdir()
         with opened(work) as bench:
             ordered |= set(store.steps(bench, of))
+    (work := tmp_path / "compacting").mkdir()
+    ordered |= compaction.Finished(store.Bench(work, corpus.make(work), str(work), {})).bench.hits.keys()
     assert ordered == store.failpoints()
 
 

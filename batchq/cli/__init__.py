@@ -99,6 +99,13 @@ def _verify(config: Config, full: bool = False) -> Said:
     return 0 if good else 1, text
 
 
+def _compact(config: Config) -> Said:
+    from batchq.cli import compact
+
+    result = compact.compact(config, _stop_on_signals(config.cluster.grace_seconds))
+    return result.exit_code, result.text
+
+
 def _clean(config: Config) -> Said:
     from batchq.cli import clean
 
@@ -137,6 +144,9 @@ VERBS = {
         "code 1; above ten million rows a sample is compared, with --full all",
         _verify,
         flags=("--full",),
+    ),
+    "compact": Verb(
+        "join a finished run's objects into few large ones (output.compact MiB each, 512 if null)", _compact
     ),
     "clean": Verb("remove what a finished run no longer needs; clean.cache_days=30 old cached models too", _clean),
     "doctor": Verb("what this machine has and lacks; with job=NAME, that job's model, input and output too", _doctor),

@@ -236,7 +236,7 @@ def _not_running(figures: Figures) -> str:
         f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {_failures(figures)}{cut}",
         f"  cost       {facts.cost(summary)}",
-        f"  output     {figures['output']}",
+        f"  output     {summary['read']} · {summary['objects']:,} objects",
     ]
     if figures["replicas_lost"]:
         lines.insert(-2, f"  lost       {figures['replicas_lost']} replicas")

@@ -7,7 +7,6 @@ Reads every input and every data object, page checksums verified; memory holds a
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ from batchq.config import Config
 from batchq.errors import BatchqError, NotFound
 from batchq.output import layout
 from batchq.output.schema import input_columns, schema_from_text
+from batchq.plan import places
 from batchq.plan.audit import Finding, audit
 from batchq.plan.inputs import obeyed
 from batchq.plan.stored import load_plan
@@ -38,14 +38,7 @@ def verify(config: Config, full: bool = False) -> tuple[bool, str]:
     if plan is None:
         raise BatchqError(f"{output}: no run has been planned there yet")
     plan = obeyed(plan, config)
-    parts: dict[int, dict[int, str]] = defaultdict(dict)
-    problems = []
-    for stat in storage.list_objects(layout.data(output)):
-        place = layout.parse_part(stat.uri)
-        if place is None or place[0] >= len(plan.shards):
-            problems.append(f"{stat.uri}: is none of this run's objects; readers take it for data")
-        else:
-            parts[place[0]][place[1]] = stat.uri
+    placed, problems, objects = places.find(output, plan)
     empty = {s.uri for s in storage.list_objects(layout.empties(output))}
     manifest, missing = _manifest(output)
     every = 1 if full else -(-int(manifest.get("rows", 0)) // COMPARED) or 1
@@ -53,7 +46,12 @@ def verify(config: Config, full: bool = False) -> tuple[bool, str]:
     def one(shard: Shard) -> Finding:
         uri = layout.empty(output, shard.index)
         return audit(
-            plan, config.task, shard, parts[shard.index], uri if uri in empty else None, not shard.index % every
+            plan,
+            config.task,
+            shard,
+            placed.get(shard.index, {}),
+            uri if uri in empty else None,
+            not shard.index % every,
         )
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -61,8 +59,8 @@ def verify(config: Config, full: bool = False) -> tuple[bool, str]:
     problems += [problem for finding in findings for problem in finding.problems]
     rows, answers = sum(f.rows for f in findings), sum(f.answers for f in findings)
     lost, repeated = sum(f.lost for f in findings), sum(f.repeated for f in findings)
-    objects = sum(map(len, parts.values()))
-    counted = {"rows": rows, "answers": answers, "failures": rows - answers, "parts": objects + len(empty)}
+    parts = sum(map(len, placed.values()))
+    counted = {"rows": rows, "answers": answers, "failures": rows - answers, "parts": parts + len(empty)}
     problems += missing or [
         f"{layout.manifest(output)}: says {manifest.get(k)} {k}; there are {n}"
         for k, n in counted.items()

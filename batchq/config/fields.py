@@ -26,6 +26,7 @@ NOT_NEGATIVE = {"range": Range(lambda n: n >= 0, "can't be negative")}
 SHARE = {"range": Range(lambda n: 0 <= n <= 1, "between 0 and 1")}
 OPEN_SHARE = {"range": Range(lambda n: 0 < n < 1, "between 0 and 1, exclusive")}
 PORT = {"range": Range(lambda n: 0 < n < 65536, "between 1 and 65535")}
+OBJECT = {"range": Range(lambda n: 1 <= n <= 4096, "1 to 4096 MiB: larger objects aren't taken at once by S3")}
 PRICE = {"range": Range(lambda n: n >= 0, "a price can't be negative")}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from batchq.config.csv import CsvConfig
 from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
 from batchq.config.events import EventsConfig
-from batchq.config.fields import MISSING, NOT_NEGATIVE, OPEN_SHARE, POSITIVE, PRICE, SHARE
+from batchq.config.fields import MISSING, NOT_NEGATIVE, OBJECT, OPEN_SHARE, POSITIVE, PRICE, SHARE
 from batchq.config.log import LogConfig
 from batchq.config.metrics import MetricsConfig
 from batchq.config.run import RunConfig
@@ -246,6 +246,7 @@ class OutputConfig:
     incremental: a new output reuses the last complete one of this job beside it, as output.reuse would; without any it
         asks all. A resume reuses the same one.
     columns: input columns that come along; null for all.
+    compact: once all is committed, join its objects into few of about so many MiB each; null leaves them as they are.
     rows_per_shard: about how many rows one committed object holds; of long ones fewer, some 32 MiB of them.
     max_error_rate: above this share of failures the run ends in exit code 4.
     max_truncated_rate: above this share of answers that were cut off (at task.max_tokens or engine.max_model_len), the
@@ -256,6 +257,7 @@ class OutputConfig:
     reuse: str | None = None
     incremental: bool = False
     columns: list[str] | None = None
+    compact: int | None = field(default=None, metadata=OBJECT)
     rows_per_shard: int = field(default=4096, metadata=POSITIVE)
     max_error_rate: float = field(default=0.05, metadata=SHARE)
     max_truncated_rate: float = field(default=0.05, metadata=SHARE)
@@ -303,9 +305,12 @@ class CleanConfig:
 
     cache_days: also remove models, checkpoints and small results that this machine cached more than so many days ago;
         null for none.
+    parts: also remove the parts of an output that was compacted, each after it was compared with what took its place.
+        Whoever still reads data/ then loses it.
     """
 
     cache_days: float | None = field(default=None, metadata=POSITIVE)
+    parts: bool = False
 
 
 @dataclass

@@ -11,8 +11,8 @@ from contextlib import suppress
 from itertools import chain
 
 from batchq import storage
-from batchq.errors import AccessDenied, InputError
-from batchq.records import PLAN, RUNS
+from batchq.errors import AccessDenied, InputError, NotFound
+from batchq.records import COMPACT, COMPACTED, PLAN, RUNS, unsealed
 
 OWN = "output.path"
 OUTPUT = "output of batchq"
@@ -32,6 +32,8 @@ TABLES = {
     "streaming sink of Spark": ("_spark_metadata", r"\d+(?:\.compact)?", "spark.read.parquet or spark.read.json"),
 }
 _OUTPUT = rf"{re.escape(PLAN)}|{re.escape(RUNS)}/\d{{8}}T\d{{6}}-[0-9a-f]{{8}}\.json"
+_ROWS = re.compile(rf"data|{COMPACTED}[0-9a-f]+")  # folders of an output, right below it
+_PRODUCT = re.compile(rf"(?:{_ROWS.pattern}|meta)/")
 _KINDS = {OUTPUT: _OUTPUT, **{kind: f"{folder}/(?:{names})" for kind, (folder, names, _) in TABLES.items()}}
 MARK = re.compile("/(?:" + "|".join(f"({mark})" for mark in _KINDS.values()) + r")\Z", re.DOTALL)  # at a URI's end
 
@@ -72,12 +74,8 @@ class Kinds:
         folders = set(chain.from_iterable(map(_above, {each.uri.rpartition("/")[0] for each in listing.found})))
         if listing.marks is not None:  # all below its root was looked at
             folders = {each for each in folders if not f"{each}/".startswith(f"{listing.root}/")}
-        places = [
-            (folder, kind)
-            for folder in folders
-            for kind in _KINDS
-            if kind != OUTPUT or not folders.isdisjoint({f"{folder}/data", f"{folder}/meta"})
-        ]
+        with_products = {above for above, _, name in (f.rpartition("/") for f in folders) if _PRODUCT.match(f"{name}/")}
+        places = [(folder, kind) for folder in folders for kind in _KINDS if kind != OUTPUT or folder in with_products]
         if storage.is_remote(listing.root):
             with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
                 found = list(threads.map(_is, places))
@@ -106,14 +104,30 @@ def refuse_table(uri: str, folder: str, kind: str) -> None:
     )
 
 
-def names_data(entry: str, output: str) -> bool:
-    """Whether an entry of input.path points into the data folder of an output of batchq itself."""
+def names_rows(entry: str, output: str) -> str:
+    """The folder of an output of batchq that an entry of input.path points into, if the output's rows are read there;
+    empty if it points to none of its folders of rows.
+
+    Raises InputError for one that isn't read any more, or yet: parts that were compacted, a compaction under way.
+    """
     parts, depth = storage.normalize(entry).split("/"), output.count("/") + 2
-    return parts[depth - 1 : depth] == ["data"] and "**" not in parts[:depth]
+    named = "".join(parts[depth - 1 : depth])
+    if "**" in parts[:depth] or not _ROWS.fullmatch(named):
+        return ""
+    if named != (read := _read_from(output)):
+        raise InputError(f"input.path={entry}: the rows of {output} are read from {output}/{read}; name that")
+    return f"{output}/{named}"
+
+
+def _read_from(output: str) -> str:
+    """The name of the folder that an output's rows are read from; the rule is that of output/objects.py."""
+    with suppress(NotFound):
+        return str(storage.read_json(storage.join(output, COMPACT), unsealed)["folder"])
+    return "data"
 
 
 def _is_product(folder: str, output: str) -> bool:
-    return f"{folder}/".startswith((f"{output}/data/", f"{output}/meta/"))
+    return folder.startswith(f"{output}/") and _PRODUCT.match(f"{folder[len(output) + 1 :]}/") is not None
 
 
 def _above(folder: str) -> Iterator[str]:

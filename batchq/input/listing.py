@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from batchq import storage
 from batchq.config import InputConfig, InputFormat, Unreadable, suggest
 from batchq.errors import InputError, NotFound
-from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_data, refuse_table
+from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_rows, refuse_table
 from batchq.input.formats import TABLES, format_of, known_format
 from batchq.machine.progress import visible
 from batchq.records import InputObject
@@ -112,6 +113,7 @@ def _own(entry: str, listing: storage.Listing, never: Never, left_out: dict[str,
     """What an entry's listing found but products of runs; `left_out` gets what is passed over. Raises InputError for a
     table's files."""
     kinds, kept, inside = Kinds(listing), [], never.holds(f"{listing.root}/")
+    rows_folder = functools.cache(functools.partial(names_rows, entry))
     left_out[HIDDEN] |= {each for each in listing.hidden if not (never.holds(each) or kinds.of(each)[0])}
     left_out[SPECIAL] |= listing.special
     for each in listing.found:
@@ -119,7 +121,7 @@ def _own(entry: str, listing: storage.Listing, never: Never, left_out: dict[str,
         name = never.holds(each.uri)
         if name and (name == OWN or name != inside):  # a folder of caches may be one of corpora that somebody names
             left_out[f"in {name}"].add(each.uri)
-        elif kind == OUTPUT and not (names_data(entry, folder) and each.uri.startswith(f"{folder}/data/")):
+        elif kind == OUTPUT and not ((rows := rows_folder(folder)) and each.uri.startswith(f"{rows}/")):
             left_out[OUTPUTS].add(each.uri)
         elif kind and kind != OUTPUT:
             refuse_table(each.uri, folder, kind)

@@ -16,6 +16,7 @@ from batchq.config import Config, Scheme
 from batchq.errors import ConfigError, OtherDriver, Stopped, StorageError
 from batchq.job.deadline import deadline_of
 from batchq.job.label import label
+from batchq.job.publish import is_due, publish
 from batchq.job.scheme import choose_checkpoint, choose_scheme
 from batchq.job.served import Served, serve
 from batchq.job.session import Session, open_session, state_after
@@ -58,6 +59,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             if new:
                 resume = find_resume(session, model)  # another driver may have planned it while this one waited
             if resume and resume.complete:
+                publish(config, resume.plan, session.stop, session.progress.step)
                 return nothing_to_do(session, model, resume)
             plan, served = go_on(session, model, resume) if resume else start_new(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
@@ -70,6 +72,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
                 resumed=resume is not None,
             )
             committed = label(session, plan, served, before, budget, deadline)
+            publish(config, plan, session.stop, session.progress.step)
             session.progress.clear()
             session.invocation.complete(exit_code(config, plan, committed))
             return completed(session, plan, committed, model, resume.new_inputs if resume else [])
@@ -114,6 +117,9 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
 
 
 def nothing_to_do(session: Session, model: Model, resume: Resume) -> Result:
+    if is_due(session.config):  # killed between the last commit and this, or asked for since
+        with only_driver(session):
+            publish(session.config, resume.plan, session.stop, session.progress.step)
     session.progress.step("all is committed; nothing to do")
     return completed(session, resume.plan, resume.committed, model, resume.new_inputs)
 

@@ -2,6 +2,8 @@
 
 layout.py      where everything of an output lies
 schema.py      the columns of every output object
+objects.py     which objects hold the rows: the parts, or the compacted objects that took their place
+compaction.py  parts -> few large objects
 parts.py       answers -> one Parquet object with its receipt -> commit
 receipts.py    what a committed part says of itself
 marks.py       records of attempts at a shard

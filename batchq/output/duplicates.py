@@ -7,8 +7,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from batchq import storage
-from batchq.output import layout, parts
+from batchq.output import objects, parts
 
 BUCKETS = 16  # temporary files that `count` spreads its hashes over
 
@@ -23,8 +22,8 @@ def count(output: str, column: str) -> int:
 
     with tempfile.TemporaryDirectory(prefix="batchq-ids-") as scratch, ExitStack() as opened:
         buckets = [opened.enter_context(open(Path(scratch) / str(i), "w+b")) for i in range(BUCKETS)]
-        for stat in storage.list_objects(layout.data(output)):
-            values = parts.read(stat.uri, [column]).column(0).to_pylist()
+        for rows in objects.pieces(output):
+            values = parts.read(rows, [column]).column(0).to_pylist()
             digests = (hashlib.blake2b(repr(v).encode(), digest_size=8).digest() for v in values if v is not None)
             hashes = np.frombuffer(b"".join(digests), dtype=np.uint64)
             for i, bucket in enumerate(buckets):

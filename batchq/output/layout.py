@@ -9,7 +9,7 @@ import re
 import uuid
 
 from batchq import storage
-from batchq.records import PLAN, RUNS, Shard
+from batchq.records import COMPACT, COMPACTED, PLAN, RUNS, Shard
 
 _PROBE = "meta/probe-"
 
@@ -35,7 +35,27 @@ def parse_part(uri: str) -> tuple[int, int] | None:
     return (int(matched[1]), int(matched[2] or 0)) if matched else None
 
 
+def compacted(output: str, folder: str) -> str:
+    """A folder of compacted objects; which one counts, if any, is said by `compact`. See objects.py."""
+    return storage.join(output, folder)
+
+
+def compacted_folders(output: str) -> list[str]:
+    """All that are there: the one that counts, and those of compactions that were killed and given up."""
+    found = (s.uri[len(output) + 1 :].partition("/")[0] for s in storage.list_objects(output))
+    return [compacted(output, name) for name in sorted({n for n in found if n.startswith(COMPACTED)})]
+
+
+def compacted_object(output: str, folder: str, number: int) -> str:
+    return storage.join(compacted(output, folder), f"rows-{number:05d}.parquet")
+
+
 # ---- one of each ----
+
+
+def compact(output: str) -> str:
+    """The record of the compacted objects that took the parts' place; once it is there."""
+    return storage.join(output, COMPACT)
 
 
 def plan(output: str) -> str:

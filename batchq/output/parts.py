@@ -17,6 +17,7 @@ from batchq import storage
 from batchq.config import TaskConfig
 from batchq.errors import AlreadyExists, StorageError
 from batchq.output import layout, receipts
+from batchq.output.objects import Rows
 from batchq.records import Answer, Failure, Receipt, Shard, Usage
 from batchq.storage import failpoint
 from batchq.task import answers
@@ -111,16 +112,20 @@ def commit(output: str, shard: Shard, receipt: Receipt, table: pa.Table) -> Rece
     return receipt
 
 
-def read(uri: str, columns: list[str]) -> pa.Table:
-    """Columns of one data object, page checksums verified; bytes that don't pass are read again.
+def read(rows: Rows, columns: list[str] | None = None) -> pa.Table:
+    """Columns of a data object, or of some of its row groups, page checksums verified; bytes that don't pass are read
+    again.
 
     Raises StorageError if they never do.
     """
     for attempt in range(storage.CHECKED_READS):
         try:
-            with storage.open_read(uri) as file:
-                return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
+            with storage.open_read(rows.uri) as file:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                if rows.groups is None:
+                    return parquet.read(columns=columns)
+                return parquet.read_row_groups(list(rows.groups), columns=columns)
         except (pa.ArrowException, OSError, ValueError) as error:
             if attempt == storage.CHECKED_READS - 1:
-                raise StorageError(f"{uri}: damaged: its pages don't pass their checksums") from error
+                raise StorageError(f"{rows.uri}: damaged: its pages don't pass their checksums") from error
     raise AssertionError("unreachable")

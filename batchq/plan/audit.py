@@ -7,13 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
 from batchq.config import TaskConfig
 from batchq.errors import BatchqError, InputError
 from batchq.input.originals import Block, originals
-from batchq.output import layout, parts, receipts
+from batchq.output import receipts
 from batchq.output.schema import COUNTS, FAILURE, IDENTITY, input_columns, schema_from_text
 from batchq.plan.comparison import Comparison
 from batchq.records import Plan, Receipt, Shard
@@ -34,24 +35,42 @@ class Finding:
     problems: list[str] = field(default_factory=list)
 
 
+class Place(Protocol):
+    """Where one part of a shard is: in an object of its own, or among others' rows in a compacted one."""
+
+    @property
+    def uri(self) -> str:
+        """The object."""
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """The shard and the part that should be there."""
+
+    def receipt(self) -> Receipt:
+        """Raises StorageError."""
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """Its rows. Raises StorageError."""
+
+
 def audit(
-    plan: Plan, task: TaskConfig, shard: Shard, uris: Mapping[int, str], empty: str | None, values: bool
+    plan: Plan, task: TaskConfig, shard: Shard, places: Mapping[int, Place], empty: str | None, values: bool
 ) -> Finding:
     """Count a shard's rows in the input and in its data objects, and compare their columns if `values` are asked for.
 
-    `uris`: its data objects by part; `empty`: the object that says it has no rows. Memory holds one part and a block.
+    `places`: of its parts; `empty`: the object that says it has no rows. Memory holds one part and a block.
     """
     finding, own = Finding(), []
     chosen = _chosen(plan)
     compared = Comparison(input_columns(schema_from_text(plan.schema), task).names, chosen, values)
 
     def committed() -> Iterator[tuple[str, pa.Table]]:
-        for number in sorted(uris):
-            table, receipt = _part(uris[number], plan, finding)
+        for number in sorted(places):
+            table, receipt = _part(places[number], plan, finding)
             if receipt is not None:
                 own.append(receipt)
             if table is not None:
-                yield uris[number], table
+                yield places[number].uri, table
 
     wanted = (lambda name: chosen(name) or name in plan.columns) if values else None
     damage = _pair(originals(plan, shard, wanted), committed(), compared)
@@ -59,7 +78,7 @@ def audit(
     finding.lost = sum(n for n in compared.missing.values() if n > 0)
     finding.repeated = -sum(n for n in compared.missing.values() if n < 0)
     finding.problems += compared.examples
-    if not uris and empty:
+    if not places and empty:
         own.append(receipts.read(empty))
     if damage and not any(r.quarantined for r in own):
         finding.problems.append(damage)
@@ -100,12 +119,12 @@ def _pair(blocks: Iterator[Block], objects: Iterator[tuple[str, pa.Table]], comp
     return damage
 
 
-def _part(uri: str, plan: Plan, finding: Finding) -> tuple[pa.Table | None, Receipt | None]:
-    """One data object's rows, and its receipt if that tells of what is in it."""
-    schema = schema_from_text(plan.schema)
+def _part(place: Place, plan: Plan, finding: Finding) -> tuple[pa.Table | None, Receipt | None]:
+    """One part's rows, and its receipt if that tells of what is in it."""
+    schema, uri = schema_from_text(plan.schema), place.uri
     try:
-        receipt = receipts.read(uri)
-        table = parts.read(uri, schema.names)
+        receipt = place.receipt()
+        table = place.read(schema.names)
     except BatchqError as error:
         finding.problems.append(str(error))
         return None, None
@@ -134,7 +153,7 @@ def _part(uri: str, plan: Plan, finding: Finding) -> tuple[pa.Table | None, Rece
         finding.problems.append(f"{uri}: holds other rows than its receipt says")
     if receipt.fingerprint != plan.fingerprint:
         finding.problems.append(f"{uri}: belongs to another run")
-    if (receipt.shard, receipt.part) != layout.parse_part(uri):
+    if (receipt.shard, receipt.part) != place.place:
         finding.problems.append(f"{uri}: has a name that isn't its own")
     if any(a == (e is not None) for a, e in zip(answered, errors, strict=True)):
         finding.problems.append(f"{uri}: has a row that is neither an answer nor a failure")

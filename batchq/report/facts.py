@@ -35,7 +35,7 @@ def summary_lines(s: Summary) -> list[Line]:
         ("cost", cost(s)),
         *_input(s),
         *_history(s),
-        ("output", f"{s['output']}/data · {s['parts']} objects · {s['output']}/meta/report.html .csv .json"),
+        ("output", f"{s['read']} · {s['objects']} objects · {s['output']}/meta/report.html .csv .json"),
     ]
 
 

@@ -16,7 +16,7 @@ from batchq.account import summary as accounts
 from batchq.account.cost import cost_of
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, ExitCode, NotFound
-from batchq.output import duplicates, layout
+from batchq.output import duplicates, layout, objects
 from batchq.output.schema import schema_from_text
 from batchq.plan.committed import Committed, read_committed
 from batchq.plan.stored import load_plan
@@ -49,6 +49,7 @@ def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inp
             "failures": summary["failures"],
             "parts": summary["parts"],
             "quarantined": summary["quarantined"],
+            "read": summary["read"].removeprefix(f"{output}/"),  # the folder of the rows
         }
         failpoint.reach("outcome.finish.before_manifest")
         storage.put(layout.manifest(output), json.dumps(manifest, indent=1).encode())
@@ -100,6 +101,8 @@ def summarise(
         "date": config.input.date,
         "state": f"{left} of {shards} shards to go" if left else "complete",
         "output": output,
+        "read": objects.folder(output),
+        "objects": len(objects.listed(output)),
         "model": model,
         "quantization": plan.quantization,
         "why": why(plan),

@@ -33,7 +33,8 @@ from batchq import storage
 from batchq.errors import ConfigError, StorageError
 from batchq.machine.cache import BUILDING, build_once, cache_dir, is_writable
 from batchq.machine.digests import digest_of
-from batchq.output import layout, parts
+from batchq.output import objects, parts
+from batchq.output.objects import Rows
 
 AT_ONCE = 8  # parts whose keys are on their way
 GROUP = 128  # parts between two writes, some 10 MB of keys
@@ -54,9 +55,9 @@ class Index:
 
         Raises StorageError for a part that is damaged, ConfigError where no index can be written.
         """
-        objects = [each for each in storage.list_objects(layout.data(output)) if layout.parse_part(each.uri)]
-        self.parts = [each.uri for each in objects]
-        content = digest_of([[each.uri, each.size, each.etag] for each in objects])
+        self.parts = objects.pieces(output)
+        there = {each.uri: (each.size, each.etag) for each in storage.list_objects(objects.folder(output))}
+        content = digest_of([[uri, *there[uri]] for uri in dict.fromkeys(rows.uri for rows in self.parts)])
         folder = _folder() / f"{_prefix(output)}{content[:24]}"
         while not self._opened(folder):
             if build_once(folder, self._build):
@@ -103,8 +104,8 @@ class Index:
         (folder / LOCK).touch()
         starts = [0]
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            uris = iter(self.parts)
-            while group := list(islice(uris, GROUP)):  # map alone would read them all ahead of us
+            pieces_of_all = iter(self.parts)
+            while group := list(islice(pieces_of_all, GROUP)):  # map alone would read them all ahead of us
                 pieces = []
                 for entries, rows in threads.map(_entries, group):
                     entries["place"] += starts[-1]
@@ -145,15 +146,15 @@ def _prefix(output: str) -> str:
     return f"{digest_of(output)[:24]}-"
 
 
-def _entries(uri: str) -> tuple[Any, int]:
+def _entries(piece: Rows) -> tuple[Any, int]:
     """One part's keys, placed by their rows in it, and how many rows it has. A failure has no key."""
-    column = parts.read(uri, ["batchq_key"]).column(0)
+    column = parts.read(piece, ["batchq_key"]).column(0)
     rows = np.flatnonzero(column.is_valid().to_numpy())
     try:
         keys = column.drop_null().cast(pa.binary()).cast(pa.binary(2 * BYTES)).combine_chunks()
         halves = np.frombuffer(binascii.unhexlify(_text(keys)), HALVES)
     except (pa.ArrowInvalid, binascii.Error) as error:
-        raise StorageError(f"{uri}: damaged: its keys aren't batchq's") from error
+        raise StorageError(f"{piece.uri}: damaged: its keys aren't batchq's") from error
     entries = np.empty(len(rows), ENTRY)
     entries["first"], entries["second"], entries["place"] = halves["first"], halves["second"], rows
     return entries, len(column)
