@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +234,20 @@ def test_what_never_began_has_nothing_to_wait_for(project: Path, capsys: pytest.
     assert "no run has been planned there yet" in capsys.readouterr().err
     assert main(["plan", *ASKED, "--wait"]) == 2
     assert "--wait: goes with status, not with plan" in capsys.readouterr().err
+
+
+def test_the_pages_commands(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs/operations.md").read_text().replace("s3://bucket/labelled", "out")
+    commands = [shlex.split(c, comments=True) for c in re.findall(r"^python -m batchq (.*)$", page, re.M)]
+    assert len(commands) == 9
+    mine = (project / "conf/job/mine.yaml").read_text()
+    (project / "conf/job/tickets.yaml").write_text(mine.replace("name: mine", "name: tickets"))
+    write_jsonl(project / "rows.jsonl", rows_of(5))
+    monkeypatch.setattr(session, "Pool", OneWorker)
+    for command in commands:  # `plan` and the run itself come first
+        assert main([*command, *(["engine=fake"] if "job=tickets" in command else [])]) == 0, command
+    said = capsys.readouterr().out
+    assert "  deadline   06:00 Europe/Berlin, so " in said and said.count("· not running since") == 4
 
 
 def test_a_run_leaves_its_exit_code_and_how_far_it_was(
