@@ -229,6 +229,27 @@ def test_watching_shows_a_line_each_time_and_ends_with_the_run(
     assert "· not running since" in capsys.readouterr().out
 
 
+def test_watching_for_programs_is_an_object_a_line_and_leaving_is_no_exit_code_of_a_run(
+    at_work: tuple[lease.Lease, Invocation], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_BEATS", 400)
+    looks: list[float] = []
+
+    def leave(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+
+    assert main(["status", *ASKED]) == 0, "it is known to be at work"
+    capsys.readouterr()
+    monkeypatch.setattr(time, "sleep", leave)
+    monkeypatch.setattr(status, "POLL_SECONDS", 0.0)
+    with pytest.raises(SystemExit) as left:
+        main(["status", *ASKED, "--watch", "--wait", "--json"])
+    assert left.value.code == 130
+    assert all(set(json.loads(line)) == FIELDS for line in capsys.readouterr().out.splitlines())
+
+
 def test_what_never_began_has_nothing_to_wait_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", *ASKED, "--wait"]) == 1
     assert "no run has been planned there yet" in capsys.readouterr().err

@@ -50,8 +50,8 @@ def observe(config: Config, as_json: bool, watch: bool, wait: bool) -> tuple[int
     Raises BatchqError if nothing is there.
     """
     watcher = Watcher(config)
-    watcher.decide()
     try:
+        watcher.decide()
         if watch or wait:
             watcher.follow(watch, as_json)
     except KeyboardInterrupt:  # no exit code of a run's
@@ -190,7 +190,7 @@ def line(figures: Figures) -> str:
     if figures["replicas_lost"]:
         parts.append(f"{figures['replicas_lost']} replicas lost")
     if figures["cost"] is not None:
-        parts.append(f"{figures['cost']:.2f} {figures['currency']}")
+        parts.append(f"{figures['cost']:,.{2 if figures['cost'] >= 1 else 4}f} {figures['currency']}")
     kept = parts.pop(0)
     while parts and len(kept) + 3 + len(parts[0]) < COLUMNS:
         kept += f" · {parts.pop(0)}"
