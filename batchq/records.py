@@ -207,6 +207,7 @@ class Plan:
     unreadable: dict[str, str] = field(default_factory=dict)  # input objects left out, by name: why
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no input, by why: how many
     partitions: dict[str, str] = field(default_factory=dict)  # columns by folders named key=value: int64 or string
+    snapshot: str = ""  # of a table with a log of its own: which version its objects are, in words
     unknown: bool = True  # whether keys that no column has go to batchq_extra
     checkpoint: str = ""  # digest of what is served; equal to `model` when nothing was quantized
     reuse: str = ""  # output of a finished run whose answers are copied where the batchq_key is the same

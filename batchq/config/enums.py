@@ -28,6 +28,7 @@ class InputFormat(Enum):
     parquet = "parquet"
     text = "text"
     dataset = "dataset"
+    delta = "delta"
 
 
 class Unreadable(Enum):

@@ -31,6 +31,7 @@ TABLES = {
     "Paimon table": ("snapshot", r"snapshot-\d+", "spark.read.format('paimon')"),
     "streaming sink of Spark": ("_spark_metadata", r"\d+(?:\.compact)?", "spark.read.parquet or spark.read.json"),
 }
+LOGGED = {"Delta table": "delta"}  # kind -> the input.format that reads it
 _OUTPUT = rf"{re.escape(PLAN)}|{re.escape(RUNS)}/\d{{8}}T\d{{6}}-[0-9a-f]{{8}}\.json"
 _ROWS = re.compile(rf"data|{COMPACTED}[0-9a-f]+")  # folders of an output, right below it
 _PRODUCT = re.compile(rf"(?:{_ROWS.pattern}|meta)/")
@@ -98,6 +99,12 @@ class Kinds:
 
 def refuse_table(uri: str, folder: str, kind: str) -> None:
     """Raises InputError, which says how the rows of a table are had."""
+    if kind in LOGGED:
+        format = LOGGED[kind]
+        raise InputError(
+            f"{uri}: lies in the {kind} {folder}; its own log says which of its files count, so they are no list of "
+            f"rows. Read the table: input.path={folder} input.format={format} (pip install 'batchq[{format}]')"
+        )
     raise InputError(
         f"{uri}: lies in the {kind} {folder}; its own log says which of its files count, so they are no list of rows. "
         f"Write the rows to a folder by way of {TABLES[kind][2]}, and name that folder"

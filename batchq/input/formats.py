@@ -31,6 +31,7 @@ FORMATS = {
 }
 UNITS = {"jsonl": "bytes", "csv": "stream", "parquet": "rows", "text": "bytes", "dataset": "rows"}  # see `splittable`
 TABLES = frozenset(format for format, unit in UNITS.items() if unit == "rows")  # formats whose files have a schema
+LOGGED = frozenset({InputFormat.delta})  # tables of Parquet files with a log, which snapshots.py reads
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 BLOCK = 4 * 1024 * 1024  # bytes read at a time: one request to a store
 
@@ -52,7 +53,9 @@ def format_of(name: str, configured: InputFormat) -> str:
 def known_format(name: str, configured: InputFormat) -> str:
     """The base format of an object, empty if its name tells none."""
     path = base(name)[0]
-    return FORMATS.get(path.suffix.lower(), "") if configured is InputFormat.auto else str(configured.value)
+    if configured is InputFormat.auto:
+        return FORMATS.get(path.suffix.lower(), "")
+    return "parquet" if configured in LOGGED else str(configured.value)
 
 
 def splittable(name: str, format: str) -> str:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from batchq import storage
 from batchq.config import InputConfig, InputFormat, Unreadable, suggest
 from batchq.errors import InputError, NotFound
+from batchq.input import snapshots
 from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_rows, refuse_table
-from batchq.input.formats import TABLES, format_of, known_format
+from batchq.input.formats import LOGGED, TABLES, format_of, known_format
+from batchq.input.snapshots import Snapshot
 from batchq.machine.progress import visible
 from batchq.records import InputObject
 
@@ -34,6 +36,7 @@ class Inputs:
     objects: list[InputObject]
     left_out: dict[str, int]
     unreadable: dict[str, str]
+    snapshot: Snapshot | None = None  # of a table with a log of its own
 
 
 def list_input(config: InputConfig, never: Mapping[str, str] | None = None) -> Inputs:
@@ -42,6 +45,15 @@ def list_input(config: InputConfig, never: Mapping[str, str] | None = None) -> I
     Raises InputError also if a format can't be told, or there are several, and for what can't be read, unless
     input.unreadable=quarantine.
     """
+    if config.format in LOGGED:
+        snapshot = snapshots.delta(config.path, config.version)
+        if not snapshot.objects:
+            raise InputError(f"input.path={config.path}: the input is empty")
+        return Inputs(snapshot.objects, {}, {}, snapshot)
+    if config.version is not None:
+        raise InputError(
+            f"input.version={config.version}: goes with input.format={' or '.join(e.value for e in LOGGED)}"
+        )
     found = find_input(config, never or {})
     left_out, unreadable = Counter(found.left_out), dict(found.unreadable)
     if unreadable and config.unreadable is Unreadable.stop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -34,17 +34,20 @@ def infer_schema(
     columns: list[str] | None,
     required: Iterable[str] = (),
     sample_rows: int = 1000,
+    partitions: Mapping[str, str] | None = None,
 ) -> pa.Schema:
     """One Arrow schema for the input's columns, all of them or those asked for; `types` has the rule that unites them.
 
     Parquet: of all files, by their footers. Datasets: of all files, by their beginnings. CSV: strings. Text: one column
     `text`. JSONL: of about `sample_rows` rows at SAMPLED places; a column that is always null, or holds objects or
-    lists of lists, is a string, which holds the JSON text (`as_text`). Last, what folders named key=value say.
+    lists of lists, is a string, which holds the JSON text (`as_text`). Last, what folders named key=value say, with the
+    types of `partitions`, if these are known.
 
     Raises InputError for a column that isn't there, a table without a `required` one, an empty input, or rows that
     can't be read at all.
     """
-    partitions = partition_types(each.name for each in objects)
+    if partitions is None:
+        partitions = partition_types(each.name for each in objects)
     if format in TABLES:
         fields = table_fields(objects, format, set(required) - partitions.keys())
     elif format == "jsonl":

@@ -50,7 +50,9 @@ def ingredients(config: Config, model: str, scheme: Scheme) -> dict[str, str]:
         "columns": json.dumps(
             [config.input.columns, config.output.columns, config.input.format.value, config.task.gold, *_csv(config)]
         ),
-        "inputs": json.dumps([config.input.path, config.input.limit]),
+        "inputs": json.dumps(
+            [config.input.path, config.input.limit, *([] if config.input.version is None else [config.input.version])]
+        ),
         **({"reuse": storage.normalize(config.output.reuse)} if config.output.reuse else {}),
     }
 
@@ -87,7 +89,13 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         objects = [each for each in objects if each.name not in unreadable]
         if not objects:
             raise InputError(f"not one input file can be read; the first: {next(iter(unreadable.values()))}")
-    schema = input.infer_schema(objects, format, config.input.columns, required)
+    partitions = inputs.snapshot.partitions if inputs.snapshot else input.partition_types(o.name for o in objects)
+    schema = input.infer_schema(objects, format, config.input.columns, required, partitions=partitions)
+    if inputs.snapshot and (strange := sorted(set(schema.names) - inputs.snapshot.columns)):
+        raise InputError(
+            f"input.path={config.input.path}: files of it have a column {strange[0]}, which the table hasn't; "
+            "write the table anew, or say which columns are read with input.columns"
+        )
     if format == "csv":
         _refuse_headless(config, objects[0], schema.names)
     check_prompt(config.task.prompt, schema.names, config.task.constant_prompt)
@@ -119,7 +127,8 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         model=model,
         unreadable=unreadable,
         left_out=inputs.left_out,
-        partitions=input.partition_types(each.name for each in objects),
+        snapshot=inputs.snapshot.words if inputs.snapshot else "",
+        partitions=partitions,
         unknown=format == "jsonl" and config.input.columns is None and config.output.columns is None,
         checkpoint=checkpoint,
         reuse=parts.get("reuse", ""),

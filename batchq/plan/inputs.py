@@ -23,7 +23,8 @@ TOUCHED = (
 
 def list_inputs(config: Config, path: str | None = None) -> Inputs:
     """What is read: the corpus, or what another path means of the same format. Raises InputError."""
-    inputs = input.list_input(dataclasses.replace(config.input, path=path or config.input.path), never(config))
+    asked = dataclasses.replace(config.input, path=path, version=None) if path else config.input
+    inputs = input.list_input(asked, never(config))
     return dataclasses.replace(inputs, objects=_timed(config, inputs.objects))
 
 

@@ -24,7 +24,7 @@ FIELDS = {
     "template": "model.chat_template",
     "length": "engine.max_model_len",
     "columns": "input.columns, output.columns, input.format, input.csv or task.gold",
-    "inputs": "input.path or input.limit",
+    "inputs": "input.path, input.limit or input.version",
     "reuse": "output.reuse or output.incremental",
 }
 KEYED = ("model", "engine", "quantization", "prompt", "labels", "sampling")  # with another, no batchq_key is the same
