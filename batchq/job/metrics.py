@@ -28,7 +28,8 @@ def of_pool(state: PoolSnapshot, pricing: PricingConfig) -> list[Sample]:
     phases = Counter(state.phases)
     cost = cost_of(state.accounts, pricing)
     return [
-        Sample(metrics.ROWS, counts.rows),
+        Sample(metrics.ROWS, counts.rows - counts.failures, {"outcome": "answer"}),
+        Sample(metrics.ROWS, counts.failures, {"outcome": "failure"}),
         *(Sample(metrics.FAILURES, count, {"code": code}) for code, count in counts.failures_by_code.items()),
         Sample(metrics.TRUNCATED, counts.truncated),
         *metrics.tokens_by_kind(metrics.TOKENS, counts.tokens, counts.cached_tokens, counts.output_tokens),

@@ -7,6 +7,10 @@ from typing import Any
 
 from batchq.telemetry.metrics import Metric, Sample
 
+# A counter has to be there before it counts, or its first increase is none to Prometheus, and Ray takes no 0. Added to
+# any other number this is nothing.
+ZERO = 5e-324
+
 
 class Exporter:
     """One per run, in the driver, which alone knows the counts of lost replicas too."""
@@ -26,8 +30,9 @@ class Exporter:
                 metric.set(sample.value, tags)
                 continue
             key = sample.metric, tuple(sample.labels.values())
-            if (gain := sample.value - self._told.get(key, 0.0)) > 0:
-                metric.inc(gain, tags)
+            gain = sample.value - self._told.get(key, 0.0)
+            if gain > 0 or key not in self._told:
+                metric.inc(max(gain, ZERO), tags)
                 self._told[key] = sample.value
 
     def _ray(self, metric: Metric) -> Any:

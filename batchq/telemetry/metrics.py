@@ -39,7 +39,7 @@ def _gauge(name: str, words: str, *labels: str) -> Metric:
 
 # ---- while a run labels, of this invocation; by Ray, so each name begins with ray_ where it is scraped ----
 
-ROWS = _counter("batchq_rows_total", "Rows answered or failed, committed or not.")
+ROWS = _counter("batchq_rows_total", "Rows that are over, committed or not: answers and failures.", "outcome")
 FAILURES = _counter("batchq_failures_total", "Rows that became failures, by the failure's code.", "code")
 TRUNCATED = _counter("batchq_truncated_answers_total", "Answers that were cut off.")
 TOKENS = _counter(

@@ -1,7 +1,8 @@
 """infra/kubernetes: what kustomize makes of it is valid, agrees with batchq, and labels rows.
 
 There is no Kubernetes here. Manifests are built by kubectl's kustomize; Kubernetes' own kinds and the pods in
-KubeRay's are held against Kubernetes' published schemas, what is KubeRay's against a schema of ours, kuberay.yaml.
+KubeRay's are held against Kubernetes' published schemas, what is KubeRay's and the Prometheus
+operator's against schemas of ours, kuberay.yaml and podmonitor.yaml.
 """
 
 from __future__ import annotations
@@ -80,10 +81,12 @@ def errors(*documents: Document) -> list[str]:
     """What Kubernetes' schemas say against its own documents and the pods in KubeRay's; of the rest of these, what
     kuberay.yaml says."""
     own: list[str | Path] = [tool("kubernetes-validate"), "-k", KUBERNETES, "--strict", "--quiet", "-"]
-    schema = Path(__file__).with_name("kuberay.yaml")
-    rays: list[str | Path] = [tool("check-jsonschema"), "--schemafile", schema, "--default-filetype", "yaml", "-"]
-    said = complaints(own, *(each for d in documents for each in (pods(d) if of_kuberay(d) else [d])))
-    return said + [line for d in documents if of_kuberay(d) for line in complaints(rays, d)]
+    by_schema: list[str | Path] = [tool("check-jsonschema"), "--default-filetype", "yaml", "-"]
+    said = complaints(own, *(each for d in documents for each in (pods(d) if schema_of(d) else [d])))
+    for document in documents:
+        if schema := schema_of(document):
+            said += complaints([*by_schema, "--schemafile", Path(__file__).with_name(schema)], document)
+    return said
 
 
 def complaints(validator: list[str | Path], *documents: Document) -> list[str]:
@@ -93,26 +96,32 @@ def complaints(validator: list[str | Path], *documents: Document) -> list[str]:
     return said if done.returncode or unknown else []
 
 
-def of_kuberay(document: Document) -> bool:
-    return str(document["apiVersion"]).startswith("ray.io/")
+def schema_of(document: Document) -> str | None:
+    """The schema of ours for a kind that isn't Kubernetes' own."""
+    group = str(document["apiVersion"]).partition("/")[0]
+    return {"ray.io": "kuberay.yaml", "monitoring.coreos.com": "podmonitor.yaml"}.get(group)
 
 
-def documents_are_valid(kuberays: bool) -> str:
+def documents_are_valid(by: str | None) -> str:
     checked = 0
     for name, documents in all_built().items():
-        asked = [document for document in documents if of_kuberay(document) == kuberays]
+        asked = [document for document in documents if schema_of(document) == by]
         assert not (said := errors(*asked)), f"{name}: {said[-1]}"
         checked += len(asked)
-    assert checked >= 10
+    assert checked >= (1 if by == "podmonitor.yaml" else 10)
     return f"{checked} documents"
 
 
 def kubernetes_kinds(_: Path) -> str:
-    return f"{documents_are_valid(kuberays=False)}; {VALIDATES}"
+    return f"{documents_are_valid(None)}; {VALIDATES}"
 
 
 def kuberay_kinds(_: Path) -> str:
-    return f"{documents_are_valid(kuberays=True)}; a schema of ours for KubeRay's fields, Kubernetes' own for pods"
+    return f"{documents_are_valid('kuberay.yaml')}; a schema of ours for KubeRay's fields, Kubernetes' own for pods"
+
+
+def pod_monitor(_: Path) -> str:
+    return f"{documents_are_valid('podmonitor.yaml')}; a schema of ours"
 
 
 def worker(raycronjob: Document) -> Document:
@@ -124,6 +133,7 @@ SPOILT: dict[str, tuple[str, Callable[[Document], Any]]] = {
     "backofflimit": ("cronjob", lambda d: d["spec"]["jobTemplate"]["spec"].update(backofflimit=4)),
     "shutdownAfterJobFinish": ("rayjob", lambda d: d["spec"].update(shutdownAfterJobFinish=True)),
     "preRunningDeadlineSeconds": ("rayjob", lambda d: d["spec"].update(preRunningDeadlineSeconds=0)),
+    "podMetricsEndpoint": ("podmonitor", lambda d: d["spec"].update(podMetricsEndpoint=[])),
     "num-cpus": ("raycluster", lambda d: d["spec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0})),
     "cpus": ("raycronjob", lambda d: worker(d)["resources"].update(cpus=1)),
 }
@@ -132,7 +142,8 @@ SPOILT: dict[str, tuple[str, Callable[[Document], Any]]] = {
 def spoilt_documents(_: Path) -> str:
     """Fields of Kubernetes' and of KubeRay's, misspelt or of a value that isn't one."""
     for field, (kind, spoil) in SPOILT.items():
-        (document,) = (d for d in built(HERE / kind / "base") if d["kind"].lower() == kind)
+        folder = HERE / kind / "base" if (HERE / kind / "base").exists() else HERE / kind
+        (document,) = (d for d in built(folder) if d["kind"].lower() == kind)
         assert not errors(document)
         spoil(document)
         assert field in "\n".join(errors(document)), f"{kind}: {field} isn't refused"
@@ -249,6 +260,7 @@ CHECKS = [
     Check("kubernetes", "exit codes, grace and versions are batchq's", How.SCHEMA, agrees_with_batchq, quick=True),
     Check("kubernetes", "CronJob, PersistentVolumeClaim, ConfigMap", How.SCHEMA, kubernetes_kinds),
     Check("kubernetes", "RayJob, RayCronJob, RayCluster", How.SCHEMA, kuberay_kinds),
+    Check("kubernetes", "PodMonitor", How.SCHEMA, pod_monitor),
     Check("kubernetes", "what is wrong is refused", How.SCHEMA, spoilt_documents),
     Check("kubernetes", "pods are restricted", How.SCHEMA, pods_are_restricted),
     Check("kubernetes", "the CronJob's command with a team's ConfigMap, as a process", How.RAN, nightly_run),

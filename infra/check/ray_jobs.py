@@ -26,10 +26,10 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Head:
-    """A Ray head on loopback with two cores and the job API."""
+    """A Ray head on loopback with two cores and the job API at `address`; drivers join it at `gcs`."""
 
-    def __init__(self, address: str, environment: Mapping[str, str]) -> None:
-        self.address, self.environment = address, environment
+    def __init__(self, address: str, gcs: str, folder: Path, environment: Mapping[str, str]) -> None:
+        self.address, self.gcs, self.folder, self.environment = address, gcs, folder, environment
 
     def ray(self, *words: str) -> str:
         return said([_ray(), "job", *words], env={**self.environment, "RAY_ADDRESS": self.address})
@@ -62,7 +62,7 @@ def _ray() -> str:
     return str(Path(sys.executable).with_name("ray"))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -71,11 +71,13 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def head(work: Path) -> Iterator[Head]:
-    """Raises Missing where Ray came without ray[default]."""
+def head(work: Path, *more: str, **settings: str) -> Iterator[Head]:
+    """`more` goes to `ray start`, `settings` to its environment and its drivers'.
+
+    Raises Missing where Ray came without ray[default]."""
     if find_spec("aiohttp_cors") is None:  # of its dashboard
         raise Missing("ray[default]: install from requirements/")
-    port, dashboard = _free_ports(2)
+    port, dashboard = free_ports(2)
     folder = Path(tempfile.mkdtemp(prefix="bq-", dir="/tmp"))
     environment = {
         **os.environ,
@@ -84,9 +86,11 @@ def head(work: Path) -> Iterator[Head]:
         "BATCHQ_CACHE": str(work / "cache"),
         "HF_HUB_OFFLINE": "1",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **settings,
     }
     options = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     options += [
+        *more,
         "--node-ip-address=127.0.0.1",
         "--num-cpus=2",
         "--object-store-memory=104857600",
@@ -106,7 +110,7 @@ def head(work: Path) -> Iterator[Head]:
         while b"Ray runtime started" not in log.read_bytes():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-800:]
             time.sleep(0.1)
-        yield Head(f"http://127.0.0.1:{dashboard}", environment)
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", folder, environment)
     finally:
         process.terminate()
         try:
