@@ -17,6 +17,7 @@ from batchq.account.ledger import Invocation
 from batchq.account.usage import Standing
 from batchq.cli import main, status
 from batchq.config import Config
+from batchq.errors import StorageError
 from batchq.job import session
 from batchq.output import lease
 from tests.helpers import rows_of, write_jsonl
@@ -248,6 +249,27 @@ def test_watching_for_programs_is_an_object_a_line_and_leaving_is_no_exit_code_o
         main(["status", *ASKED, "--watch", "--wait", "--json"])
     assert left.value.code == 130
     assert all(set(json.loads(line)) == FIELDS for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_store_that_cannot_be_read_for_a_while_ends_no_wait(
+    at_work: tuple[lease.Lease, Invocation], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, invocation = at_work
+    monkeypatch.setattr(lease, "WATCH_BEATS", 400)
+    looks = [0]
+
+    def look(self: status.Watcher, known: Callable[[status.Watcher], None] = status.Watcher.look) -> None:
+        looks[0] += self.at_work is True
+        if looks[0] in (1, 2):
+            raise StorageError("the store doesn't answer")
+        if looks[0] == 3:
+            invocation.complete(0)
+            held.close()
+        known(self)
+
+    monkeypatch.setattr(status.Watcher, "look", look)
+    assert main(["status", *ASKED, "--wait"]) == 0
+    assert capsys.readouterr().err.count("the store doesn't answer; trying again") == 2
 
 
 def test_what_never_began_has_nothing_to_wait_for(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

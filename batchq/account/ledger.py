@@ -22,7 +22,7 @@ from batchq import storage
 from batchq.account.summary import summarise
 from batchq.account.usage import ReplicaAccount, RunAccount, Standing, account_from_json
 from batchq.config import PricingConfig
-from batchq.errors import NotFound, OtherDriver, OutputTaken, StorageError, exit_code_of, words_of
+from batchq.errors import Changed, NotFound, OtherDriver, OutputTaken, StorageError, exit_code_of, words_of
 from batchq.machine.cache import cache_dir
 from batchq.machine.digests import digest_of
 from batchq.output import layout
@@ -88,12 +88,12 @@ class Invocation:
     def fail(self, state: str, error: BaseException) -> None:
         """`end`, with the error that ended it, also where all was labelled and the report couldn't be written. A run
         that had held no device yet is put on record too where it was to go on with a plan, unless that is another
-        run's or another driver's."""
+        run's or another driver's, or its input is another."""
         self._exit_code, self._reason = exit_code_of(error), words_of(error)
         if self._state == "complete":
             self.write(state)
         self.end(state)
-        if self._state or self.verb != "run" or isinstance(error, (OutputTaken, OtherDriver)):
+        if self._state or self.verb != "run" or isinstance(error, (OutputTaken, Changed, OtherDriver)):
             return
         try:
             if storage.exists(layout.plan(self.output)):

@@ -21,7 +21,7 @@ from batchq.account.cost import cost_of
 from batchq.account.usage import RunAccount
 from batchq.cli import streams
 from batchq.config import Config
-from batchq.errors import ExitCode
+from batchq.errors import ExitCode, StorageError
 from batchq.machine.progress import Progress, duration, visible
 from batchq.output import lease
 from batchq.plan.stored import load_plan
@@ -31,6 +31,7 @@ from batchq.report.outcome import load, summarise
 
 REDRAW_SECONDS = 5.0  # between two looks of --watch and --wait
 POLL_SECONDS = 0.5  # while it isn't known whether it is at work
+UNREAD_SECONDS = 600.0  # --watch and --wait go on for so long while the store can't be read
 COLUMNS = 80
 
 Figures = dict[str, Any]
@@ -101,17 +102,30 @@ class Watcher:
 
     def follow(self, watch: bool, as_json: bool) -> None:
         """Until it isn't at work any more; with `watch` it is shown."""
-        screen = Progress(sys.stdout)
+        screen, read = Progress(sys.stdout), time.monotonic()
+        if watch and self.at_work:
+            self._show(screen, as_json)
         while self.at_work is not False:
-            if watch and as_json:
-                streams.say(_object(self.figures()))
-            elif watch and screen.live:
-                screen.update(line(self.figures()))
-            elif watch:
-                streams.say(line(self.figures()))
             time.sleep(REDRAW_SECONDS)
-            self.look()
+            try:
+                self.look()
+                if watch and self.at_work:
+                    self._show(screen, as_json)
+                read = time.monotonic()
+            except StorageError as error:  # the run may be well
+                if time.monotonic() - read > UNREAD_SECONDS:
+                    raise
+                streams.warn(f"batchq: {visible(str(error))}; trying again")
         screen.clear()
+
+    def _show(self, screen: Progress, as_json: bool) -> None:
+        figures = self.figures()
+        if as_json:
+            streams.say(_object(figures))
+        elif screen.live:
+            screen.update(line(figures))
+        else:
+            streams.say(line(figures))
 
     def figures(self) -> Figures:
         """All there is to say: docs/operations.md has the fields. Raises BatchqError if nothing is there."""

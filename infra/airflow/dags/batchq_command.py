@@ -8,7 +8,7 @@ same name in capitals. Those of batchq_daily:
     batchq_daily_output    where its labels go: s3://corpus/labelled/ds=%Y-%m-%d. Each date needs a place of its own
     batchq_daily_ready     optional: what has to be there before a date is labelled, such as .../ds=%Y-%m-%d/_SUCCESS;
                            without it, any input
-    batchq_daily_options   optional: more of batchq's command line: pricing.budget=20 engine.in_flight=64
+    batchq_daily_options   optional: more of batchq's command line: pricing.budget=20 'run.deadline=06:00 UTC'
 
 A place is a folder, a file, a pattern, or one of them in s3://, az:// or gs://; batchq's own process looks for it, so
 Airflow needs no credentials for it.
