@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from batchq.pool import connection
 from tests.helpers import LABELS
 from tests.s3 import S3, s3_server
+from tests.shared_ray import SharedRay
 from tests.tiny import make_tiny_model
 
 # Tests never reach for a hub, and their Ray never for the outside.
@@ -29,6 +31,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["BATCHQ_CACHE"]
     else:
         os.environ["BATCHQ_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_ray() -> Iterator[SharedRay]:
+    shared = SharedRay()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "connect", shared.connect)
+        patch.setattr(connection, "close", shared.close)
+        yield shared
+        shared.finish()
+
+
+@pytest.fixture
+def own_ray(one_ray: SharedRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that connects and closes as batchq does."""
+    one_ray.finish()
+    monkeypatch.setattr(connection, "connect", one_ray.start)
+    monkeypatch.setattr(connection, "close", one_ray.end)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ SLOW = "The current node timed out during startup. This could happen because som
 
 
 @pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
+def closed(own_ray: None) -> Iterator[None]:
     """What a test connects, it gives up: Ray stays hushed in this process else, whatever test comes next."""
     yield
     connection.close()
