@@ -121,9 +121,13 @@ def summary(text: str) -> dict[str, Any]:
     return {
         **{
             name: text
-            for name in ("job", "state", "output", "model", "quantization", "why", "id_column", "gold_column", "reuse")
+            for name in (
+                *("job", "state", "output", "read", "model", "quantization", "why", "id_column", "gold_column"),
+                *("reuse", "date"),
+            )
         },
         **summarise([receipt], [run], PricingConfig(currency=text, as_of=text, per_hour={})),
+        "objects": 1,
         "prices": {text: 1.0},
         "gate": [{"words": text}],
         "duplicate_ids": 3,

@@ -46,7 +46,8 @@ def idle() -> bool:
     for _ in range(50):
         if not ray.is_initialized():
             return False
-        if ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"):
+        free, there = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]
+        if free.get("CPU") == there.get("CPU"):
             return True
         time.sleep(0.1)  # polling another process
     return False
