@@ -209,7 +209,7 @@ def nightly_pod(work: Path) -> str:
     mount(
         {
             "mine.yaml": MINE.replace("/work", "/cache")
-            .replace("path: in", 'path: "/cache/ds=${oc.env:DS}"')
+            .replace("path: in", 'path: "/cache/ds={date}"')
             .replace("path: out", "path: /cache/out")
         },
         job,

@@ -222,8 +222,8 @@ model: {{path: "{model}"}}
 quantization: {{scheme: none}}
 gate: {{enabled: false}}
 engine: {{kind: fake}}
-input: {{path: "{work}/in/ds=${{oc.env:DS}}"}}
-output: {{path: "{work}/out/ds=${{oc.env:DS}}"}}
+input: {{path: "{work}/in/ds={{date}}"}}
+output: {{path: "{work}/out/ds={{date}}"}}
 """
 
 

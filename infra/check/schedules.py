@@ -49,13 +49,14 @@ class Night:
     def __init__(self, work: Path, options: str = dates.OPTIONS) -> None:
         self.work, self.logs = work, work / "logs"
         dates.make_job(work)
+        job = work / "conf/job/tickets.yaml"
+        paths = f'input: {{path: "{work}/in/ds={{date}}"}}\noutput: {{path: "{work}/out/ds={{date}}", '
+        job.write_text(job.read_text().replace("output: {", paths))
         self.settings = work / "tickets.env"
         text = (CRON / "example.env").read_text()
         values = {
             "PYTHON": sys.executable,
             "CONF": f"{work}/conf",
-            "INPUT": f"{work}/in/ds=%F",
-            "OUTPUT": f"{work}/out/ds=%F",
             "OPTIONS": f'"{options}"',
             "CACHE": f"{work}/cache",
             "LOGS": str(self.logs),
