@@ -115,6 +115,20 @@ def test_thirty_nights_of_which_one_dies_ask_for_each_change_once(
     assert capsys.readouterr().out.count("each of the input's rows once") == 30
 
 
+def test_a_night_that_was_compacted_is_taken_over_too(nights: Nights) -> None:
+    nights.give(1)
+    nights.give(2, changed=2)
+    assert nights.run("01", "output.compact=1") == 40
+    assert nights.run("02", "output.compact=1") == 2 and nights.source("02") == "01"
+    assert main(["clean", *INCREMENTAL, "input.date=2026-11-01", "output.compact=1"]) == 0
+    nights.give(3, changed=2)
+    assert nights.run("03") == 2 and nights.source("03") == "02"
+    (gone,) = nights.project.glob("out/2026-11-02/compact-*/*.parquet")
+    shutil.rmtree(nights.project / "out/2026-11-03")
+    gone.unlink()
+    assert nights.run("03") == 4 and nights.source("03") == "01"
+
+
 def test_another_prompt_asks_all_and_says_why(nights: Nights, capsys: pytest.CaptureFixture[str]) -> None:
     nights.give(1)
     nights.give(2)

@@ -49,7 +49,7 @@ def indexes(cache: Path) -> list[Path]:
     return [path for path in (cache / "reuse").glob("*/") if path.name != ".building"]
 
 
-@pytest.mark.parametrize(("group", "narrow"), [(128, 1 << 32), (2, 1 << 32), (2, 0)])
+@pytest.mark.parametrize(("group", "narrow"), [(500_000, 1 << 32), (150, 1 << 32), (150, 0)])
 def test_every_key_is_found_where_it_first_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int, narrow: int
 ) -> None:

@@ -19,10 +19,10 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from batchq.output import objects, parts
 from batchq.output.objects import Rows
 
 AT_ONCE = 8  # parts whose keys are on their way
-GROUP = 128  # parts between two writes, some 10 MB of keys
+GROUP = 500_000  # keys between two writes, at least: 10 MB; a row group of a compacted object has up to a million
 KEPT_SECONDS = 12 * 3600.0  # by the next night, that of the night before is gone
 BYTES = 16  # of a key
 HALVES = np.dtype([("first", ">u8"), ("second", ">u4"), ("rest", ">u4")])  # how a key is read
@@ -57,7 +57,10 @@ class Index:
         """
         self.parts = objects.pieces(output)
         there = {each.uri: (each.size, each.etag) for each in storage.list_objects(objects.folder(output))}
-        content = digest_of([[uri, *there[uri]] for uri in dict.fromkeys(rows.uri for rows in self.parts)])
+        wanted = dict.fromkeys(rows.uri for rows in self.parts)
+        if gone := next((uri for uri in wanted if uri not in there), None):
+            raise StorageError(f"{gone}: was announced and isn't there")
+        content = digest_of([[uri, *there[uri]] for uri in wanted])
         folder = _folder() / f"{_prefix(output)}{content[:24]}"
         while not self._opened(folder):
             if build_once(folder, self._build):
@@ -102,16 +105,17 @@ class Index:
 
     def _build(self, folder: Path) -> None:
         (folder / LOCK).touch()
-        starts = [0]
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            pieces_of_all = iter(self.parts)
-            while group := list(islice(pieces_of_all, GROUP)):  # map alone would read them all ahead of us
-                pieces = []
-                for entries, rows in threads.map(_entries, group):
-                    entries["place"] += starts[-1]
-                    pieces.append(entries)
-                    starts.append(starts[-1] + rows)
-                _deal(_sorted(np.concatenate(pieces)), folder)
+        starts, held, count = [0], [], 0
+        for entries, rows in _ahead(self.parts):
+            entries["place"] += starts[-1]
+            starts.append(starts[-1] + rows)
+            held.append(entries)
+            count += len(entries)
+            if count >= GROUP:
+                _deal(_sorted(np.concatenate(held)), folder)
+                held, count = [], 0
+        if held:
+            _deal(_sorted(np.concatenate(held)), folder)
         (folder / STARTS).write_text(json.dumps(starts))
         _join(folder, _place(starts[-1]))
 
@@ -144,6 +148,18 @@ def _folder() -> Path:
 
 def _prefix(output: str) -> str:
     return f"{digest_of(output)[:24]}-"
+
+
+def _ahead(pieces: Sequence[Rows]) -> Iterator[tuple[Any, int]]:
+    """`_entries` of each, in order; a few are on their way, where map would read all of them ahead of us."""
+    waiting: deque[Future[tuple[Any, int]]] = deque()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for piece in pieces:
+            waiting.append(threads.submit(_entries, piece))
+            if len(waiting) == AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _entries(piece: Rows) -> tuple[Any, int]:
