@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from batchq.account import ledger
+from batchq.account.events import Kind
 from batchq.cli import main
-from batchq.config import MetricsConfig
+from batchq.config import Config, MetricsConfig
 from batchq.config.metrics import check_metrics
 from batchq.errors import ConfigError
 from batchq.job import session
+from batchq.job.session import open_session
 from batchq.telemetry import delivery, metrics
 from batchq.telemetry.metrics import LAST, LIVE, Sample, exposition
 from tests.helpers import rows_of, write_jsonl
@@ -100,6 +102,20 @@ def test_what_outlives_a_run_is_written_and_the_last_success_stays(project: Path
     for kept in ("batchq_last_success_timestamp_seconds",):
         assert bad[kept, job] == good[kept, job]
     assert bad["batchq_last_end_timestamp_seconds", job] > good["batchq_last_end_timestamp_seconds", job]
+
+
+def test_what_the_gate_measured_stays_until_it_measures_again(project: Path, compose: Callable[..., Config]) -> None:
+    folder = project / "collector"
+    folder.mkdir()
+    config = compose(f"metrics.textfile={folder}")
+    for judged in (True, False):
+        with open_session(config, "run") as opened:
+            if judged:
+                opened.events.emit(Kind.gated, scheme="fp8", recovery=0.993)
+            opened.events.emit(Kind.failed, exit_code=1)
+        told = values((folder / "batchq_mine.prom").read_text())
+        assert told["batchq_last_gate_recovery_ratio", 'job_name="mine",scheme="fp8"'] == 0.993
+        assert told["batchq_last_exit_code", 'job_name="mine"'] == 1
 
 
 def test_a_job_has_a_file_of_its_own() -> None:
