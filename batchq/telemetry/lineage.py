@@ -118,7 +118,7 @@ class Lineage:
             )
         if data.get("reason"):
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(data["reason"], "Python")
-        counted = {}
+        counted: dict[str, Any] = {}
         if (rows := data.get("rows")) is not None:
             facet = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=rows)
             counted["outputStatistics"] = facet
