@@ -79,8 +79,9 @@ def test_scores_are_the_models_own(tiny: Path) -> None:
         finally:
             await engine.close()
 
+    # Logits of 4 to 8 in bfloat16 are 1/32 apart; by how rows were batched they are two such steps off now and then.
     for ours, theirs in zip(asyncio.run(ask()), expected, strict=True):
-        assert ours == pytest.approx(theirs, abs=0.05)
+        assert ours == pytest.approx(theirs, abs=0.1)
 
 
 @pytest.mark.engine

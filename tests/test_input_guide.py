@@ -13,7 +13,7 @@ from batchq.config.csv import CHARACTERS
 from batchq.errors import InputError
 from batchq.input import splittable
 from batchq.input.foreign import TABLES
-from batchq.input.formats import COMPRESSIONS, FORMATS, format_of
+from batchq.input.formats import COMPRESSIONS, FORMATS, LOGGED, format_of
 from batchq.input.types import column_type
 
 PAGE = (Path(__file__).parent.parent / "docs/input.md").read_text()
@@ -31,6 +31,8 @@ def test_formats_their_names_and_how_they_are_cut() -> None:
     rows = {re.sub("`", "", row[0]): row for row in table("Formats")}
     assert set(rows) == {each.value for each in InputFormat} - {"auto"}
     units = {"bytes": "bytes", "rows": "rows", "not at all": "stream"}
+    for name in {each.value for each in LOGGED}:
+        assert "always said" in rows.pop(name)[1]
     for name, (_, endings, compressed, cut, _) in rows.items():
         assert set(re.findall(r"\.\w+", endings)) == {ending for ending, format in FORMATS.items() if format == name}
         assert units[cut] == splittable(f"x{endings.split()[0].strip('`')}", name)

@@ -313,7 +313,7 @@ MEANT = {
     "an engine, nearly": (["job=mine", "engine=vlm"], "engine=vlm: no such engine; choices are fake, vllm; did you mean vllm?"),
     "a field, nearly": (["job=mine", "task.promt=x"], "did you mean task.prompt?"),
     "a group, nearly": (["job=mine", "inputs.path=x"], "did you mean"),
-    "a field without its group": (["job=mine", "limit=3"], "limit: no such field; groups are job, task, model, quantization, gate, engine, cluster, input, output, pricing, tune, clean, log; did you mean input.limit?"),
+    "a field without its group": (["job=mine", "limit=3"], "limit: no such field; groups are job, task, model, quantization, gate, engine, cluster, input, output, pricing, tune, clean, log, metrics, events, run; did you mean input.limit?"),
     "a field of several groups": (["job=mine", "seed=3"], "did you mean task.seed or quantization.seed or gate.seed?"),
     "a field of the dialect, nearly": (["job=mine", "input.csv.delim=x"], "did you mean input.csv.delimiter?"),
     "a dict of options": (["job=mine", "engine.options={x: 5}"], "engine.options: on the command line add each key for itself, as +engine.options.KEY=VALUE"),
@@ -327,7 +327,7 @@ MEANT = {
     "= and braces in a value": (["job=mine", "task.prompt=a={b}"], "task.prompt: can't be read as Hydra's key=value; quote its value twice, for the shell too: 'task.prompt=\"...\"'"),
     "a semicolon": (["job=mine", "input.csv.delimiter=;"], "input.csv.delimiter: say a word for the character: comma, semicolon, tab"),
     "a comma for a delimiter": (["job=mine", "input.csv.delimiter=,"], "input.csv.delimiter: say a word for the character: comma"),
-    "a format, nearly": (["job=mine", "input.format=json"], "expected one of [auto, jsonl, csv, parquet, text, dataset]; did you mean jsonl?"),
+    "a format, nearly": (["job=mine", "input.format=json"], "did you mean jsonl?"),
     "a kind, nearly": (["job=mine", "task.kind=classification"], "did you mean classify?"),
     "none for null": (["job=mine", "input.limit=none"], "for no value say input.limit=null"),
 }  # fmt: skip
