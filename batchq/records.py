@@ -216,6 +216,8 @@ class Plan:
     date: str = (
         ""  # ISO 8601: the present time, as chat templates are told; "" in a plan of 0.1.0: each replica's clock
     )
+    model_name: str = ""  # what a person calls the model; "" in plans of before there was this field
+    model_revision: str = ""  # the hub's commit, of a model that comes from there
 
 
 def sealed(fields: dict[str, Any]) -> bytes:

@@ -136,7 +136,7 @@ def work(order: Order) -> None:
     fixed = stored or store_plan(make_plan(config, model.digest, Scheme.none, model.digest), output)
     remaining = read_committed(fixed, output).remaining
     if not remaining:
-        end(order, fixed, model)
+        end(order, fixed)
         return
     invocation = ledger.Invocation(output)
     invocation.write("running")
@@ -158,15 +158,15 @@ def work(order: Order) -> None:
     invocation.write("complete")
     if read_committed(fixed, output).remaining:
         raise StorageError(f"{output}: shards were labelled but aren't there")
-    end(order, fixed, model)
+    end(order, fixed)
 
 
-def end(order: Order, fixed: Plan, model: Model) -> None:
+def end(order: Order, fixed: Plan) -> None:
     """Publish, account, and remove what nobody needs, as far as the job asks for it."""
     config = order.config
     compaction.MIB, compaction.GROUP_BYTES = OBJECT_BYTES, ROW_GROUP_BYTES  # the corpus has some KB
     publish(config, fixed, threading.Event(), print)
-    finish(config, fixed, read_committed(fixed, storage.normalize(config.output.path)), model.name, [])
+    finish(config, fixed, read_committed(fixed, storage.normalize(config.output.path)), [])
     if config.clean.parts:
         clean(config)
 

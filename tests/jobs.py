@@ -134,4 +134,4 @@ def completed(config: Config, fixed: Plan | None = None) -> Result:
     asyncio.run(all_shards())
     committed = read_committed(fixed, output)
     assert not committed.remaining
-    return finish(config, fixed, committed, "tiny", [])
+    return finish(config, fixed, committed, [])

@@ -286,7 +286,7 @@ def test_on_a_store(compose: Callable[..., Config], project: Path, s3: S3, monke
         config = compose(f"output.path={bucket}/labels/2026-11-{day}")
         fixed = planned(config)
         asyncio.run(labelled(config, fixed))
-        finish(config, fixed, read_committed(fixed, config.output.path), "tiny", [])
+        finish(config, fixed, read_committed(fixed, config.output.path), [])
     source = last_source(compose(f"output.path={bucket}/labels/2026-11-20"), pytest.fail)
     assert source and source.output == f"{bucket}/labels/2026-11-19"
     source = last_source(compose(f"output.path={bucket}/labels/new"), pytest.fail)

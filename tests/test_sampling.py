@@ -93,7 +93,7 @@ def cut(config: Config, project: Path) -> tuple[dict[str, Any], int, str]:
 
     fixed = planned(config)
     asyncio.run(labelled(config, fixed, cut_every=4))
-    result = finish(config, fixed, read_committed(fixed, storage.normalize(config.output.path)), "tiny", [])
+    result = finish(config, fixed, read_committed(fixed, storage.normalize(config.output.path)), [])
     return json.loads((project / "out/meta/report.json").read_text()), result.exit_code, result.text
 
 

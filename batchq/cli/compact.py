@@ -24,4 +24,4 @@ def compact(config: Config, stop: threading.Event) -> Result:
             raise BatchqError(f"{session.output}: {left} shards to go; only a complete run is compacted")
         with only_driver(session):
             publish(config, plan, session.stop, session.progress.step)
-            return finish(config, plan, committed, config.model.path, [])
+            return finish(config, plan, committed, [])

@@ -171,7 +171,7 @@ class Watcher:
 
     def _committed(self) -> Figures:
         plan, committed = load(self.config)
-        summary = summarise(self.config, plan, committed, self.config.model.path, [])
+        summary = summarise(self.config, plan, committed, [])
         same = ("shards_done", "rows", "failures", "failures_by_code", "truncated")
         share = summary["shards_done"] / max(1, summary["shards"])
         return {name: summary[name] for name in same} | {"share": share, "summary": summary}

@@ -47,7 +47,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             model = resolve_model(session)
         resume = find_resume(session, model)
         if resume and resume.complete:
-            return nothing_to_do(session, model, resume)
+            return nothing_to_do(session, resume)
         budget = Budget(config.pricing, session.output, session.hardware)
         deadline.require()
         session, source = find_source(session, model, resume)
@@ -60,7 +60,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
                 resume = find_resume(session, model)  # another driver may have planned it while this one waited
             if resume and resume.complete:
                 publish(config, resume.plan, session.stop, session.progress.step)
-                return nothing_to_do(session, model, resume)
+                return nothing_to_do(session, resume)
             plan, served = go_on(session, model, resume) if resume else start_new(session, model, new)
             before = resume.committed if resume else read_committed(plan, session.output)
             session.events.emit(
@@ -75,7 +75,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
             publish(config, plan, session.stop, session.progress.step)
             session.progress.clear()
             session.invocation.complete(exit_code(config, plan, committed))
-            return completed(session, plan, committed, model, resume.new_inputs if resume else [])
+            return completed(session, plan, committed, resume.new_inputs if resume else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +116,18 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
     return check_inputs(plan, config)
 
 
-def nothing_to_do(session: Session, model: Model, resume: Resume) -> Result:
+def nothing_to_do(session: Session, resume: Resume) -> Result:
     if is_due(session.config):  # killed between the last commit and this, or asked for since
         with only_driver(session):
             publish(session.config, resume.plan, session.stop, session.progress.step)
     session.progress.step("all is committed; nothing to do")
-    return completed(session, resume.plan, resume.committed, model, resume.new_inputs)
+    return completed(session, resume.plan, resume.committed, resume.new_inputs)
 
 
-def completed(session: Session, plan: Plan, committed: Committed, model: Model, new_inputs: list[str]) -> Result:
+def completed(session: Session, plan: Plan, committed: Committed, new_inputs: list[str]) -> Result:
     """Account for it, and tell."""
     with session.traces.phase("report"):
-        result = finish(session.config, plan, committed, model.name, new_inputs)
+        result = finish(session.config, plan, committed, new_inputs)
     counts = {name: result.summary[name] for name in ("rows", "answers", "failures", "cost", "currency")}
     report = layout.report(session.output, "html")
     session.events.emit(Kind.completed, exit_code=int(result.exit_code), **counts, report=report)

@@ -77,6 +77,17 @@ def resolve(config: ModelConfig, weights: bool = True) -> Model:
     return Model(str(folder), name, digest, quantization_of(read_config(folder)), trusted)
 
 
+def name_of(where: str) -> str:
+    """What a person calls the model of this model.path, before or after it was resolved."""
+    if where.startswith("hf://"):
+        return where.removeprefix("hf://").strip("/")
+    if where.startswith("wheel://"):
+        return Path(where).stem
+    if storage.is_remote(where):
+        return storage.normalize(where).rsplit("/", 1)[-1]
+    return Path(storage.normalize(where)).resolve().name
+
+
 def _from_hub(where: str, revision: str | None, trusted: bool) -> tuple[Path, str, str]:
     repo = where.removeprefix("hf://").strip("/")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):

@@ -15,6 +15,7 @@ from batchq import input, storage
 from batchq.config import Config, KvCache, Scheme, Unreadable, suggest
 from batchq.errors import ConfigError, InputError
 from batchq.model.scheme import SCHEMES
+from batchq.model.source import name_of
 from batchq.output.parts import PART_BYTES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
@@ -125,6 +126,8 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
         bytes_per_part=PART_BYTES,
         quantization=scheme.value,
         model=model,
+        model_name=name_of(config.model.path),
+        model_revision=config.model.revision or "",
         unreadable=unreadable,
         left_out=inputs.left_out,
         snapshot=inputs.snapshot.words if inputs.snapshot else "",

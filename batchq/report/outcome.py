@@ -35,11 +35,10 @@ class Result:
     text: str
 
 
-def finish(config: Config, plan: Plan, committed: Committed, model: str, new_inputs: Sequence[str]) -> Result:
-    """Account for what is committed, write meta/manifest.json and meta/report.json, .html and .csv, say it. `model`:
-    its name for people."""
+def finish(config: Config, plan: Plan, committed: Committed, new_inputs: Sequence[str]) -> Result:
+    """Account for what is committed, write meta/manifest.json and meta/report.json, .html and .csv, say it."""
     output = storage.normalize(config.output.path)
-    summary = summarise(config, plan, committed, model, new_inputs)
+    summary = summarise(config, plan, committed, new_inputs)
     if not committed.remaining:
         storage.delete_prefix(layout.partial(output))  # of attempts that were killed while they cleaned up
         manifest = {
@@ -87,9 +86,7 @@ def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def summarise(
-    config: Config, plan: Plan, committed: Committed, model: str, new_inputs: Sequence[str]
-) -> dict[str, Any]:
+def summarise(config: Config, plan: Plan, committed: Committed, new_inputs: Sequence[str]) -> dict[str, Any]:
     """All numbers of one output, over every invocation that worked on it."""
     output, shards = storage.normalize(config.output.path), len(plan.shards)
     summary = accounts.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
@@ -103,7 +100,7 @@ def summarise(
         "output": output,
         "read": objects.folder(output),
         "objects": len(objects.listed(output)),
-        "model": model,
+        "model": model_words(plan),
         "quantization": plan.quantization,
         "why": why(plan),
         "fingerprint": plan.fingerprint,
@@ -118,6 +115,13 @@ def summarise(
         "new_inputs": list(new_inputs),
         "quarantined": quarantined(plan, committed),
     }
+
+
+def model_words(plan: Plan) -> str:
+    """Name and revision of the model that was planned, whatever the configuration names today."""
+    if not plan.model_name:  # planned before there was this field
+        return f"a model whose name isn't on record (digest {plan.model[:12]})"
+    return f"{plan.model_name}@{plan.model_revision}" if plan.model_revision else plan.model_name
 
 
 def why(plan: Plan) -> str:
@@ -142,7 +146,7 @@ def quarantined(plan: Plan, committed: Committed) -> list[dict[str, Any]]:
 def compose_report(config: Config) -> Result:
     """The report of what is committed at output.path, written anew, at today's prices."""
     plan, committed = load(config)
-    return finish(config, plan, committed, config.model.path, [])
+    return finish(config, plan, committed, [])
 
 
 def load(config: Config) -> tuple[Plan, Committed]:
