@@ -50,6 +50,7 @@ class BatchqError(Exception):
 
     exit_code: int = ExitCode.FAILED
     run = ""  # id of the invocation that it ended, for the log
+    report = ""  # what that run came to, in words, where it had begun
 
 
 class UserError(BatchqError):

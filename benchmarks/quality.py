@@ -167,7 +167,7 @@ def choose(config: Config, model: Model, tokenizer: Any, seed: int) -> TaskConfi
             SampleRequest(asked, sampling, 2 * spec.max_num_seqs, log="choose.log"),
             here,
             threading.Event(),
-            SampleListener(lambda _: None, print, lambda _: None),
+            SampleListener(lambda _: None, print, lambda _: None, lambda _: None),
         )
     right = []
     for i, task in enumerate(tasks):
@@ -239,7 +239,7 @@ def compare(
                 SampleRequest(sample.prompts, task.sampling, 2 * spec.max_num_seqs, log=f"{name}.log"),
                 here,
                 threading.Event(),
-                SampleListener(lambda _: None, print, lambda _: None),
+                SampleListener(lambda _: None, print, lambda _: None, lambda _: None),
             )
         except BatchqError as error:
             log = max(logs.glob(f"{name}*.log"), key=lambda p: p.stat().st_mtime, default=None)

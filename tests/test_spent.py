@@ -47,14 +47,14 @@ def test_a_refused_gate_is_billed(project: Path, capsys: pytest.CaptureFixture[s
     assert not (project / "out/meta/plan.json").exists()
     capsys.readouterr()
 
-    assert main(["report", *refused]) == 1
-    told = capsys.readouterr().err
-    assert "no run has been planned there yet; what was tried held" in told and "1 x run (refused)" in told
-    assert record.exit_code == 5 and f"ended in exit code 5: {record.reason}" in told
+    assert main(["report", *refused]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("batchq · mine · refused by the gate, nothing planned\n")
+    assert record.exit_code == 5 and f"refused, exit code 5: {record.reason}" in told
 
     assert main(["report", str(project), "pricing.per_hour.cpu_core=3600"]) == 0
     said = capsys.readouterr().out
-    assert "nothing planned, refused" in said and "1 outputs" in said
+    assert "refused by the gate, nothing planned" in said and "1 outputs" in said
 
     assert main([*asked, "gate.recovery=0.9"]) == 0  # both invocations of `run` are in the bill
     report = json.loads((project / "out/meta/report.json").read_text())

@@ -85,6 +85,19 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
     }
 
 
+STATES = {"refused": "refused by the gate", "running": "at work, or killed (status tells)", "complete": ""}
+
+
+def state_words(left: int, shards: int, runs: Iterable[RunAccount]) -> str:
+    """What has come of an output: how its last run ended, and shards that are left, of how many there are; none where
+    nothing is planned."""
+    if shards and not left:
+        return "complete"
+    last = [run.state for run in runs if run.verb == "run"][-1:]
+    far = f"{left} of {shards} shards to go" if shards else "nothing planned"
+    return ", ".join(filter(None, [*(STATES.get(state, state) for state in last), far]))
+
+
 def _by_verb(accounts: Iterable[RunAccount]) -> tuple[list[RunAccount], dict[str, list[RunAccount]]]:
     """The runs, and by verb what other commands held for the same output: they label nothing that it holds."""
     runs: list[RunAccount] = []

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchq.records import restored
@@ -94,6 +94,14 @@ class ReplicaAccount:
     cpu: dict[str, float] = field(default_factory=dict)  # seconds of reading, tokenising, writing beside it
     counters: Counters = Counters()
     joules: float | None = None  # that its devices took since its engine was ready; None where nothing counts them
+    phase: str = ""  # that it is in, while it holds its devices; empty once it has ended
+
+    def later(self, seconds: float) -> ReplicaAccount:
+        """The same so many seconds later, if it still holds its devices."""
+        if not self.phase:
+            return self
+        held = round(self.phases.get(self.phase, 0.0) + seconds, 3)
+        return replace(self, phases={**self.phases, self.phase: held})
 
     @property
     def device_seconds(self) -> float:
@@ -122,8 +130,8 @@ class Standing:
 class RunAccount:
     """One invocation: meta/runs/<id>.json, rewritten by its only owner while it works.
 
-    `state`: "running" (or killed since), "complete", "stopped", "refused" (by the gate) or "failed". `verb`: which
-    command it was; what others than `run` cost is reported apart.
+    `state`: "running" (or killed since), "complete", "stopped", "refused" (by the gate), "failed" or "killed". `verb`:
+    which command it was; what others than `run` cost is reported apart.
     """
 
     id: str
@@ -147,6 +155,18 @@ class RunAccount:
     )
     deadline: str | None = None  # the moment that run.deadline meant, UTC, ISO 8601
     reason: str = ""  # the line that was printed of the error that ended it
+    number: int = (
+        0  # of an output's runs, in their order; 0 for other verbs, and in records of before there was this field
+    )
+    rewritten_in: float = 0.0  # seconds from one rewrite to the next while it works
+
+
+def killed(run: RunAccount, seconds: float, reason: str) -> RunAccount:
+    """What a run has come to that was killed so many seconds after its account was made: what it held then, it held
+    until it died."""
+    ended = tuple(replace(replica.later(seconds), phase="") for replica in run.replicas)
+    wall = round(run.wall_seconds + seconds, 3)
+    return replace(run, state="killed", wall_seconds=wall, replicas=ended, reason=reason)
 
 
 def computed_tokens(prompt: int, cached: int, output: int) -> int:

@@ -271,6 +271,8 @@ def _act(verb: Verb, configs: Sequence[Config | ConfigError]) -> int:
             try:
                 code = _end(verb, *verb.act(config))
             except (BatchqError, OSError) as error:
+                if isinstance(error, BatchqError) and error.report:
+                    streams.say(error.report)
                 code = streams.complain(error)
                 if code == ExitCode.STOPPED:
                     return code

@@ -60,7 +60,8 @@ def preview(config: Config) -> str:
 
 
 def _ask(session: Session, engine: EngineSpec, request: SampleRequest) -> list[Completion | Failure]:
-    listener = SampleListener(lambda _: None, session.progress.warn, session.invocation.add)
+    invocation = session.invocation
+    listener = SampleListener(lambda _: None, session.progress.warn, invocation.hold, invocation.add)
     answers, _ = session.pool.answer_sample(engine, request, session.hardware, session.stop, listener)
     return answers
 

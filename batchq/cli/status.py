@@ -2,7 +2,7 @@
 alone.
 
 It is at work if its lease's beats rise, watched on this machine's clock, as by a driver that would take it over
-(output/lease.py). While it is, its figures are those that it writes to its record every 15 seconds; otherwise what is
+(output/lease.py). While it is, its figures are those that it rewrites in its record; otherwise what is
 committed counts.
 """
 

@@ -103,6 +103,7 @@ def _ask(session: Session, name: str, spec: EngineSpec, request: SampleRequest) 
     listener = SampleListener(
         lambda count: session.progress.update(words.format(count), count / rows),
         lost,
+        session.invocation.hold,
         session.invocation.add,
     )
     answers, _ = session.pool.answer_sample(spec, request, session.hardware, session.stop, listener)

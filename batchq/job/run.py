@@ -13,7 +13,7 @@ from batchq import input
 from batchq.account.budget import Budget
 from batchq.account.events import Kind
 from batchq.config import Config, Scheme
-from batchq.errors import ConfigError, OtherDriver, Stopped, StorageError
+from batchq.errors import BatchqError, Changed, ConfigError, OtherDriver, OutputTaken, Stopped, StorageError, words_of
 from batchq.job.deadline import deadline_of
 from batchq.job.label import label
 from batchq.job.publish import is_due, publish
@@ -31,7 +31,7 @@ from batchq.plan.inputs import check_inputs, left_out_words, obeyed
 from batchq.plan.source import Source, last_source, named_source, where, with_reuse
 from batchq.plan.stored import KEYED, differing, load_plan, refuse_drift, refuse_other, store_plan
 from batchq.records import Plan
-from batchq.report.outcome import Result, exit_code, finish
+from batchq.report.outcome import Result, exit_code, finish, unfinished
 from batchq.sizing.fit import Choice
 
 CACHED_WITHIN_SECONDS = 1.0  # seconds; a model that is cached resolves within that
@@ -55,7 +55,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         with session.traces.phase("plan"):
             new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
-        with only_driver(session), deadline.obeyed():
+        with only_driver(session, model), deadline.obeyed():
             if new:
                 resume = find_resume(session, model)  # another driver may have planned it while this one waited
             if resume and resume.complete:
@@ -118,7 +118,7 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
 
 def nothing_to_do(session: Session, resume: Resume) -> Result:
     if is_due(session.config):  # killed between the last commit and this, or asked for since
-        with only_driver(session):
+        with only_driver(session, model):
             publish(session.config, resume.plan, session.stop, session.progress.step)
     session.progress.step("all is committed; nothing to do")
     return completed(session, resume.plan, resume.committed, resume.new_inputs)
@@ -239,14 +239,16 @@ def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, s
 
 
 @contextmanager
-def only_driver(session: Session) -> Iterator[None]:
+def only_driver(session: Session, model: Model | None = None) -> Iterator[None]:
     """Hold the lease on the output. Raises OtherDriver if another one has it, or takes it over meanwhile.
 
-    If no plan was stored in the end, the lease is deleted: this driver leaves only the record of what it held.
+    If no plan was stored in the end, the lease is deleted: this driver leaves only the record of what it held, and the
+    report. `model`: that of a run; others leave none when they end early.
     """
     invocation = session.invocation
     lease = Lease(session.output, session.progress.step, session.stop, lost=session.stop, run=invocation.id)
     try:
+        invocation.take_over()
         yield
     except BaseException as error:
         session.progress.clear()
@@ -257,11 +259,24 @@ def only_driver(session: Session) -> Iterator[None]:
             )
         # Before the lease is over: who waits for that finds how it ended.
         invocation.fail(state_after(ending), ending)
+        if model and invocation.recorded and not isinstance(ending, (OutputTaken, Changed, OtherDriver)):
+            report_early_end(session, model, ending)
         lease.close(forget=load_plan(session.output) is None)
         if ending is not error:
             raise ending from None
         raise
     lease.close()
+
+
+def report_early_end(session: Session, model: Model, ending: BaseException) -> None:
+    """Leave the report of a run that ends early; who prints the error prints that too."""
+    try:
+        result = unfinished(session.config, model.name)
+    except (BatchqError, OSError) as error:
+        session.progress.warn(f"this run leaves no report: {words_of(error)}")
+        return
+    if isinstance(ending, BatchqError):
+        ending.report = result.text
 
 
 def resolve_model(session: Session) -> Model:

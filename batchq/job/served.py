@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
         return sample.calibration(config, drafted, open_task(config, model.path, drafted))
 
     def on_progress(words: str) -> None:
+        if not began:
+            session.invocation.hold(dataclasses.replace(_quantizing(0.0), phase="quantize"))
         began.append(time.monotonic())
         if session.stop.is_set():
             raise Stopped("stopped while the model was quantized; nothing was labelled yet")
@@ -73,7 +76,9 @@ def ensure_checkpoint(session: Session, drafted: Plan, model: Model, scheme: Sch
             return make_checkpoint(model, scheme, config.quantization, prompts, log, on_progress=on_progress)
     finally:
         if began:
-            driver = detect()
-            phases = {"quantize": round(time.monotonic() - began[0], 3)}
-            devices = len(driver.gpus) or len(driver.cores)
-            session.invocation.add(ReplicaAccount(driver.accelerator, devices, phases))
+            session.invocation.add(_quantizing(time.monotonic() - began[0]))
+
+
+def _quantizing(seconds: float) -> ReplicaAccount:
+    driver = detect()
+    return ReplicaAccount(driver.accelerator, len(driver.gpus) or len(driver.cores), {"quantize": round(seconds, 3)})

@@ -129,6 +129,7 @@ def _rate(session: Session, plain: Config, weights: Weights, rows: Slice, trial:
     listener = SampleListener(
         lambda count: progress.update(f"{told}{count:,} rows answered"),
         lambda _: None,  # the error says it again
+        session.invocation.hold,
         session.invocation.add,
     )
     try:

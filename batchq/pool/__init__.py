@@ -20,10 +20,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from batchq.machine.hardware import Hardware
 from batchq.machine.log import AS_SHIPPED, LogFile, LogSetting
 from batchq.pool import cluster, connection, growth
 from batchq.pool.exporter import Exporter
-from batchq.pool.handles import Notify, PoolSnapshot, Setting, WarmReplica
+from batchq.pool.handles import EngineClock, Notify, PoolSnapshot, SampleClock, Setting, WarmReplica
 from batchq.pool.labelling import POLL_SECONDS, ShardScheduler
 from batchq.pool.replica import SampleRequest
 from batchq.records import Failure, Shard
@@ -56,32 +54,35 @@ class _Lost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SampleListener:
-    """Callbacks of a sample: `on_progress` with the prompts answered so far, `notify` for each engine that is lost, and
-    `spent`, once, with what was held."""
+    """Callbacks of a sample: `on_progress` with the prompts answered so far, `notify` for each engine that is lost,
+    `holds` about once a second with what is held so far, and `spent`, at the end, with all that was."""
 
     on_progress: Callable[[int], None]
     notify: Callable[[str], None]
+    holds: Callable[[ReplicaAccount], None]
     spent: Callable[[ReplicaAccount], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Polls one engine's progress: `phases`, the seconds of each, is filled in; `log` is the engine's file."""
+    """Polls the progress of one engine, whose clock it sets; `log` is the engine's file."""
 
-    on_progress: Callable[[int], None]
-    phases: dict[str, float]
+    listener: SampleListener
+    sample: SampleClock
+    clock: EngineClock
     log: str
 
     def look(self, actor: Any) -> int:
         """How many prompts are answered; 0 if it doesn't say at once."""
         import ray
 
+        self.listener.holds(self.sample.account())
         looking = actor.progress.remote()
         if not ray.wait([looking], timeout=POLL_SECONDS)[0]:
             return 0
-        count, phases = ray.get(looking)
-        self.phases.update(phases)
-        self.on_progress(count)
+        count, phases, phase = ray.get(looking)
+        self.clock.note(phases, phase)
+        self.listener.on_progress(count)
         return int(count)
 
 
@@ -162,19 +163,17 @@ class Pool:
         self.connect()
         self.release()
         path = str(self.logs / request.log)
-        spent: Counter[str] = Counter()
-        account = partial(_account, hardware.accelerator, spec.devices, spent)
+        sample = SampleClock(hardware.accelerator)
         try:
             for _ in range(self.cluster.max_attempts):
                 slot = cluster.slots(self.cluster, hardware)[0]  # the last one's node may be gone
                 spec = dataclasses.replace(spec, cores=slot.cores)
-                account = partial(_account, hardware.accelerator, len(slot.cores) or spec.devices, spent)
                 log = cluster.log_of(slot, path, self.cluster)
                 setting = dataclasses.replace(self.log_setting, replica=0)
                 actor = cluster.start(slot, spec, hardware, LogFile(path, setting, self.cluster.address is not None))
-                seen: dict[str, float] = {}
+                clock = sample.begin(len(slot.cores) or spec.devices)
                 try:
-                    answers = self._ask(actor, request, stop, Watch(listener.on_progress, seen, log))
+                    answers = self._ask(actor, request, stop, Watch(listener, sample, clock, log))
                 except _Lost as error:
                     why = str(error)
                     if error.out_of_memory:
@@ -183,15 +182,17 @@ class Pool:
                         spec = dataclasses.replace(spec, max_num_seqs=fewer)
                     listener.notify(f"the engine that was asked a sample is lost: {why}; log: {log}")
                 else:
-                    self._warm = WarmReplica(spec, slot, actor, log) if request.stay_up else None
-                    return answers, account(seen)
+                    if request.stay_up:
+                        idle = SampleClock(hardware.accelerator)
+                        idle.begin(len(slot.cores) or spec.devices).note({}, "idle")
+                        self._warm = WarmReplica(spec, slot, actor, log, idle, listener.spent)
+                    return answers, sample.account()
                 finally:
-                    spent.update(seen)
-                    seen.clear()
                     self._kill_unless_warm(actor)
+                    sample.end()
             raise EngineError(f"a sample cost {self.cluster.max_attempts} engines in a row ({why}); log: {log}")
         finally:
-            listener.spent(account({}))
+            listener.spent(sample.account())
 
     def _kill_unless_warm(self, actor: Any) -> None:
         if self._warm is None or self._warm.actor is not actor:
@@ -221,7 +222,7 @@ class Pool:
             if getattr(error, "actor_init_failed", False):
                 raise EngineError(f"a replica did not start ({cluster.why(error)}); log: {watch.log}") from None
             raise _Lost("its process died") from None
-        watch.phases.update(phases)
+        watch.clock.note(phases, "gate")
         return list(answers)
 
     def _await_start(self, actor: Any, watch: Watch, stop: threading.Event) -> None:
@@ -270,13 +271,6 @@ class Pool:
         warm, self._warm = self._warm, None
         setting = Setting(self.cluster, self.engine, hardware, self.logs, self.log_setting)
         return ShardScheduler(setting, spec, stop, on_progress, notify).label(shards, slots, warm)
-
-
-def _account(accelerator: str, devices: int, before: Mapping[str, float], now: Mapping[str, float]) -> ReplicaAccount:
-    """What all engines of a sample held; `before`: by those that ended."""
-    phases = Counter(before)
-    phases.update(now)
-    return ReplicaAccount(accelerator, devices, {phase: round(seconds, 3) for phase, seconds in phases.items()})
 
 
 def _done(future: Any, stop: threading.Event) -> bool:

@@ -85,7 +85,7 @@ class ShardScheduler:
         finally:
             self.growth.close()
             self._close()
-        self.on_progress(self._snapshot())
+            self.on_progress(self._snapshot())
         if self.stopped_at is not None:
             raise Stopped("stopped before the end; the same command goes on from here")
         return self._snapshot()
@@ -144,6 +144,7 @@ class ShardScheduler:
 
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(replica.actor)
+        replica.clock.end()
         self.replicas.remove(replica)
         self.former.append(replica)
         self.futures = {f: v for f, v in self.futures.items() if v[1] is not replica}
@@ -193,10 +194,12 @@ class ShardScheduler:
         done, _ = ray.wait(list(closing), num_returns=len(closing), timeout=limit) if closing else ([], [])
         for future in done:
             with contextlib.suppress(ray.exceptions.RayError):  # it is gone, which is what we want
-                closing[future].snapshot = snapshot = ray.get(future)
+                snapshot = ray.get(future)
+                closing[future].note(snapshot)
                 self._note_first(snapshot)
         for replica in self.replicas:
             ray.kill(replica.actor)
+            replica.clock.end()
 
     # -- the loop's steps ------------------------------------------------------------------------
 
@@ -247,7 +250,8 @@ class ShardScheduler:
             replica.ready, self.false_starts = True, 0
             self.reached.setdefault("engine", time.monotonic())
         elif what == "snapshot":
-            replica.polling, replica.snapshot = False, result or replica.snapshot
+            replica.polling = False
+            replica.note(result)
             self._note_first(result)
             if result and result.lowered:
                 self._lower(result.lowered, "no row alone kills an engine, so memory is short")
@@ -288,7 +292,7 @@ class ShardScheduler:
             counters=sum((r.snapshot.counters for r in everyone if r.snapshot), Counters()),
             in_flight=sum(r.snapshot.in_flight for r in self.replicas if r.snapshot),
             phases=[r.snapshot.phase if r.snapshot else "start" for r in self.replicas],
-            accounts=tuple(a for r in everyone if (a := r.account(name, devices))),
+            accounts=tuple(replica.account(name, devices) for replica in everyone),
             losses=tuple(self.losses),
             reached=self.reached,
         )

@@ -94,9 +94,9 @@ class Replica:
         spent, self.clock = self.clock.seconds(), PhaseClock("idle")  # from here on it is the labelling's time
         return answers, spent
 
-    async def progress(self) -> tuple[int, dict[str, float]]:
-        """How many prompts were answered, and the seconds by phase."""
-        return self.answered, self.clock.seconds()
+    async def progress(self) -> tuple[int, dict[str, float], str]:
+        """How many prompts were answered, the seconds by phase, and the phase."""
+        return self.answered, self.clock.seconds(), self.clock.phase
 
     # -- for the labelling --
 
@@ -130,8 +130,8 @@ class Replica:
     async def close(self) -> Snapshot | None:
         """Free the devices; says how far it was, unless it has only served the gate."""
         snapshot = await self.snapshot()
-        await (self.worker or self.engine).close()
-        return snapshot
+        await (self.worker or self.engine).close()  # which may take a while, and is held too
+        return snapshot and dataclasses.replace(snapshot, phases=self.clock.seconds())
 
 
 def _log_to(log: logs.LogFile) -> None:

@@ -61,7 +61,8 @@ def ended(run: Summary) -> str:
     """How an invocation ended, and why, where an error ended it."""
     if not run["reason"]:
         return str(run["state"])
-    return f"{run['state']}, exit code {run['exit_code']}: {run['reason']}"
+    code = "" if run["exit_code"] is None else f", exit code {run['exit_code']}"
+    return f"{run['state']}{code}: {run['reason']}"
 
 
 # ---- how figures are written ----

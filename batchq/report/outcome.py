@@ -53,17 +53,59 @@ def finish(config: Config, plan: Plan, committed: Committed, new_inputs: Sequenc
         failpoint.reach("outcome.finish.before_manifest")
         storage.put(layout.manifest(output), json.dumps(manifest, indent=1).encode())
     failpoint.reach("outcome.finish.before_report")
-    for kind, written in files.output_files(summary).items():
-        storage.put(layout.report(output, kind), written.encode())
+    _write(summary)
     excess = too_many(config, summary)
-    state = ", ".join([summary["state"], *(f"with too many {what}" for what, _ in excess)])
     notes = [why for _, why in excess]
+    state = ", ".join([summary["state"], *(f"with too many {what}" for what, _ in excess)])
     if unreadable := len(summary["quarantined"]):
         notes.append(f"{unreadable} input files can't be read, or not to their ends")
     code = exit_code(config, plan, committed)
     ending = f": exit code {code}" if code else ""
     text = "\n".join([facts.terminal_text({**summary, "state": state}), *(f"  note       {n}{ending}" for n in notes)])
     return Result(code, summary, text)
+
+
+def unfinished(config: Config) -> Result:
+    """The same for a run that ended early, by whatever: also where it has no plan yet."""
+    output = storage.normalize(config.output.path)
+    if plan := load_plan(output):
+        return finish(config, plan, read_committed(plan, output), [])
+    summary = unplanned(config)
+    _write(summary)
+    return Result(ExitCode.COMPLETE, summary, facts.terminal_text(summary))
+
+
+def _write(summary: dict[str, Any]) -> None:
+    for kind, written in files.output_files(summary).items():
+        storage.put(layout.report(summary["output"], kind), written.encode())
+
+
+def unplanned(config: Config) -> dict[str, Any]:
+    """All numbers of an output for which no plan is stored: only what was held for it."""
+    output = storage.normalize(config.output.path)
+    runs = ledger.read_runs(output)
+    return {
+        "job": config.job.name,
+        "date": config.input.date,
+        "state": accounts.state_words(0, 0, runs),
+        "output": output,
+        "read": objects.folder(output),
+        "objects": 0,
+        "model": config.model.path,
+        "quantization": config.quantization.scheme.value,
+        "why": "nothing was planned, so nothing was labelled",
+        "fingerprint": "",
+        "shards": 0,
+        "shards_done": 0,
+        **accounts.summarise((), runs, config.pricing),
+        "gate": [],
+        "reuse": "",
+        "gold_column": None,
+        "id_column": config.input.id,
+        "duplicate_ids": 0,
+        "new_inputs": [],
+        "quarantined": [],
+    }
 
 
 def exit_code(config: Config, plan: Plan, committed: Committed) -> ExitCode:
@@ -89,14 +131,15 @@ def too_many(config: Config, summary: dict[str, Any]) -> list[tuple[str, str]]:
 def summarise(config: Config, plan: Plan, committed: Committed, new_inputs: Sequence[str]) -> dict[str, Any]:
     """All numbers of one output, over every invocation that worked on it."""
     output, shards = storage.normalize(config.output.path), len(plan.shards)
-    summary = accounts.summarise(committed.receipts, ledger.read_runs(output), config.pricing)
+    runs = ledger.read_runs(output)
+    summary = accounts.summarise(committed.receipts, runs, config.pricing)
     id_column = config.input.id
     has_ids = id_column is not None and id_column in schema_from_text(plan.schema).names
     left = len(committed.remaining)
     return {
         "job": plan.job,
         "date": config.input.date,
-        "state": f"{left} of {shards} shards to go" if left else "complete",
+        "state": accounts.state_words(left, shards, runs),
         "output": output,
         "read": objects.folder(output),
         "objects": len(objects.listed(output)),
@@ -144,9 +187,12 @@ def quarantined(plan: Plan, committed: Committed) -> list[dict[str, Any]]:
 
 
 def compose_report(config: Config) -> Result:
-    """The report of what is committed at output.path, written anew, at today's prices."""
-    plan, committed = load(config)
-    return finish(config, plan, committed, [])
+    """The report of what is committed at output.path, written anew, at today's prices. Raises BatchqError if no run has
+    begun there."""
+    output = storage.normalize(config.output.path)
+    if load_plan(output) is None and not any(run.verb == "run" for run in ledger.read_runs(output)):
+        load(config)  # says what other verbs held
+    return unfinished(config)
 
 
 def load(config: Config) -> tuple[Plan, Committed]:
