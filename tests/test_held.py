@@ -116,7 +116,7 @@ from batchq.account.usage import ReplicaAccount
 
 output, logs = sys.argv[1:]
 invocation = Invocation(output, "mine", "run")
-invocation.watch(Path(logs))
+invocation.logs = Path(logs)
 invocation.hold(ReplicaAccount("cpu_core", 2, {}, phase="quantize"))
 while '"quantize"' not in (Path(logs) / "witness.json").read_text():
     time.sleep(0.02)

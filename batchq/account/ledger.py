@@ -55,6 +55,7 @@ class Invocation:
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
         self.work = Work()  # filled in once it is known what is served
         self.deadline: datetime | None = None  # that of the run
+        self.logs: Path | None = None  # where a witness leaves its log, and what it needs; without one there is none
         self._began = time.monotonic()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._written = float("-inf")
@@ -79,11 +80,11 @@ class Invocation:
         seconds = (time.monotonic() if at is None else at) - self._began
         self._reached.setdefault(what, round(seconds, 3))
 
-    def watch(self, logs: Path) -> None:
-        """From here on until `close` the record is rewritten when that is due, and a process of its own, which leaves
-        its log and what it needs in that folder, records what was held if this one is killed."""
-        if self._witness is None:
-            self._witness = Witness(logs, self._tick)
+    def watch(self) -> None:
+        """From here on until `close` the record is rewritten when that is due, and a process of its own records what
+        was held if this one is killed."""
+        if self._witness is None and self.logs is not None:
+            self._witness = Witness(self.logs, self._tick)
 
     def close(self) -> None:
         """Nothing is held any more."""
@@ -104,6 +105,7 @@ class Invocation:
         """What something that is no replica holds at this moment, such as quantization; until `add` says what it came
         to."""
         self._held = (time.monotonic(), account)
+        self.watch()
 
     def add(self, account: ReplicaAccount) -> None:
         """What was held by something that is no replica."""

@@ -60,7 +60,8 @@ class Witness:
     def close(self) -> None:
         self._over.set()
         self._thread.join()
-        self._file.unlink(missing_ok=True)  # that there is nothing to record
+        with suppress(OSError):  # a folder that takes no files, which a warning has told of
+            self._file.unlink()  # there is nothing to record
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()

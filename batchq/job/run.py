@@ -249,6 +249,8 @@ def only_driver(session: Session, model: Model | None = None) -> Iterator[None]:
     lease = Lease(session.output, session.progress.step, session.stop, lost=session.stop, run=invocation.id)
     try:
         invocation.take_over()
+        if model:
+            invocation.watch()
         yield
     except BaseException as error:
         session.progress.clear()

@@ -62,7 +62,7 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
         if verb == "run":
             lineage, traces = open_lineage(config, output, progress.warn), open_traces(progress.warn)
             events.listeners += [LastMetrics(config, invocation, progress), *([lineage] if lineage else [])]
-        invocation.watch(logs)
+        invocation.logs = logs
         try:
             with traces.run(job_name=config.job.name, run=invocation.id, output=output):
                 yield Session(config, output, pool, invocation, stop or threading.Event(), progress, events, traces)
