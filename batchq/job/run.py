@@ -55,7 +55,7 @@ def run(config: Config, stop: threading.Event | None = None) -> Result:
         with session.traces.phase("plan"):
             new = None if resume else plan_new(session, model, source)
         session.invocation.reached("plan")
-        with only_driver(session, model), deadline.obeyed():
+        with only_driver(session), deadline.obeyed():
             if new:
                 resume = find_resume(session, model)  # another driver may have planned it while this one waited
             if resume and resume.complete:
@@ -118,7 +118,7 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
 
 def nothing_to_do(session: Session, resume: Resume) -> Result:
     if is_due(session.config):  # killed between the last commit and this, or asked for since
-        with only_driver(session, model):
+        with only_driver(session):
             publish(session.config, resume.plan, session.stop, session.progress.step)
     session.progress.step("all is committed; nothing to do")
     return completed(session, resume.plan, resume.committed, resume.new_inputs)
@@ -239,17 +239,17 @@ def ingredients_after(config: Config, model: Model, before: Plan) -> dict[str, s
 
 
 @contextmanager
-def only_driver(session: Session, model: Model | None = None) -> Iterator[None]:
+def only_driver(session: Session) -> Iterator[None]:
     """Hold the lease on the output. Raises OtherDriver if another one has it, or takes it over meanwhile.
 
     If no plan was stored in the end, the lease is deleted: this driver leaves only the record of what it held, and the
-    report. `model`: that of a run; others leave none when they end early.
+    report.
     """
     invocation = session.invocation
     lease = Lease(session.output, session.progress.step, session.stop, lost=session.stop, run=invocation.id)
     try:
         invocation.take_over()
-        if model:
+        if invocation.verb == "run":
             invocation.watch()
         yield
     except BaseException as error:
@@ -261,8 +261,12 @@ def only_driver(session: Session, model: Model | None = None) -> Iterator[None]:
             )
         # Before the lease is over: who waits for that finds how it ended.
         invocation.fail(state_after(ending), ending)
-        if model and invocation.recorded and not isinstance(ending, (OutputTaken, Changed, OtherDriver)):
-            report_early_end(session, model, ending)
+        if (
+            invocation.verb == "run"
+            and invocation.recorded
+            and not isinstance(ending, (OutputTaken, Changed, OtherDriver))
+        ):
+            report_early_end(session, ending)
         lease.close(forget=load_plan(session.output) is None)
         if ending is not error:
             raise ending from None
@@ -270,10 +274,10 @@ def only_driver(session: Session, model: Model | None = None) -> Iterator[None]:
     lease.close()
 
 
-def report_early_end(session: Session, model: Model, ending: BaseException) -> None:
+def report_early_end(session: Session, ending: BaseException) -> None:
     """Leave the report of a run that ends early; who prints the error prints that too."""
     try:
-        result = unfinished(session.config, model.name)
+        result = unfinished(session.config)
     except (BatchqError, OSError) as error:
         session.progress.warn(f"this run leaves no report: {words_of(error)}")
         return
