@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos import azure, compaction, drivers, nodes, store, unchanged
+from chaos import azure, compaction, delta, drivers, nodes, store, unchanged
 from chaos.trial import Trial
 
 # Each in the order of the table. A module of trials is imported here and its functions are listed, no more.
@@ -38,6 +38,7 @@ TRIALS: list[Callable[[Path, float], Trial]] = [
     store.lying_clocks,
     azure.killed_at_every_step_on_azure,
     *compaction.TRIALS,
+    *delta.TRIALS,
     unchanged.nothing_is_changed,
     *drivers.TRIALS,
     *nodes.TRIALS,

@@ -39,16 +39,25 @@ TRIALS = [killed_while_compacting, killed_while_compacting_on_s3]
 class Finished:
     """A bench with a run that is complete and not compacted; each trial begins with a copy of it."""
 
+    steps: tuple[str, ...] = ("compact.", "clean.")  # those to strike at
+
     def __init__(self, bench: Bench) -> None:
         self.bench, self.whole, hits = bench, bench.fresh(), bench.work / "hits"
         bench.resume(self.whole)
         bench.golden = count.count(self.whole, bench.corpus.ids, bench.env).answers
+        self.prepare()
         output = self.copy()
         if exit_code(start(self.order(output, hits=hits))) != 0:
-            raise RuntimeError("compaction without a fault failed:\n" + (bench.work / "log").read_text()[-2000:])
-        bench.hits = {k: n for k, n in json.loads(hits.read_text()).items() if k.startswith(("compact.", "clean."))}
-        bench.judge(output, readers=True)
+            raise RuntimeError("publishing without a fault failed:\n" + (bench.work / "log").read_text()[-2000:])
+        bench.hits = {k: n for k, n in json.loads(hits.read_text()).items() if k.startswith(self.steps)}
+        self.judge(output, readers=True)
         self.looks = 0
+
+    def prepare(self) -> None:
+        """What else is done to the run before trials copy it."""
+
+    def judge(self, output: str, readers: bool = False) -> None:
+        self.bench.judge(output, readers)
 
     def order(self, output: str, *, clean: bool = True, **more: object) -> Order:
         order = self.bench.order(output, **more)
@@ -70,7 +79,7 @@ class Finished:
 
         def one(point: str, action: str, number: int) -> None:
             output, at = self.copy(), 1 + number % bench.hits[point]
-            with self.reader(output, still=point.startswith("compact.")):
+            with self.reader(output, still=not point.startswith("clean.")):
                 order = self.order(output, clean=point.startswith("clean."), failpoints=f"{point}@{at}={action}")
                 code = exit_code(start(order))
             if code != (KILLED if action == "kill" else 1):
@@ -79,8 +88,8 @@ class Finished:
             with self.reader(output, still=False):
                 if (code := exit_code(start(self.order(output)))) != 0:
                     bench.fault(f"{output}: the same command again ended in exit code {code}")
-            bench.judge(output)
-            if count.objects(f"{output}/data", bench.env):
+            self.judge(output)
+            if self.order(output).config.clean.parts and count.objects(f"{output}/data", bench.env):
                 bench.fault(f"{output}: parts are left that clean was to remove")
             if "://" not in output and not verify(self.order(output).config)[0]:
                 bench.fault(f"{output}: verify doesn't find it as promised")
@@ -107,17 +116,9 @@ class Finished:
                 self.bench.fault(f"{output}: the reader ended: {error!r}")
 
         def looks() -> None:
-            env, ids = self.bench.env, self.bench.corpus.ids
             while not over.is_set():
-                before = count.folder(output, env)
-                try:
-                    found = count.count(output, ids, env, self.bench.golden)
-                except FileNotFoundError:
-                    found = None
+                self.look(output, still)
                 self.looks += 1
-                changed = not still and before == "data" and count.folder(output, env) != "data"
-                if not changed and (found is None or found.lost or found.repeated or found.broken):
-                    self.bench.fault(f"{output}: a reader saw {found and replace(found, answers={})} in {before}")
 
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
@@ -126,6 +127,18 @@ class Finished:
         finally:
             over.set()
             thread.join()
+
+    def look(self, output: str, still: bool) -> None:
+        """Note a fault unless all rows are there once."""
+        env, ids = self.bench.env, self.bench.corpus.ids
+        before = count.folder(output, env)
+        try:
+            found = count.count(output, ids, env, self.bench.golden)
+        except FileNotFoundError:
+            found = None
+        changed = not still and before == "data" and count.folder(output, env) != "data"
+        if not changed and (found is None or found.lost or found.repeated or found.broken):
+            self.bench.fault(f"{output}: a reader saw {found and replace(found, answers={})} in {before}")
 
 
 @contextmanager

@@ -9,9 +9,11 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -30,18 +32,38 @@ class Count:
 def count(output: str, expected: frozenset[str], env: Mapping[str, str], golden: Answers | None = None) -> Count:
     """Read every object that a reader is told to read, checksums verified. `golden`: what a run without a fault
     answered."""
-    seen: Counter[str] = Counter()
-    answers: Answers = {}
-    broken = 0
+    broken, tables = 0, []
     for name, data in objects(f"{output}/{folder(output, env)}", env).items():
         broken += not PART.fullmatch(name)
-        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
-        for row in table.to_pylist():
-            seen[row["batchq_id"]] += 1
-            answers[row["batchq_id"]] = tuple(
-                row[c] for c in ("batchq_key", "label", "label_probability", "batchq_error")
-            )
-            broken += (row["label"] is None) == (row["batchq_error"] is None)
+        tables.append(pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read())
+    return _counted(tables, expected, golden, broken)
+
+
+def count_delta(
+    output: str, expected: frozenset[str], env: Mapping[str, str], golden: Answers | None = None
+) -> Count | None:
+    """Read the Delta table there as any user of the library does; None if there is none yet."""
+    table = delta_table(output, env)
+    return table and _counted([table.to_pyarrow_table()], expected, golden, 0)
+
+
+def delta_table(output: str, env: Mapping[str, str]) -> Any:
+    import deltalake
+
+    told = {"allow_http": "true"} | {key: value for key, value in env.items() if key.startswith("AWS_")}
+    try:
+        return deltalake.DeltaTable(output, storage_options=told)
+    except deltalake.exceptions.TableNotFoundError:
+        return None
+
+
+def _counted(tables: list[pa.Table], expected: frozenset[str], golden: Answers | None, broken: int) -> Count:
+    seen: Counter[str] = Counter()
+    answers: Answers = {}
+    for row in chain.from_iterable(table.to_pylist() for table in tables):
+        seen[row["batchq_id"]] += 1
+        answers[row["batchq_id"]] = tuple(row[c] for c in ("batchq_key", "label", "label_probability", "batchq_error"))
+        broken += (row["label"] is None) == (row["batchq_error"] is None)
     broken += len(seen.keys() - expected)
     if golden is not None:
         broken += sum(answers[i] != golden[i] for i in answers.keys() & golden.keys())

@@ -12,7 +12,7 @@ import pytest
 
 from batchq.errors import ConfigError, StorageError
 from batchq.storage import failpoint
-from chaos import compaction, corpus, store
+from chaos import compaction, corpus, delta, store
 from chaos.__main__ import TRIALS, row
 from chaos.trial import Trial
 
@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
         (store.lost_replies, 0.1),
         (store.lying_clocks, 0.1),
         (compaction.killed_while_compacting, 0.05),
+        (delta.killed_at_the_delta_commit, 0.05),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -69,6 +70,7 @@ def test_every_failpoint_is_struck_by_some_trial(tmp_path: Path) -> None:
             ordered |= set(store.steps(bench, of))
     (work := tmp_path / "compacting").mkdir()
     ordered |= compaction.Finished(store.Bench(work, corpus.make(work), str(work), {})).bench.hits.keys()
+    ordered |= delta.Switching(store.Bench(work, corpus.make(work), str(work), {})).bench.hits.keys()
     assert ordered == store.failpoints()
 
 

@@ -10,7 +10,7 @@ from batchq.config import Config
 from batchq.errors import BatchqError
 from batchq.machine import local_cache
 from batchq.machine.cache import cache_dir
-from batchq.output import compaction, layout, objects
+from batchq.output import compaction, delta, layout, objects
 from batchq.plan.committed import read_committed
 from batchq.plan.stored import load_plan
 from batchq.storage import failpoint
@@ -57,6 +57,8 @@ def _clean_parts(output: str) -> str:
     compacted = objects.announced(output)
     if compacted is None:
         raise BatchqError(f"{output}: clean.parts removes what was compacted, and it isn't; give `compact` first")
+    if delta.uses_parts(output):
+        raise BatchqError(f"{output}: its Delta table has the parts; the same job with output.table=delta switches it")
     count = 0
     for uri, why in compaction.differences(output, compacted):
         if why:

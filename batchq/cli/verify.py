@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from batchq import storage
-from batchq.config import Config
+from batchq.config import Config, TableFormat
 from batchq.errors import BatchqError, NotFound
-from batchq.output import layout
+from batchq.output import delta, layout
 from batchq.output.schema import input_columns, schema_from_text
 from batchq.plan import places
 from batchq.plan.audit import Finding, audit
@@ -39,6 +39,8 @@ def verify(config: Config, full: bool = False) -> tuple[bool, str]:
         raise BatchqError(f"{output}: no run has been planned there yet")
     plan = obeyed(plan, config)
     placed, problems, objects = places.find(output, plan)
+    if config.output.table is TableFormat.delta:
+        problems += delta.problems(output, plan)
     empty = {s.uri for s in storage.list_objects(layout.empties(output))}
     manifest, missing = _manifest(output)
     every = 1 if full else -(-int(manifest.get("rows", 0)) // COMPARED) or 1

@@ -7,7 +7,17 @@ importer, and the only place that sees a DictConfig).
 from batchq.config.check import MAX_LABELS, TRUST, check, check_pricing
 from batchq.config.csv import CsvConfig, character
 from batchq.config.deadline import deadline_after, is_clock
-from batchq.config.enums import EngineKind, InputFormat, KvCache, LogFormat, LogLevel, Scheme, TaskKind, Unreadable
+from batchq.config.enums import (
+    EngineKind,
+    InputFormat,
+    KvCache,
+    LogFormat,
+    LogLevel,
+    Scheme,
+    TableFormat,
+    TaskKind,
+    Unreadable,
+)
 from batchq.config.events import WEBHOOK, EventsConfig, webhook_of
 from batchq.config.fields import MISSING
 from batchq.config.folders import choices, conf_dir, user_conf_dir
@@ -60,6 +70,7 @@ __all__ = [
     "QuantizationConfig",
     "RunConfig",
     "Scheme",
+    "TableFormat",
     "TaskConfig",
     "TaskKind",
     "TuneConfig",

@@ -31,6 +31,10 @@ class InputFormat(Enum):
     delta = "delta"
 
 
+class TableFormat(Enum):
+    delta = "delta"
+
+
 class Unreadable(Enum):
     stop = "stop"
     quarantine = "quarantine"

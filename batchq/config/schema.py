@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchq.config.csv import CsvConfig
-from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TaskKind, Unreadable
+from batchq.config.enums import EngineKind, InputFormat, KvCache, Scheme, TableFormat, TaskKind, Unreadable
 from batchq.config.events import EventsConfig
 from batchq.config.fields import MISSING, NOT_NEGATIVE, OBJECT, OPEN_SHARE, POSITIVE, PRICE, SHARE
 from batchq.config.log import LogConfig
@@ -250,6 +250,7 @@ class OutputConfig:
         asks all. A resume reuses the same one.
     columns: input columns that come along; null for all.
     compact: once all is committed, join its objects into few of about so many MiB each; null leaves them as they are.
+    table: delta registers what is committed, once all is, as a Delta table at output.path; null doesn't.
     rows_per_shard: about how many rows one committed object holds; of long ones fewer, some 32 MiB of them.
     max_error_rate: above this share of failures the run ends in exit code 4.
     max_truncated_rate: above this share of answers that were cut off (at task.max_tokens or engine.max_model_len), the
@@ -261,6 +262,7 @@ class OutputConfig:
     incremental: bool = False
     columns: list[str] | None = None
     compact: int | None = field(default=None, metadata=OBJECT)
+    table: TableFormat | None = None
     rows_per_shard: int = field(default=4096, metadata=POSITIVE)
     max_error_rate: float = field(default=0.05, metadata=SHARE)
     max_truncated_rate: float = field(default=0.05, metadata=SHARE)

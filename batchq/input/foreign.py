@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, compress
 
 from batchq import storage
 from batchq.errors import AccessDenied, InputError, NotFound
@@ -82,7 +82,9 @@ class Kinds:
                 found = list(threads.map(_is, places))
         else:
             found = list(map(_is, places))
-        self._by_folder.update(place for place, there in zip(places, found, strict=True) if there)
+        self._by_folder.update(compress(places, found))
+        outputs = [*filter(None, map(_marked, listing.marks or ())), *compress(places, found)]
+        self._by_folder.update(place for place in outputs if place[1] == OUTPUT)  # an output may be a table too
 
     def of(self, uri: str) -> tuple[str, str]:
         """The innermost such folder that an object lies in, and its kind; both empty if there is none.

@@ -41,13 +41,13 @@ def delta(path: str, version: int | None) -> Snapshot:
 
     Raises InputError if there is none, if files of it are gone, and for a table that its files don't tell right.
     """
-    root, library = storage.normalize(path), _library("deltalake", "delta")
+    root, deltalake = storage.normalize(path), library("deltalake", "delta")
     try:
-        table = library.DeltaTable(root, version=version, storage_options=options())
+        table = deltalake.DeltaTable(root, version=version, storage_options=options())
         columns = json.loads(table.schema().to_json())["fields"]
         _refuse_delta(root, table, columns)
         files = pa.table(table.get_add_actions()).to_pylist()
-    except library.exceptions.DeltaError as error:
+    except deltalake.exceptions.DeltaError as error:
         asked = "" if version is None else f" input.version={version}:"
         raise InputError(f"input.path={path}:{asked} not a Delta table that can be read: {_line(error)}") from error
     types = {field["name"]: field["type"] for field in columns}
@@ -64,15 +64,17 @@ def options() -> dict[str, str]:
     import os
 
     plain = any("ENDPOINT" in name and value.startswith("http://") for name, value in os.environ.items())
-    return {"allow_http": "true"} if plain else {}
+    safe = {"aws_conditional_put": "etag", "aws_s3_allow_unsafe_rename": "false"}  # whatever the environment says
+    return {**safe, **({"allow_http": "true"} if plain else {})}
 
 
-def _library(name: str, extra: str) -> Any:
+def library(name: str, extra: str, field: str = "input.format") -> Any:
+    """Raises ConfigError naming the extra that brings it."""
     try:
         return import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"input.format={extra}: needs the package {name}, which isn't installed: pip install 'batchq[{extra}]'"
+            f"{field}={extra}: needs the package {name}, which isn't installed: pip install 'batchq[{extra}]'"
         ) from error
 
 

@@ -117,7 +117,7 @@ def check_resume(config: Config, plan: Plan, model: Model, output: str) -> list[
 
 
 def nothing_to_do(session: Session, resume: Resume) -> Result:
-    if is_due(session.config):  # killed between the last commit and this, or asked for since
+    if is_due(session.config, resume.plan):  # killed between the last commit and this, or asked for since
         with only_driver(session):
             publish(session.config, resume.plan, session.stop, session.progress.step)
     session.progress.step("all is committed; nothing to do")

@@ -12,10 +12,11 @@ from datetime import datetime
 from typing import Any
 
 from batchq import input, storage
-from batchq.config import Config, KvCache, Scheme, Unreadable, suggest
+from batchq.config import Config, KvCache, Scheme, TableFormat, Unreadable, suggest
 from batchq.errors import ConfigError, InputError
 from batchq.model.scheme import SCHEMES
 from batchq.model.source import name_of
+from batchq.output import delta
 from batchq.output.parts import PART_BYTES
 from batchq.output.schema import output_schema, schema_to_text
 from batchq.plan.inputs import list_inputs
@@ -112,6 +113,9 @@ def make_plan(config: Config, model: str, scheme: Scheme, checkpoint: str) -> Pl
             + suggest.did_you_mean(unknown[0], schema.names)
         )
     output = output_schema(_subset(schema, chosen), config.task)
+    if config.output.table is TableFormat.delta:
+        delta.check(output)
+        delta.require_free(storage.normalize(config.output.path))
     parts = ingredients(config, model, scheme)
     return Plan(
         fingerprint=fingerprint(parts, objects),
