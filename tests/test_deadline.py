@@ -155,7 +155,7 @@ def test_a_deadline_cuts_a_run_and_the_same_command_goes_on(project: Path, capsy
     assert "UTC, in 0:0" in told, "the moment that it means"
     last = told.splitlines()[-1]
     assert last.startswith("batchq: run.deadline=3s: its time has come; ") and " are committed or saved" in last
-    assert "go on with the same command" in last
+    assert "the same command with a later one, or with run.deadline=null, goes on" in last
     (record,) = (json.loads(path.read_text()) for path in (project / "out/meta/runs").glob("*.json"))
     assert (record["state"], record["exit_code"]) == ("stopped", 6) and record["deadline"]
     assert 0 < record["standing"]["rows"] < 600

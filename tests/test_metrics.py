@@ -12,10 +12,11 @@ import pytest
 
 from batchq.account import ledger
 from batchq.account.events import Kind
+from batchq.account.usage import ReplicaAccount
 from batchq.cli import main
 from batchq.config import Config, MetricsConfig
 from batchq.config.metrics import check_metrics
-from batchq.errors import ConfigError
+from batchq.errors import ConfigError, StorageError
 from batchq.job import session
 from batchq.job.session import open_session
 from batchq.telemetry import delivery, metrics
@@ -116,6 +117,23 @@ def test_what_the_gate_measured_stays_until_it_measures_again(project: Path, com
         told = values((folder / "batchq_mine.prom").read_text())
         assert told["batchq_last_gate_recovery_ratio", 'job_name="mine",scheme="fp8"'] == 0.993
         assert told["batchq_last_exit_code", 'job_name="mine"'] == 1
+
+
+def test_a_run_whose_store_takes_no_record_tells_its_end_all_the_same(
+    project: Path, compose: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with a key that was revoked while it labelled: the metrics don't lie in that store."""
+    (folder := project / "collector").mkdir()
+    (project / "out/meta").mkdir(parents=True)
+    (project / "out/meta/runs").touch()  # no folder, so no record can lie in it
+    with (
+        pytest.raises(StorageError, match="revoked"),
+        open_session(compose(f"metrics.textfile={folder}"), "run") as opened,
+    ):
+        opened.invocation.add(ReplicaAccount("cpu_core", 2, {"infer": 10.0}))
+        raise StorageError("the key was revoked")
+    assert "how this run ended isn't on record: " in capsys.readouterr().err
+    assert values((folder / "batchq_mine.prom").read_text())["batchq_last_exit_code", 'job_name="mine"'] == 1
 
 
 def test_a_job_has_a_file_of_its_own() -> None:

@@ -191,6 +191,18 @@ def test_a_driver_that_died_isnt_running(
     assert "it didn't say how it ended" in capsys.readouterr().err
 
 
+def test_a_configuration_that_the_next_run_would_be_refused_with(
+    compose: Callable[..., Config], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(4))
+    planned(compose())
+    assert main(["status", *ASKED]) == 0
+    assert "refused" not in capsys.readouterr().out
+    assert main(["status", *ASKED, "task.system=Be strict.", "input.limit=2"]) == 0
+    told = "refused    with this configuration, which has another task.prompt or task.system; input.path, input.limit"
+    assert told in capsys.readouterr().out
+
+
 def test_waiting_ends_with_the_runs_own_exit_code(
     at_work: tuple[lease.Lease, Invocation], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,4 +85,4 @@ class Events:
 
 def _log(event: Event) -> None:
     """At level info: what is a warning or an error has a line of its own already."""
-    logger.info("%s", event.kind.value, extra={"event": asdict(event)})
+    logger.info("%s", event.kind.value, extra={"event": asdict(event), "exit_code": event.data.get("exit_code")})

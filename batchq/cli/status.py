@@ -20,11 +20,12 @@ from batchq.account import ledger
 from batchq.account.cost import cost_of
 from batchq.account.usage import RunAccount
 from batchq.cli import streams
-from batchq.config import Config
+from batchq.config import Config, Scheme
 from batchq.errors import ExitCode, StorageError
 from batchq.machine.progress import Progress, duration, visible
 from batchq.output import lease
-from batchq.plan.stored import load_plan
+from batchq.plan.draft import ingredients
+from batchq.plan.stored import differing, load_plan
 from batchq.records import Plan
 from batchq.report import facts
 from batchq.report.outcome import load, summarise
@@ -171,7 +172,7 @@ class Watcher:
 
     def _committed(self) -> Figures:
         plan, committed = load(self.config)
-        summary = summarise(self.config, plan, committed, [])
+        summary = summarise(self.config, plan, committed, []) | {"changed": changed(self.config, plan)}
         same = ("shards_done", "rows", "failures", "failures_by_code", "truncated")
         share = summary["shards_done"] / max(1, summary["shards"])
         return {name: summary[name] for name in same} | {"share": share, "summary": summary}
@@ -254,6 +255,8 @@ def _not_running(figures: Figures) -> str:
     ]
     if figures["replicas_lost"]:
         lines.insert(-2, f"  lost       {figures['replicas_lost']} replicas")
+    if summary["changed"]:
+        lines.insert(2, f"  refused    with this configuration, which has another {summary['changed']}")
     return _visible(lines)
 
 
@@ -267,9 +270,18 @@ def _ending(figures: Figures) -> str:
         return "no invocation is on record"
     last = next((run for run in runs if run["id"] == figures["run"]), runs[-1])
     if last["state"] == "running":
-        return "without a word: it was killed, or its machine was lost; the same command goes on"
+        return (
+            "without a word: it was killed, its machine was lost, or it couldn't write here any more "
+            "(its own log says so); the same command goes on"
+        )
     code = "" if last["exit_code"] is None or last["reason"] else f", exit code {last['exit_code']}"
     return f"{facts.ended(last)}{code}"
+
+
+def changed(config: Config, plan: Plan) -> str:
+    """The settings in which this configuration differs from the plan, as far as that is known without the model."""
+    parts = ingredients(config, plan.ingredients["model"], Scheme.none)
+    return differing(plan, parts, [name for name in parts if name not in ("quantization", "reuse")])
 
 
 def _name(figures: Figures) -> str:

@@ -86,7 +86,7 @@ class Deadline:
 
     def words(self, standing: str) -> str:
         """Why the run ends here, how far it is, and how it goes on."""
-        how = "give a later one, or none, to go on with the same command"
+        how = "the same command with a later one, or with run.deadline=null, goes on"
         if is_clock(self.asked or ""):
             how = "the same command goes on, until it is that time again"
         return f"run.deadline={self.asked}: its time has come; {standing}; {how}"

@@ -167,7 +167,7 @@ class Watch:
         share, left = self.standing.share, self.standing.seconds_left
         of = "" if share is None else f" ({share:.0%})"
         then = "" if left is None else f", about {progress.duration(left)} of labelling is left"
-        return f"{self.standing.rows:,} rows{of} are committed or saved{then}"
+        return f"at least {self.standing.rows:,} rows{of} are committed or saved{then}"
 
     def _standing(self, state: PoolSnapshot) -> Standing:
         now, counters, before = time.monotonic(), state.counters, self._before

@@ -11,7 +11,7 @@ from batchq import storage
 from batchq.account.events import Events, Kind
 from batchq.account.ledger import Invocation
 from batchq.config import Config, check
-from batchq.errors import BatchqError, GateRefused, Stopped, exit_code_of, words_of
+from batchq.errors import BatchqError, GateRefused, Stopped, StorageError, exit_code_of, words_of
 from batchq.job.metrics import LastMetrics
 from batchq.machine import log
 from batchq.machine.cache import log_dir
@@ -68,7 +68,10 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
                 yield Session(config, output, pool, invocation, stop or threading.Event(), progress, events, traces)
         except BaseException as error:
             progress.clear()
-            invocation.fail(state_after(error), error)
+            try:
+                invocation.fail(state_after(error), error)
+            except StorageError as unwritten:  # the store may be what ended it; those who listen are told all the same
+                progress.warn(f"how this run ended isn't on record: {unwritten}")
             if isinstance(error, BatchqError):
                 error.run = invocation.id
             if verb == "run":

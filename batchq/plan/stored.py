@@ -97,7 +97,8 @@ def refuse_drift(plan: Plan, parts: dict[str, str], output: str) -> None:
     if changed := differing(plan, parts):
         raise OutputTaken(
             f"{output}: holds a run of job {plan.job} with another {changed}. "
-            "Choose a new output.path, or go back to the old setting to resume it"
+            "Go back to the old setting to resume it (ingredients in meta/plan.json), or choose a new output.path, "
+            "where all rows are asked anew"
         )
 
 

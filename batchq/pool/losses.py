@@ -43,7 +43,8 @@ def _words(spec: WorkerSpec, shard: Shard, ours: Sequence[Mark], most: int, why:
         raise EngineError(f"{name} lost its replica {search.lost} times {why}")
     if len(search.culprits) > len(before.culprits):
         object, position = shard.place(search.culprits[-1])
-        return f"{spec.plan.objects[object].name}: the row at {position} kills engines; it becomes a failure"
+        where = spec.plan.objects[object].uri
+        return f"{where}: the row whose batchq_id ends in {position} kills engines; it becomes a failure"
     if poison.searching(search):
         count = "its unanswered rows" if search.suspects is None else f"{len(search.suspects)} rows"
         return f"{name}: {count} may kill engines; half of them are asked apart from the rest"
