@@ -4,7 +4,8 @@ process.env.AWS_EXECUTION_ENV ??= "AWS_Lambda_nodejs22.x"; // so that the packag
 const puppeteer = require("puppeteer-core");
 
 // What a page did that text doesn't do: a dialog, a request, a navigation, a word on the console, an element to act with.
-const ALLOWED = "html,head,meta,title,style,body,h1,h2,table,tbody,tr,th,td";
+const ALLOWED = "html,head,meta,title,style,body,header,footer,section,div,h1,h2,p,small,span,dl,dt,dd,table,tbody,tr,th,td,svg,rect,line,circle";
+const PLACES = "class,lang,charset,http-equiv,content,name,x,y,width,height,x1,y1,x2,y2,cx,cy,r,aria-hidden".split(",");
 
 async function look(browser, file) {
   const page = await browser.newPage(), seen = [], address = url.pathToFileURL(file).href;
@@ -15,13 +16,14 @@ async function look(browser, file) {
   page.on("popup", () => seen.push("popup"));
   await page.goto(address, { waitUntil: "load" });
   await new Promise((done) => setTimeout(done, 150));
-  const odd = await page.evaluate((allowed) => {
+  const odd = await page.evaluate((allowed, places) => {
     for (const element of document.querySelectorAll("body *")) {
       element.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
       element.click();
     }
-    return document.querySelectorAll(`:not(${allowed})`).length;
-  }, ALLOWED).catch(() => 1); // the page went elsewhere
+    const strange = [...document.querySelectorAll("*")].filter((e) => e.getAttributeNames().some((n) => !places.includes(n)));
+    return document.querySelectorAll(`:not(${allowed})`).length + strange.length;
+  }, ALLOWED, PLACES).catch(() => 1); // the page went elsewhere
   await new Promise((done) => setTimeout(done, 150));
   if (odd) seen.push("element");
   await page.close();

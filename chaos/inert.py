@@ -5,6 +5,7 @@ and a real spreadsheet:
     npm install --prefix BROWSER @sparticuz/chromium puppeteer-core       # Chromium, 67 MB
     NODE_PATH=BROWSER/node_modules node chaos/inert.cjs PAGES             # opens them and counts what did something
     # (CHROMIUM=/usr/bin/chromium before it takes one that is installed; puppeteer-core alone is enough then)
+    CHROMIUM=... NODE_PATH=... node chaos/looks.cjs PICTURES REPORT.html  # of a real run: is it readable at any width?
     soffice --headless --infilter="Text - txt - csv (StarCalc):44,34,76,1,,0,false,true,false,false,false,0,true" \\
         --convert-to fods --outdir CELLS PAGES/*.csv                      # again with 59 for 44: semicolons
     grep -l table:formula= CELLS/*                                        # control files alone
@@ -126,10 +127,11 @@ def summary(text: str) -> dict[str, Any]:
                 *("reuse", "date"),
             )
         },
-        **summarise([receipt], [run], PricingConfig(currency=text, as_of=text, per_hour={})),
+        **summarise([receipt], [run], PricingConfig(currency=text, as_of=text, per_hour={text: 1.0})),
         "objects": 1,
         "prices": {text: 1.0},
         "gate": [{"words": text}],
+        "budget": 1.0,
         "duplicate_ids": 3,
         "new_inputs": [text],
         "quarantined": [{"name": text, "why": text, "rows": 2}],

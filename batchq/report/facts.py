@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from batchq.machine.progress import visible
@@ -74,6 +75,27 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def share(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}%}"
+
+
+def moment(written: str) -> str:
+    """A time of a record, for people; as it is where it is none."""
+    try:
+        return f"{datetime.fromisoformat(written).astimezone(UTC):%-d %b %Y, %H:%M}"
+    except ValueError:
+        return written
+
+
+def period(runs: Sequence[Summary]) -> str:
+    """From the first run's start to the last one's end, UTC; empty if there was none."""
+    try:
+        first, last = (datetime.fromisoformat(run["started"]).astimezone(UTC) for run in (runs[0], runs[-1]))
+    except IndexError:
+        return ""
+    except ValueError:
+        return str(runs[0]["started"])
+    end = last + timedelta(seconds=runs[-1]["wall_seconds"])
+    day = "" if end.date() == first.date() else f"{end:%-d %b %Y, }"
+    return f"{first:%-d %b %Y, %H:%M}–{day}{end:%H:%M} UTC"
 
 
 def devices(s: Summary) -> str:

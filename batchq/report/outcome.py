@@ -152,6 +152,7 @@ def summarise(config: Config, plan: Plan, committed: Committed, new_inputs: Sequ
         **summary,
         "gate": [dataclasses.asdict(v) | {"words": v.words()} for v in verdicts(plan, output)],
         "reuse": plan.reuse,
+        "budget": config.pricing.budget,
         "gold_column": json.loads(plan.ingredients["columns"])[3],
         "id_column": id_column,
         "duplicate_ids": duplicates.count(output, id_column) if has_ids and id_column else 0,

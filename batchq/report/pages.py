@@ -11,9 +11,14 @@ from typing import Any
 import jinja2
 
 from batchq.machine.progress import visible
-from batchq.report import facts, survey
-from batchq.report.facts import Summary, number, share
+from batchq.report import drawing, facts, survey
+from batchq.report.facts import Summary, number
 
+WHY_NOTE = "Paid once: more rows of the same job with the same model don't pay for it again while it is cached."
+FOOTER = (
+    "Counted is every second that an engine, or the process that quantizes, held its devices, answers that were thrown "
+    "away included. Not counted: the rest of the machine's time, storage, and the network. Times are UTC."
+)
 FILES_NAMED = 1000  # files that a page names one by one
 
 Cell = str | int | float | None
@@ -22,19 +27,32 @@ Row = Sequence[Cell]
 
 def output_page(s: Summary) -> str:
     """One output's report."""
-    phases, held = s["device_seconds"], sum(s["device_seconds"].values())
+    per_million = s["cost_per_million_tokens"] is not None
     return _render(
         "output.html.j2",
         title=facts.title(s),
+        job=s["job"],
+        chips=drawing.chips(s),
+        head=_head(s),
+        figures=drawing.figures(s),
         currency=s["currency"],
+        why=f"Why {'a million tokens cost' if per_million else 'the run cost'} what it did, in {s['currency']}",
+        waterfall=drawing.waterfall(s),
+        why_note=WHY_NOTE if drawing.once(drawing.costs(s)) else "",
+        phases=drawing.phases(s),
+        stack=drawing.stack(s["device_seconds"]),
+        tokens=drawing.tokens(s),
+        budget_title=f"Budget, in {s['currency']}",
+        budget=drawing.budget(s),
+        labels=drawing.counted(s["labels"], s["rows"], "label"),
+        failures=drawing.counted(s["failures_by_code"], s["rows"], "bad"),
+        lanes=drawing.invocations(s) if len(s["runs"]) > 1 else [],
         lines=facts.summary_lines(s),
-        labels=[(label, count, share(count / s["rows"], 1)) for label, count in facts.most_first(s["labels"])],
-        failures=facts.most_first(s["failures_by_code"]),
-        phases=[(phase, v, share(v / held if held else None, 1)) for phase, v in phases.items()],
         invocations=[_invocation(run) for run in s["runs"]],
         prices=[(name, None if price is None else f"{price:g}") for name, price in s["prices"].items()],
         quarantined=_first([(q["name"], q["why"], q["rows"]) for q in s["quarantined"]]),
         new_inputs=_first([(name,) for name in s["new_inputs"]]),
+        footer=FOOTER,
     )
 
 
@@ -90,10 +108,20 @@ def _render(template: str, **values: Any) -> str:
     return environment().get_template(template).render(values, style_digest=_style_digest())
 
 
+def _head(s: Summary) -> list[str]:
+    """What ran, when and at which prices."""
+    when = facts.period(s["runs"])
+    dated = f"prices of {s['prices_as_of'] or 'no date'}"
+    return [
+        " · ".join(filter(None, [when, s["date"] or "", facts.devices(s), dated])),
+        f"{s['model']} · {s['quantization']}: {s['why']}",
+    ]
+
+
 def _invocation(run: Summary) -> Row:
     seconds = sum(run["device_seconds"].values())
     return [
-        *(run["started"], facts.ended(run), facts.devices(run), facts.efficiency(run)),
+        *(facts.moment(run["started"]), facts.ended(run), facts.devices(run), facts.efficiency(run)),
         *(run["wall_seconds"], seconds, run["tokens_answered"], number(run["cost"], 4)),
     ]
 
