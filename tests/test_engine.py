@@ -279,6 +279,33 @@ def test_vllm_killed_in_mid_shard(victim: str, project: Path) -> None:
     assert sorted(r["id"] for r in rows) == list(range(4000))
 
 
+@pytest.mark.engine
+def test_an_engine_whose_replica_is_killed_as_it_begins_ends_with_it(project: Path) -> None:
+    """It would wait five minutes for the replica's greeting, with the device's memory."""
+    write_jsonl(project / "rows.jsonl", rows_of(20))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "batchq", "job=mine", *SMALL],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    engines: list[int] = []
+
+    def begins() -> bool:
+        actors = processes_below(driver.pid, b"ray::Replica")
+        engines[:] = processes_below(actors[0], b"EngineCore") if actors else []
+        if engines:
+            os.kill(actors[0], signal.SIGKILL)
+        return bool(engines)
+
+    wait_for(driver, begins, 300)
+    wait_for(driver, lambda: not any(Path(f"/proc/{engine}").exists() for engine in engines), 30)
+    out, err = driver.communicate(timeout=400)
+    assert driver.returncode == 0, err
+    assert "20 = 20 answers + 0 failures" in out and "replica 0 lost" in err
+
+
 def test_want_of_memory_is_recognised() -> None:
     gpu = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
     cpu = "RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you"

@@ -90,10 +90,12 @@ class _EngineProcess(ForkServerProcess):
     """vLLM's engine process, forked from one that has imported vLLM, with this process's environment."""
 
     def start(self) -> None:
-        self._environment = dict(os.environ)
+        self._environment, self._replica = dict(os.environ), os.getpid()
         super().start()
 
     def run(self) -> None:
+        # From its first moment: one whose replica was killed as it began waited for that one's greeting for 5 minutes.
+        end_with(self._replica)
         with suppress(ImportError):  # vLLM names its process if it can; that needs the environment where it lies now
             importlib.import_module("setproctitle").getproctitle()
         os.environ.update(self._environment)
@@ -106,6 +108,23 @@ class _EarlyContext(ForkServerContext):
     Process = _EngineProcess
 
 
+def end_with(process: int) -> None:
+    """End when that process does. vLLM's engine outlives a killed parent, and would hold its device for good."""
+    try:
+        alive = os.pidfd_open(process)
+    except ProcessLookupError:  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
+    except OSError as error:  # a container that forbids it
+        print(f"batchq: vLLM's processes may outlive a killed replica: {error}", file=sys.stderr, flush=True)
+        return
+
+    def watch() -> None:
+        select.select([alive], [], [])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="batchq-end-with", daemon=True).start()
+
+
 class Extension:
     """What vLLM's worker classes are given besides their own methods."""
 
@@ -115,15 +134,4 @@ class Extension:
         return float(self.compilation_config.compilation_time or 0.0)
 
     def batchq_end_with(self, process: int) -> None:
-        """End when that process does. vLLM's engine outlives a killed parent, and would hold its device for good."""
-        try:
-            alive = os.pidfd_open(process)
-        except OSError as error:  # a container that forbids it
-            print(f"batchq: vLLM's processes may outlive a killed replica: {error}", file=sys.stderr, flush=True)
-            return
-
-        def watch() -> None:
-            select.select([alive], [], [])
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        threading.Thread(target=watch, name="batchq-end-with", daemon=True).start()
+        end_with(process)
