@@ -19,7 +19,7 @@ async function look(browser, file) {
   const odd = await page.evaluate((allowed, places) => {
     for (const element of document.querySelectorAll("body *")) {
       element.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
-      element.click();
+      element.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true })); // SVG has no click()
     }
     const strange = [...document.querySelectorAll("*")].filter((e) => e.getAttributeNames().some((n) => !places.includes(n)));
     return document.querySelectorAll(`:not(${allowed})`).length + strange.length;
