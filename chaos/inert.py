@@ -130,6 +130,8 @@ def summary(text: str) -> dict[str, Any]:
         **summarise([receipt], [run], PricingConfig(currency=text, as_of=text, per_hour={text: 1.0})),
         "objects": 1,
         "prices": {text: 1.0},
+        "rates": {text: text},
+        "price_lists": [text],
         "gate": [{"words": text}],
         "budget": 1.0,
         "duplicate_ids": 3,

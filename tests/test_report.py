@@ -195,7 +195,7 @@ def test_a_run_with_hostile_names_ends_in_inert_reports(compose: Callable[..., C
 def test_csv_and_html_have_a_line_per_invocation_and_their_sum(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And `report` writes them anew at today's prices; over a folder, by output and job, to a file if asked."""
+    """And `report` leaves them as they are; over a folder, by output and job, to a file if asked."""
     write_jsonl(project / "rows.jsonl", rows_of(40))
     assert main(["job=mine", "engine=fake", "output.path=out/monday"]) == 0
     assert main(["job=mine", "engine=fake", "output.path=out/tuesday", "input.limit=10", "job.name=other"]) == 0
@@ -214,9 +214,7 @@ def test_csv_and_html_have_a_line_per_invocation_and_their_sum(
 
     dear = "pricing.per_hour.cpu_core=45"
     assert main(["report", "job=mine", "engine=fake", "output.path=out/monday", dear]) == 0
-    dearer = pd.read_csv(project / "out/monday/meta/report.csv")
-    assert dearer["cost"][1] == pytest.approx(1000 * frame["cost"][1])
-    assert "45" in Page((project / "out/monday/meta/report.html").read_text()).texts
+    assert pd.read_csv(project / "out/monday/meta/report.csv").equals(frame), "what was booked"
 
     capsys.readouterr()
     assert main(["report", "out", "costs.csv"]) == 0
@@ -227,9 +225,9 @@ def test_csv_and_html_have_a_line_per_invocation_and_their_sum(
     costs = pd.read_csv(project / "costs.csv")
     assert list(costs["record"]) == ["output", "output", "job", "job", "total"]
     assert costs["cost"][4] == pytest.approx(costs["cost"][:2].sum())
-    assert costs["cost"][0] == pytest.approx(frame["cost"][1]), "today's prices, not those of the last report"
+    assert costs["cost"][0] == pytest.approx(frame["cost"][1]), "what was booked"
     assert main(["report", "./out", "costs.html", "~pricing.per_hour.cpu_core"]) == 0
-    assert "no price for cpu_core" in capsys.readouterr().out
+    assert "no price for" not in capsys.readouterr().out
     assert "tuesday" in Page((project / "costs.html").read_text()).texts
 
 

@@ -54,7 +54,7 @@ def test_a_refused_gate_is_billed(project: Path, capsys: pytest.CaptureFixture[s
 
     assert main(["report", str(project), "pricing.per_hour.cpu_core=3600"]) == 0
     said = capsys.readouterr().out
-    assert "refused by the gate, nothing planned" in said and "1 outputs" in said
+    assert "refused by the gate, nothing planned" in said and "1 output " in said
 
     assert main([*asked, "gate.recovery=0.9"]) == 0  # both invocations of `run` are in the bill
     report = json.loads((project / "out/meta/report.json").read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchq.account import ledger
-from batchq.account.cost import cost_of, price
+from batchq.account.cost import cost_of, price, spent, with_prices
 from batchq.account.usage import RunAccount
 from batchq.config import PricingConfig
 from batchq.errors import ConfigError, LimitReached
@@ -20,8 +20,14 @@ class Budget:
         if pricing.budget is None:
             return
         runs = [run for run in ledger.read_runs(output) if run.verb == "run"]
-        before = cost_of((r for run in runs for r in run.replicas), pricing)
-        if before is None or price(hardware.accelerator, pricing) is None:
+        costs, whole = spent(with_prices(runs, pricing))
+        if other := sorted(set(costs) - {pricing.currency}):
+            raise ConfigError(
+                f"pricing.budget={pricing.budget:g}: is in {pricing.currency}, and an earlier invocation "
+                f"was booked in {other[0]}; go on with a price list in {other[0]}"
+            )
+        before = sum(costs.values())
+        if not whole or price(hardware.accelerator, pricing) is None:
             raise ConfigError(
                 f"pricing.budget={pricing.budget:g}: pricing.per_hour has no price for {hardware.accelerator}, or for "
                 f"what an earlier invocation ran on; it has {', '.join(pricing.per_hour) or 'none'}"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from batchq import storage
+from batchq.account.cost import rated
 from batchq.account.summary import state_words, summarise
 from batchq.account.usage import ReplicaAccount, RunAccount, Standing, account_from_json, killed
 from batchq.account.witness import Witness
@@ -56,8 +57,9 @@ class Invocation:
         self.work = Work()  # filled in once it is known what is served
         self.deadline: datetime | None = None  # that of the run
         self.logs: Path | None = None  # where a witness leaves its log, and what it needs; without one there is none
+        self.pricing: PricingConfig | None = None  # what it is booked at
         self._began = time.monotonic()
-        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started = _now()
         self._written = float("-inf")
         self._rewritten_in = REWRITE_REMOTE_SECONDS if storage.is_remote(output) else REWRITE_SECONDS
         self._number = 0
@@ -208,6 +210,7 @@ class Invocation:
             deadline=self.deadline.isoformat(timespec="seconds") if self.deadline else None,
             number=self._number,
             rewritten_in=self._rewritten_in,
+            rated=rated(self._extra + self._replicas, self.pricing, _now()) if self.pricing else None,
             **dataclasses.asdict(self.work),
         )
 
@@ -227,6 +230,10 @@ class Work:
     weight_bytes_per_output_token: float | None = None
     kv_bytes_per_token: int | None = None
     peak_bandwidth: float | None = None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _age() -> float:
@@ -260,10 +267,10 @@ def _read(uri: str) -> RunAccount:
 AT_ONCE = 4  # outputs that are read; the receipts of each are read side by side too
 
 
-def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
-    """What every output below a folder or prefix holds and cost at these prices, by name: account.summarise's figures
-    from receipts and records, without the lines of single invocations, and what the output is. One that can't be read
-    has `output` and `error` alone.
+def survey(prefix: str, pricing: PricingConfig, anew: bool = False) -> list[dict[str, Any]]:
+    """What every output below a folder or prefix holds and was booked at, by name: account.summarise's figures from
+    receipts and records, without the lines of single invocations, and what the output is. One that can't be read has
+    `output` and `error` alone. `anew`: at this list instead of what was booked.
 
     Raises NotFound if there is none.
     """
@@ -276,17 +283,17 @@ def survey(prefix: str, pricing: PricingConfig) -> list[dict[str, Any]]:
     if not outputs:
         raise NotFound(f"{where}: no run has been planned there or below yet, and none has held a device")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(partial(_look, pricing=pricing), sorted(outputs)))
+        return list(pool.map(partial(_look, pricing=pricing, anew=anew), sorted(outputs)))
 
 
-def _look(output: str, pricing: PricingConfig) -> dict[str, Any]:
+def _look(output: str, pricing: PricingConfig, anew: bool) -> dict[str, Any]:
     try:
         planned, runs = load_plan(output), read_runs(output)
         committed = read_committed(planned, output) if planned else None
     except StorageError as error:
         return {"output": output, "error": str(error)}
     left, shards = (len(committed.remaining), len(planned.shards)) if planned and committed else (0, 0)
-    summary = summarise(committed.receipts if committed else (), runs, pricing)
+    summary = summarise(committed.receipts if committed else (), runs, pricing, anew)
     del summary["runs"]
     return {
         "job": planned.job if planned else runs[-1].job,

@@ -6,17 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from batchq.account.cost import cost_of, price
-from batchq.account.usage import PHASES, RunAccount
+from batchq.account.cost import booked, price_list, spent, total, with_prices
+from batchq.account.usage import PHASES, Rated, RunAccount
 from batchq.config import PricingConfig
 from batchq.records import Receipt, Usage
 
 
-def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: PricingConfig) -> dict[str, Any]:
+def summarise(
+    receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: PricingConfig, anew: bool = False
+) -> dict[str, Any]:
     """Everything a report says in numbers, over all invocations of one output.
 
     The cost of all that was held (account/cost.py) is charged to all rows that came out, but those copied from another
-    output. Tokens are prompt and output tokens together, cached ones included.
+    output. Each invocation costs what it was booked at; `pricing` is for those that were never booked, or for all of
+    them where it is asked what they would cost `anew`. Tokens are prompt and output tokens together, cached ones
+    included.
     """
     usage = Usage()
     labels: Counter[str] = Counter()
@@ -38,8 +42,11 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
     for replica in replicas:
         for what, seconds in replica.cpu.items():
             cpu[what] = cpu.get(what, 0.0) + seconds
-    prices = {replica.accelerator: price(replica.accelerator, pricing) for replica in replicas}
-    cost = cost_of(replicas, pricing)
+    priced = with_prices(runs, pricing, anew)
+    held = [at for run, at in priced if run.replicas]
+    prices = {rate.accelerator: rate.per_hour for at in held for rate in at.rates}
+    costs, whole = spent(priced)
+    cost = total(costs, whole)
     tokens = usage.prompt_tokens + usage.output_tokens - copied_tokens  # another run has paid for those
     asked = usage.rows - copied
     return {
@@ -70,18 +77,22 @@ def summarise(receipts: Iterable[Receipt], runs: Iterable[RunAccount], pricing: 
         "busy_share": _ratio(engine["infer"], engine["infer"] + engine["idle"]),
         "tokens_per_second": _ratio(tokens, engine["infer"]),
         "rows_per_second": _ratio(asked, engine["infer"]),
-        "currency": pricing.currency,
-        "prices_as_of": pricing.as_of,
+        "currency": " ".join(sorted(costs)) or (held[-1].currency if held else pricing.currency),
+        "costs": costs,
+        "prices_as_of": held[-1].as_of if held else pricing.as_of,
+        "price_lists": sorted({price_list(at) for at in held}),
+        "unbooked": 0 if anew else sum(1 for run in runs if run.replicas and run.rated is None),
         "prices": prices,
-        "unpriced": sorted(name for name, per_hour in prices.items() if per_hour is None),
+        "rates": {rate.accelerator: rate.key for at in held for rate in at.rates},
+        "unpriced": sorted({rate.accelerator for at in held for rate in at.rates if rate.per_hour is None}),
         "cost": cost,
         "billed_tokens": tokens,
         "billed_rows": asked,
         "cost_per_million_tokens": None if cost is None else _ratio(cost * 1e6, tokens),
         "cost_per_thousand_rows": None if cost is None else _ratio(cost * 1e3, asked),
         **efficiency(runs),
-        "runs": [_invocation(run, pricing) for run in runs],
-        "beside": [_beside(verb, members, pricing) for verb, members in sorted(beside.items())],
+        "runs": [_invocation(run, at) for run, at in priced],
+        "beside": [_beside(verb, with_prices(members, pricing, anew)) for verb, members in sorted(beside.items())],
     }
 
 
@@ -107,14 +118,14 @@ def _by_verb(accounts: Iterable[RunAccount]) -> tuple[list[RunAccount], dict[str
     return runs, beside
 
 
-def _beside(verb: str, accounts: Sequence[RunAccount], pricing: PricingConfig) -> dict[str, Any]:
+def _beside(verb: str, priced: Sequence[tuple[RunAccount, Rated]]) -> dict[str, Any]:
     """What the invocations of another verb held and cost, together."""
-    replicas = [replica for each in accounts for replica in each.replicas]
+    replicas = [replica for each, _ in priced for replica in each.replicas]
     return {
         "verb": verb,
-        "invocations": len(accounts),
+        "invocations": len(priced),
         "device_seconds": round(sum(replica.device_seconds for replica in replicas), 3),
-        "cost": cost_of(replicas, pricing),
+        "cost": total(*spent(priced)),
     }
 
 
@@ -152,7 +163,7 @@ def efficiency(runs: Iterable[RunAccount]) -> dict[str, Any]:
     }
 
 
-def _invocation(run: RunAccount, pricing: PricingConfig) -> dict[str, Any]:
+def _invocation(run: RunAccount, at: Rated) -> dict[str, Any]:
     """One line of the report: what this invocation held and what it cost."""
     return {
         "id": run.id,
@@ -164,7 +175,9 @@ def _invocation(run: RunAccount, pricing: PricingConfig) -> dict[str, Any]:
         "devices": {r.accelerator: max(x.devices for x in run.replicas) for r in run.replicas},
         "device_seconds": {p: round(sum(r.phases.get(p, 0.0) * r.devices for r in run.replicas), 3) for p in PHASES},
         "lost_replicas": run.lost_replicas,
-        "cost": cost_of(run.replicas, pricing),
+        "cost": booked(run.replicas, at),
+        "currency": at.currency,
+        "prices_as_of": at.as_of,
         **efficiency([run]),
     }
 

@@ -110,6 +110,26 @@ class ReplicaAccount:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """What an hour of one device of that name was booked at, and by which key of the price list; None: it had none."""
+
+    accelerator: str
+    key: str
+    per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """The prices that an invocation was booked at, fixed when its record was last written."""
+
+    at: str  # UTC, ISO 8601
+    currency: str
+    as_of: str  # date of the price list
+    source: str
+    rates: tuple[Rate, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How far a run is, as its record says while it works: when the record's `wall_seconds` were over."""
 
@@ -159,6 +179,7 @@ class RunAccount:
         0  # of an output's runs, in their order; 0 for other verbs, and in records of before there was this field
     )
     rewritten_in: float = 0.0  # seconds from one rewrite to the next while it works
+    rated: Rated | None = None  # None in records of before there was this field
 
 
 def killed(run: RunAccount, seconds: float, reason: str) -> RunAccount:

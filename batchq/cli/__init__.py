@@ -85,10 +85,10 @@ def _status(config: Config, json: bool = False, watch: bool = False, wait: bool 
     return status.observe(config, json, watch, wait)
 
 
-def _report(config: Config) -> Said:
+def _report(config: Config, reprice: bool = False) -> Said:
     from batchq.report import outcome
 
-    result = outcome.compose_report(config)
+    result = outcome.compose_report(config, reprice)
     return result.exit_code, result.text
 
 
@@ -135,9 +135,11 @@ VERBS = {
         ("--json", "--watch", "--wait"),
     ),
     "report": Verb(
-        "the report of what is committed at output.path, at today's prices; or of all outputs below a FOLDER",
+        "the report of what is committed at output.path, or of all outputs below a FOLDER, at the prices that were "
+        "booked; --reprice only shows what that would cost at the list that is given now",
         _report,
         True,
+        ("--reprice",),
     ),
     "verify": Verb(
         "count again and compare, from inputs and data objects alone: every row once, whole and unchanged, or exit "

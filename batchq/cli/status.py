@@ -17,7 +17,7 @@ from typing import Any
 
 from batchq import storage
 from batchq.account import ledger
-from batchq.account.cost import cost_of
+from batchq.account.cost import spent, total, with_prices
 from batchq.account.usage import RunAccount
 from batchq.cli import streams
 from batchq.config import Config, Scheme
@@ -136,6 +136,7 @@ class Watcher:
             load(self.config)  # says what was tried
         standing = record.standing if record and running else None
         runs = self._runs()
+        costs, whole = spent(with_prices(runs, self.config.pricing))
         figures: Figures = {
             "job": self._plan.job if self._plan else self.config.job.name,
             "date": self.config.input.date,
@@ -161,8 +162,8 @@ class Watcher:
             "replicas_lost": sum(run.lost_replicas for run in runs),
             "deadline": record.deadline if record else None,
             "seconds_to_spare": standing.seconds_to_spare if standing else None,
-            "cost": cost_of((r for run in runs for r in run.replicas), self.config.pricing),
-            "currency": self.config.pricing.currency,
+            "cost": total(costs, whole),
+            "currency": " ".join(sorted(costs)) or self.config.pricing.currency,
             "exit_code": record.exit_code if record and not running else None,
             "reason": record.reason if record and not running else "",
         }

@@ -274,9 +274,9 @@ class PricingConfig:
 
     currency: of all prices.
     as_of: the day on which the prices were read.
-    source: where they were read.
-    per_hour: price by accelerator name as NVML gives it ("NVIDIA H100 80GB HBM3"), matched by its
-        longest contained key; "cpu_core" prices a core where there is no accelerator.
+    source: where they were read; every report names it.
+    per_hour: price by accelerator name as NVML gives it ("NVIDIA H100 80GB HBM3"), matched by the longest key that
+        stands in it as whole words; "cpu_core" prices a core where there is no accelerator.
     budget: in `currency`, of a run over all its invocations. Checked once a second. When it is spent the run stops with
         exit code 6; raise it to resume.
     """

@@ -51,6 +51,7 @@ def open_session(config: Config, verb: str, stop: threading.Event | None = None)
     check(config)
     output = storage.normalize(config.output.path)
     invocation = Invocation(output, config.job.name, verb)
+    invocation.pricing = config.pricing
     log_setting = log.setting(config.log, invocation.id)
     logs = log_dir(config.job.name, invocation.id)
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,18 +37,32 @@ def summary_lines(s: Summary) -> list[Line]:
         ("cost", cost(s)),
         *_input(s),
         *_history(s),
-        ("output", f"{s['read']} · {s['objects']} objects · {s['output']}/meta/report.html .csv .json"),
+        ("output", f"{s['read']} · {counted(s['objects'], 'object')} · {s['output']}/meta/report.html .csv .json"),
     ]
 
 
 def cost(s: Summary) -> str:
     """Money, or why there is none."""
+    if s["cost"] is None and not s["unpriced"]:
+        return f"{costs(s)}: booked in more than one currency. Price lists: {'; '.join(s['price_lists'])}"
     if s["cost"] is None:
         return f"unknown: pricing has no price for {', '.join(s['unpriced'])}; add it under pricing.per_hour"
+    lists = f"Price list: {'; '.join(s['price_lists']) or 'none was needed'}"
+    if s["unbooked"]:
+        lists += f"; {counted(s['unbooked'], 'run')} of before prices were booked, at today's list"
+    if not s["billed_rows"]:
+        return f"{money(s['cost'])} {s['currency']} so far; nothing committed yet. {lists}"
     return (
-        f"{s['cost']:.4f} {s['currency']} = {number(s['cost_per_million_tokens'], 4)} per million tokens"
-        f" = {number(s['cost_per_thousand_rows'], 4)} per thousand rows (prices of {s['prices_as_of'] or 'no date'})"
+        f"{money(s['cost'])} {s['currency']} in total: {money(s['cost_per_million_tokens'])} per million tokens, "
+        f"{money(s['cost_per_thousand_rows'])} per 1,000 rows. {lists}"
     )
+
+
+def costs(s: Summary) -> str:
+    """What something cost, in each currency that it was booked in; a dash where a part has no price."""
+    if s["cost"] is not None or s["unpriced"]:
+        return money(s["cost"])
+    return " + ".join(f"{money(amount)} {currency}" for currency, amount in sorted(s["costs"].items()))
 
 
 def efficiency(s: Summary) -> str:
@@ -71,6 +86,17 @@ def ended(run: Summary) -> str:
 
 def number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def money(value: float | None) -> str:
+    """Four decimals, and as many more as a small amount needs for three digits that tell."""
+    if not value:
+        return "-" if value is None else "0.0000"
+    return f"{value:,.{max(4, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def share(value: float | None, digits: int = 0) -> str:
@@ -189,7 +215,7 @@ def _history(s: Summary) -> list[Line]:
 def beside(s: Summary) -> str:
     """What other commands held for this job, which the cost of the run leaves out."""
     verbs = ", ".join(f"{each['verb']} {each['invocations']}" for each in s["beside"])
-    costs = [each["cost"] for each in s["beside"]]
-    money = "" if None in costs else f" = {sum(costs):.4f} {s['currency']}"
+    known = [each["cost"] for each in s["beside"]]
+    amount = "" if None in known else f" = {money(sum(known))} {s['currency']}"
     seconds = sum(each["device_seconds"] for each in s["beside"])
-    return f"{verbs}: {seconds:,.1f} device-seconds{money}, not in the cost above"
+    return f"{verbs}: {seconds:,.1f} device-seconds{amount}, not in the cost above"

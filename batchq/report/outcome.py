@@ -13,9 +13,10 @@ from typing import Any
 from batchq import storage
 from batchq.account import ledger
 from batchq.account import summary as accounts
-from batchq.account.cost import cost_of
+from batchq.account.cost import spent, with_prices
 from batchq.config import Config, EngineKind
 from batchq.errors import BatchqError, ExitCode, NotFound
+from batchq.machine.progress import visible
 from batchq.output import duplicates, layout, objects
 from batchq.output.schema import schema_from_text
 from batchq.plan.committed import Committed, read_committed
@@ -76,6 +77,9 @@ def unfinished(config: Config) -> Result:
 
 
 def _write(summary: dict[str, Any]) -> None:
+    """Put meta/report.*, unless it says this already."""
+    if _is_written(summary):
+        return
     for kind, written in files.output_files(summary).items():
         storage.put(layout.report(summary["output"], kind), written.encode())
 
@@ -106,6 +110,24 @@ def unplanned(config: Config) -> dict[str, Any]:
         "new_inputs": [],
         "quarantined": [],
     }
+
+
+# What a report that is there already must agree in to stay as it is, byte for byte; the JSON is written last.
+TOLD = ("state", "rows", "parts", "objects", "read", "shards_done", "wall_seconds", "device_seconds")
+
+
+def _is_written(summary: dict[str, Any]) -> bool:
+    """Whether meta/report.* already says this. Prices don't matter: what was booked is on record."""
+    try:
+        there = json.loads(storage.read(layout.report(summary["output"], "json")))
+    except (NotFound, ValueError):
+        return False
+    now = json.loads(json.dumps(summary))
+    told = [(run["id"], run["state"]) for run in now["runs"]]
+    same = [(run.get("id"), run.get("state")) for run in there.get("runs", [])] == told
+    bare = [[{k: v for k, v in each.items() if k != "cost"} for each in s.get("beside", [])] for s in (now, there)]
+    appeared = not now["new_inputs"] or now["new_inputs"] == there.get("new_inputs")
+    return same and bare[0] == bare[1] and appeared and all(now.get(k) == there.get(k) for k in TOLD)
 
 
 def exit_code(config: Config, plan: Plan, committed: Committed) -> ExitCode:
@@ -187,13 +209,25 @@ def quarantined(plan: Plan, committed: Committed) -> list[dict[str, Any]]:
     return [{"name": name, "why": why[name], "rows": rows[name]} for name in sorted(why)]
 
 
-def compose_report(config: Config) -> Result:
-    """The report of what is committed at output.path, written anew, at today's prices. Raises BatchqError if no run has
-    begun there."""
+def compose_report(config: Config, reprice: bool = False) -> Result:
+    """The report of what is committed at output.path; written where it isn't yet. With `reprice` it is only shown what
+    that would cost at the list that is given now, beside what was booked. Raises BatchqError if no run has begun
+    there."""
     output = storage.normalize(config.output.path)
-    if load_plan(output) is None and not any(run.verb == "run" for run in ledger.read_runs(output)):
+    plan, runs = load_plan(output), ledger.read_runs(output)
+    if plan is None and not any(run.verb == "run" for run in runs):
         load(config)  # says what other verbs held
-    return unfinished(config)
+    if not reprice:
+        return unfinished(config)
+    committed = read_committed(plan, output) if plan else None
+    summary = summarise(config, plan, committed, []) if plan and committed else unplanned(config)
+    anew = accounts.summarise(committed.receipts if committed else (), runs, config.pricing, anew=True)
+    lines = [
+        facts.title(summary),
+        f"  booked     {facts.cost(summary)}",
+        f"  repriced   {facts.cost({**summary, **anew})}",
+    ]
+    return Result(ExitCode.COMPLETE, summary, "\n".join(map(visible, [*lines, "  nothing was written"])))
 
 
 def load(config: Config) -> tuple[Plan, Committed]:
@@ -202,17 +236,17 @@ def load(config: Config) -> tuple[Plan, Committed]:
     plan = load_plan(output)
     if plan is not None:
         return plan, read_committed(plan, output)
-    spent = ""
+    tried_words = ""
     if runs := ledger.read_runs(output):
         replicas = [replica for run in runs for replica in run.replicas]
-        cost = cost_of(replicas, config.pricing)
+        costs, whole = spent(with_prices(runs, config.pricing))
         seconds = sum(replica.device_seconds for replica in replicas)
-        money = "" if cost is None else f" = {cost:.4f} {config.pricing.currency}"
+        money = "".join(f" = {facts.money(amount)} {currency}" for currency, amount in costs.items() if whole)
         tried = Counter(f"{run.verb} ({run.state})" for run in runs)
         verbs = ", ".join(f"{count} x {which}" for which, count in tried.items())
         last = f"; the last one ended in exit code {runs[-1].exit_code}: {runs[-1].reason}" if runs[-1].reason else ""
-        spent = f"; what was tried held {seconds:,.1f} device-seconds{money}: {verbs}{last}"
-    raise BatchqError(f"{output}: no run has been planned there yet{spent}")
+        tried_words = f"; what was tried held {seconds:,.1f} device-seconds{money}: {verbs}{last}"
+    raise BatchqError(f"{output}: no run has been planned there yet{tried_words}")
 
 
 def verdicts(plan: Plan, output: str) -> list[Verdict]:

@@ -49,7 +49,10 @@ def output_page(s: Summary) -> str:
         lanes=drawing.invocations(s) if len(s["runs"]) > 1 else [],
         lines=facts.summary_lines(s),
         invocations=[_invocation(run) for run in s["runs"]],
-        prices=[(name, None if price is None else f"{price:g}") for name, price in s["prices"].items()],
+        prices=[
+            (name, s["rates"].get(name, ""), None if price is None else f"{price:g}")
+            for name, price in s["prices"].items()
+        ],
         quarantined=_first([(q["name"], q["why"], q["rows"]) for q in s["quarantined"]]),
         new_inputs=_first([(name,) for name in s["new_inputs"]]),
         footer=FOOTER,

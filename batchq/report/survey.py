@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from batchq.machine.progress import visible
-from batchq.report.facts import Summary, number
+from batchq.report.facts import Summary, costs, counted, money
 
 SUMMED = (
     *("rows", "answers", "failures", "truncated", "prompt_tokens", "cached_tokens", "output_tokens"),
@@ -42,7 +43,7 @@ def table(outputs: Sequence[Summary], prefix: str) -> str:
         else [s["job"], below(s["output"], prefix), s["state"], *figures(s)]
         for s in outputs
     ]
-    sums = [[s["job"], "", f"{s['outputs']} outputs", *figures(s)] for s in totals(outputs)]
+    sums = [[s["job"], "", counted(s["outputs"], "output"), *figures(s)] for s in totals(outputs)]
     text = _aligned([HEADS, *lines, *sums])
     text.insert(1 + len(lines), "")
     text += ["", visible(prices(outputs)), *(visible(s["error"]) for s in unreadable(outputs))]
@@ -51,8 +52,8 @@ def table(outputs: Sequence[Summary], prefix: str) -> str:
 
 def figures(s: Summary) -> list[str]:
     """Cells of an output, or of a sum: rows, tokens, cost, cost per million tokens and per thousand rows."""
-    money = [number(s[name], 4) for name in ("cost", "cost_per_million_tokens", "cost_per_thousand_rows")]
-    return [f"{s['rows']:,}", f"{s['prompt_tokens'] + s['output_tokens']:,}", *money]
+    per_unit = [money(s[name]) for name in ("cost_per_million_tokens", "cost_per_thousand_rows")]
+    return [f"{s['rows']:,}", f"{s['prompt_tokens'] + s['output_tokens']:,}", costs(s), *per_unit]
 
 
 def below(output: str, prefix: str) -> str:
@@ -67,18 +68,29 @@ def prices(outputs: Sequence[Summary]) -> str:
         return "nothing could be read"
     missing = sorted({name for s in good for name in s["unpriced"]})
     without = f"; no price for {', '.join(missing)}: add it under pricing.per_hour" if missing else ""
-    return f"{good[0]['currency']}, at prices of {good[0]['prices_as_of'] or 'no date'}{without}"
+    currencies = sorted({currency for s in good for currency in s["costs"]}) or [good[0]["currency"]]
+    lists = sorted({words for s in good for words in s["price_lists"]}) or ["none was needed"]
+    unbooked = sum(s["unbooked"] for s in good)
+    anew = f"; {counted(unbooked, 'run')} of before prices were booked, at today's list" if unbooked else ""
+    return f"{' and '.join(currencies)}. Price list: {'; '.join(lists)}{anew}{without}"
 
 
 def _sum(job: str, members: Sequence[Summary]) -> dict[str, Any]:
     sums: dict[str, Any] = {name: sum(s[name] for s in members) for name in SUMMED}
-    costs = [s["cost"] for s in members]
-    whole = None if None in costs else sum(costs)
+    booked: Counter[str] = Counter()
+    for s in members:
+        booked.update(s["costs"])
+    unpriced = sorted({name for s in members for name in s["unpriced"]})
+    whole = sum(booked.values()) if not unpriced and len(booked) < 2 else None
+    as_of = sorted({s["prices_as_of"] for s in members})
     return {
         "job": job,
         "outputs": len(members),
         **sums,
-        **{name: members[0][name] for name in ("currency", "prices_as_of")},
+        "currency": " ".join(sorted(booked)) or members[0]["currency"],
+        "prices_as_of": " ".join(as_of),
+        "costs": dict(booked),
+        "unpriced": unpriced,
         "cost": whole,
         "cost_per_million_tokens": _per(whole, 1e6, sums["billed_tokens"]),
         "cost_per_thousand_rows": _per(whole, 1e3, sums["billed_rows"]),
