@@ -101,7 +101,8 @@ def weights_words(model: Model) -> str:
 
 def input_words(draft: Plan) -> str:
     size = sum(o.size for o in draft.objects)
-    of = f" of a {draft.snapshot}" if draft.snapshot else ""
+    article = "an" if draft.snapshot.startswith("I") else "a"
+    of = f" of {article} {draft.snapshot}" if draft.snapshot else ""
     return f"{len(draft.objects)} objects, {size:,} bytes, {draft.format}{of} · columns {', '.join(draft.columns)}"
 
 

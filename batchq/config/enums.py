@@ -29,6 +29,7 @@ class InputFormat(Enum):
     text = "text"
     dataset = "dataset"
     delta = "delta"
+    iceberg = "iceberg"
 
 
 class TableFormat(Enum):

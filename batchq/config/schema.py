@@ -213,8 +213,8 @@ class InputConfig:
     date: what {date} stands for in this path and in output.path, as 2026-11-21; a range as 2026-11-01..2026-11-30 is
         one run per date. A folder of the path called as ds=2026-11-21 is then a column too.
     format: auto goes by the name (.jsonl .csv .parquet .arrow .txt; text formats with .gz .zst .bz2 too);
-        delta is a table, by its log.
-    version: of a table with a log of its own (format=delta); null for its latest when the run is planned.
+        delta and iceberg are tables, by their logs.
+    version: of a Delta table, or a snapshot's id of an Iceberg table; null for the latest when the run is planned.
     csv: how CSV files are written, if that isn't to be found out.
     columns: what is read; null for all. text lines come as one column, `text`.
     id: a user's own id column; its duplicates are counted and reported.

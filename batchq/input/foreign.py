@@ -31,7 +31,7 @@ TABLES = {
     "Paimon table": ("snapshot", r"snapshot-\d+", "spark.read.format('paimon')"),
     "streaming sink of Spark": ("_spark_metadata", r"\d+(?:\.compact)?", "spark.read.parquet or spark.read.json"),
 }
-LOGGED = {"Delta table": "delta"}  # kind -> the input.format that reads it
+LOGGED = {"Delta table": "delta", "Iceberg table": "iceberg"}  # kind -> the input.format that reads it
 _OUTPUT = rf"{re.escape(PLAN)}|{re.escape(RUNS)}/\d{{8}}T\d{{6}}-[0-9a-f]{{8}}\.json"
 _ROWS = re.compile(rf"data|{COMPACTED}[0-9a-f]+")  # folders of an output, right below it
 _PRODUCT = re.compile(rf"(?:{_ROWS.pattern}|meta)/")

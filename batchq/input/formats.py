@@ -31,7 +31,7 @@ FORMATS = {
 }
 UNITS = {"jsonl": "bytes", "csv": "stream", "parquet": "rows", "text": "bytes", "dataset": "rows"}  # see `splittable`
 TABLES = frozenset(format for format, unit in UNITS.items() if unit == "rows")  # formats whose files have a schema
-LOGGED = frozenset({InputFormat.delta})  # tables of Parquet files with a log, which snapshots.py reads
+LOGGED = frozenset({InputFormat.delta, InputFormat.iceberg})  # tables of Parquet files with a log of their own
 COMPRESSIONS = (".gz", ".zst", ".bz2")
 BLOCK = 4 * 1024 * 1024  # bytes read at a time: one request to a store
 

@@ -16,6 +16,7 @@ from batchq.errors import InputError, NotFound
 from batchq.input import snapshots
 from batchq.input.foreign import MARK, OUTPUT, OWN, Kinds, Never, names_rows, refuse_table
 from batchq.input.formats import LOGGED, TABLES, format_of, known_format
+from batchq.input.iceberg import iceberg
 from batchq.input.snapshots import Snapshot
 from batchq.machine.progress import visible
 from batchq.records import InputObject
@@ -46,13 +47,16 @@ def list_input(config: InputConfig, never: Mapping[str, str] | None = None) -> I
     input.unreadable=quarantine.
     """
     if config.format in LOGGED:
-        snapshot = snapshots.delta(config.path, config.version)
+        if config.format is InputFormat.delta:
+            snapshot = snapshots.delta(config.path, config.version)
+        else:
+            snapshot = iceberg(config.path, config.version, config.columns)
         if not snapshot.objects:
             raise InputError(f"input.path={config.path}: the input is empty")
         return Inputs(snapshot.objects, {}, {}, snapshot)
     if config.version is not None:
         raise InputError(
-            f"input.version={config.version}: goes with input.format={' or '.join(e.value for e in LOGGED)}"
+            f"input.version={config.version}: goes with input.format={' or '.join(sorted(e.value for e in LOGGED))}"
         )
     found = find_input(config, never or {})
     left_out, unreadable = Counter(found.left_out), dict(found.unreadable)

@@ -56,7 +56,7 @@ def delta(path: str, version: int | None) -> Snapshot:
     for name, file in zip(names, files, strict=True):
         _refuse_place(root, name, file.get("partition") or {}, partitions)
     words = f"Delta table, version {table.version()}"
-    return Snapshot(words, _there(root, words, names), frozenset(types), partitions)
+    return Snapshot(words, there(root, words, names, "VACUUM"), frozenset(types), partitions)
 
 
 def options() -> dict[str, str]:
@@ -117,14 +117,15 @@ def _refuse_place(root: str, name: str, said: dict[str, Any], partitions: dict[s
             )
 
 
-def _there(root: str, words: str, names: list[str]) -> list[InputObject]:
-    """The files as they are now, in the order of their names. Raises InputError for one that is gone."""
+def there(root: str, words: str, names: list[str], by: str) -> list[InputObject]:
+    """The files as they are now, in the order of their names. Raises InputError for one that is gone, and says by what
+    that is likely."""
     listed = {stat.uri: stat for stat in storage.list_objects(root)}
     found = []
     for name in sorted(names):
         stat = listed.get(storage.join(root, name))
         if stat is None:
-            raise InputError(f"{root}: {name} of its {words} is gone, by VACUUM perhaps; take a newer input.version")
+            raise InputError(f"{root}: {name} of its {words} is gone, by {by} perhaps; take a newer input.version")
         found.append(InputObject(stat.uri, name, stat.size, stat.etag))
     return found
 
