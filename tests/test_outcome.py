@@ -14,7 +14,8 @@ from batchq.cli.status import status
 from batchq.config import Config
 from batchq.errors import BatchqError, EngineError, ExitCode, LimitReached, OtherDriver, OutputTaken, UserError
 from batchq.job.session import open_session
-from batchq.report.outcome import compose_report
+from batchq.plan.committed import read_committed
+from batchq.report.outcome import compose_report, summarise, unplanned
 from tests.helpers import rows_of, write_jsonl
 from tests.jobs import labelled, planned
 
@@ -93,6 +94,13 @@ def test_a_run_that_is_none_of_an_outputs_leaves_no_record_there(
         raise error
     assert ledger.read_runs(str(project / "out")) == []
     assert "exit code" not in status(config)
+
+
+def test_a_report_without_a_plan_has_all_that_pages_ask_for(compose: Callable[..., Config], project: Path) -> None:
+    write_jsonl(project / "rows.jsonl", rows_of(2))
+    config = compose()
+    plan = planned(config)
+    assert set(unplanned(config)) == set(summarise(config, plan, read_committed(plan, str(project / "out")), []))
 
 
 def test_a_report_that_can_not_be_written_is_the_end_of_a_run_on_record(

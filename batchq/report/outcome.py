@@ -104,6 +104,7 @@ def unplanned(config: Config) -> dict[str, Any]:
         **accounts.summarise((), runs, config.pricing),
         "gate": [],
         "reuse": "",
+        "budget": config.pricing.budget,
         "gold_column": None,
         "id_column": config.input.id,
         "duplicate_ids": 0,
