@@ -68,9 +68,9 @@ def test_every_failpoint_is_struck_by_some_trial(tmp_path: Path) -> None:
         (work := tmp_path / opened.__name__).mkdir()
         with opened(work) as bench:
             ordered |= set(store.steps(bench, of))
-    (work := tmp_path / "compacting").mkdir()
-    ordered |= compaction.Finished(store.Bench(work, corpus.make(work), str(work), {})).bench.hits.keys()
-    ordered |= delta.Switching(store.Bench(work, corpus.make(work), str(work), {})).bench.hits.keys()
+    for finished in (compaction.Finished, delta.Switching):
+        (work := tmp_path / finished.__name__).mkdir()
+        ordered |= finished(store.Bench(work, corpus.make(work), str(work), {})).bench.hits.keys()
     assert ordered == store.failpoints()
 
 

@@ -81,13 +81,13 @@ def test_the_verb_tells_what_is_read(done: Config, project: Path, capsys: pytest
     asked = ["job=mine", "engine=fake", "output.rows_per_shard=10", "input.id=id"]
     assert main(["compact", *asked]) == 0
     folder = json.loads((project / "out/meta/manifest.json").read_text())["read"]
-    assert f"{project}/out/{folder} · 1 objects" in capsys.readouterr().out
+    assert f"{project}/out/{folder} · 1 object" in capsys.readouterr().out
     assert main(["status", *asked]) == 0
-    assert f"{project}/out/{folder} · 1 objects" in capsys.readouterr().out
+    assert f"{project}/out/{folder} · 1 object" in capsys.readouterr().out
     assert main(["compact", *asked, "output.compact=7"]) == 0  # nothing to do: what was announced stays
     assert [path.name for path in (project / "out").glob("compact-*")] == [folder]
     assert main(["verify", *asked]) == 0
-    assert "90 rows = 90 answers + 0 failures in 1 objects" in capsys.readouterr().out
+    assert "90 rows = 90 answers + 0 failures in 1 object" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_complete_is_not_compacted(

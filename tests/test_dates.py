@@ -133,7 +133,7 @@ def test_each_date_of_a_range_has_its_rows_its_column_and_its_verdict(
     capsys.readouterr()
     assert main(["verify", *MINE, dates]) == 1, "the highest exit code counts"
     said = capsys.readouterr()
-    assert said.out.count("5 rows = 5 answers + 0 failures in 1 objects; each of the input's rows once") == 2
+    assert said.out.count("5 rows = 5 answers + 0 failures in 1 object; each of the input's rows once") == 2
     told = said.err.splitlines()
     assert [line.partition("] ")[2] for line in told if line.startswith("[")] == [
         f"2026-11-0{n}, {n} of 3" for n in (1, 2, 3)

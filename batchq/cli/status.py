@@ -252,7 +252,7 @@ def _not_running(figures: Figures) -> str:
         f"  model      {summary['model']} · {summary['quantization']}: {summary['why']}",
         f"  rows       {summary['rows']:,} = {summary['answers']:,} answers + {_failures(figures)}{cut}",
         f"  cost       {facts.cost(summary)}",
-        f"  output     {summary['read']} · {summary['objects']:,} objects",
+        f"  output     {summary['read']} · {facts.counted(summary['objects'], 'object')}",
     ]
     if figures["replicas_lost"]:
         lines.insert(-2, f"  lost       {figures['replicas_lost']} replicas")

@@ -21,6 +21,7 @@ from batchq.plan.audit import Finding, audit
 from batchq.plan.inputs import obeyed
 from batchq.plan.stored import load_plan
 from batchq.records import Plan, Shard
+from batchq.report import facts
 
 AT_ONCE = 4  # shards; enough to wait for a store while another is parsed
 SHOWN = 10  # problems that are told one by one
@@ -70,7 +71,7 @@ def verify(config: Config, full: bool = False) -> tuple[bool, str]:
     ]
     changed = sum(f.changed for f in findings)
     good = not (problems or lost or repeated or changed)
-    words = f"{rows:,} rows = {answers:,} answers + {rows - answers:,} failures in {objects:,} objects"
+    words = f"{rows:,} rows = {answers:,} answers + {rows - answers:,} failures in {facts.counted(objects, 'object')}"
     lines = [
         f"verified: {words}; each of the input's rows once"
         if good
