@@ -179,7 +179,8 @@ def test_a_deadline_that_has_passed_starts_nothing(project: Path, capsys: pytest
 def test_a_sweep_has_one_deadline(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(project / "rows.jsonl", rows_of(400))
     assert main([*SLOW, "run.deadline=2s", "-m", "output.path=one,two,three"]) == 6
-    assert "".join(capsys.readouterr().err).count("nothing was labelled by this invocation") == 2
+    # The second and the third; on a busy machine two seconds are over before the first has asked a row.
+    assert capsys.readouterr().err.count("nothing was labelled by this invocation") >= 2
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -244,7 +244,7 @@ def test_a_row_that_kills_vllms_process_is_found(
     assert {r["id"]: r["batchq_error"] for r in found if r["batchq_error"]} == {4: "killed_engine"}
     report = json.loads((project / "out/meta/report.json").read_text())
     assert 2 <= report["lost_replicas"] <= math.log2(4) + 1, "only the four rows in flight are suspected"
-    assert "the row at" in capsys.readouterr().err
+    assert "the row whose batchq_id ends in" in capsys.readouterr().err
 
 
 @pytest.mark.engine

@@ -153,7 +153,7 @@ def unhandled_errors() -> None:
 
 def worker_logs() -> None:
     worker = load("ray._private.worker")
-    assert worker._worker_logs_enabled
+    assert isinstance(worker._worker_logs_enabled, bool)  # which: as the last test that used Ray left it
     says(worker.print_worker_logs, "if not _worker_logs_enabled")
     says(worker.listen_error_messages, "print_to_stdstream(")
 
