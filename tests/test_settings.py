@@ -176,6 +176,17 @@ def test_what_is_configured_is_not_changed(folder: str) -> None:
     assert {reasons[name].why for name in ("max_num_batched_tokens", "max_num_seqs", *options)} == {"as configured"}
 
 
+def test_a_cpu_without_fast_bfloat16_computes_in_float32(folder: str) -> None:
+    spec = settings.engine_spec(job(), Weights(folder, 10), cpu("avx2"))
+    assert spec.options["dtype"] == "float32"
+    assert "dtype" not in settings.engine_spec(job(), Weights(folder, 10), cpu("avx2", "avx512f")).options
+    asked = job(options={"dtype": "bfloat16"})
+    assert settings.engine_spec(asked, Weights(folder, 10), cpu("avx2")).options["dtype"] == "bfloat16"
+    quantized = Path(folder) / "config.json"
+    quantized.write_text(json.dumps({**json.loads(quantized.read_text()), "quantization_config": {}}))
+    assert "dtype" not in settings.engine_spec(job(), Weights(folder, 10), cpu("avx2")).options
+
+
 def test_a_cpu_takes_a_row_in_one_step(folder: str) -> None:
     engine, reasons = chosen(job(max_model_len=4096), cpu(memory=64 * GIB), folder)
     assert (engine.max_num_batched_tokens, engine.max_num_seqs, engine.options) == (4096, 64, {"enforce_eager": True})
