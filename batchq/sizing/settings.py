@@ -119,7 +119,7 @@ def engine_spec(config: Config, weights: Weights, hardware: Hardware) -> EngineS
 
 
 def lacks_bfloat16(hardware: Hardware) -> bool:
-    """Whether torch has no fast bfloat16 on this CPU: on an AMD EPYC without AVX-512 a product of it took 65 times as
+    """Whether torch has no fast bfloat16 on this CPU: on an AMD EPYC without AVX-512 a product of it took 48 times as
     long as one of float32, and the demo ran at 23 tokens/s."""
     return "avx2" in hardware.flags and "avx512f" not in hardware.flags
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS = 5.0  # what isn't delivered yet is given at the end
 PARENT = "OPENLINEAGE_PARENT_ID"  # namespace/job/run id of what started this, as other integrations name it
-PRODUCER = "https://pypi.org/project/batchq"
+PRODUCER = "urn:python:batchq"  # who tells it, as a URI
 STATES = {
     Kind.started: "RUNNING",
     Kind.completed: "COMPLETE",
